@@ -1,0 +1,298 @@
+"""Command line and main loop of bench_all."""
+
+import argparse
+import re
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .errors import BenchError
+
+DESCRIPTION = """\
+Compares vector codes at equal terms: TurboQuant (TQ1 .. TQ4) with FAISS's
+own PQ, RaBitQ and scalar quantizers, and with turbovec when it is installed.
+For each: bytes per vector, training and adding, recall, search speed.
+
+Prints tables and writes results.json, results.md and plots.
+"""
+
+EPILOG = """\
+data:
+  glosses384, glosses1536   real text embeddings (all-MiniLM-L6-v2 of WordNet
+                            glosses), computed on first use, about five
+                            minutes on two cores, then cached in
+                            $XDG_CACHE_HOME or ~/.cache/faiss_turboquant
+  gaussian:d=200,n=50000    isotropic unit vectors; also nq= and seed=
+  anisotropic:d=1536,n=30000
+                            falling variances and a large mean; likewise
+  PATH.npy, PATH.fvecs      rows; queries by --queries, else the last rows
+  PATH.hdf5                 in the layout of ann-benchmarks
+
+contenders:
+  FAISS factory strings, in which {d} and {d/4} stand for the dimension and
+  a part of it; turbovec2 .. turbovec4. "TQ4 (trained)" calls train(), which
+  TQ4 does not need. Without --contenders: the default list, in which those
+  that the installed packages do not know are skipped, and named.
+
+examples:
+  bench_all.py --quick
+  bench_all.py --data vectors.npy --queries queries.npy
+  bench_all.py --data gaussian:d=768,n=100000 --contenders TQ4 "PQ{d}x4fs"
+"""
+
+
+def positive(kind):
+    def parse(text):
+        value = kind(text)
+        if not value > 0:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"  # for argparse's message
+    return parse
+
+
+def parse_args(argv):
+    p = argparse.ArgumentParser(
+        prog="bench_all.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="one minute: glosses384 with 5,000 rows, fewer contenders, two "
+        "repetitions; the options below override each of these",
+    )
+    p.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        help="what to search, see below (default: glosses384 glosses1536)",
+    )
+    p.add_argument(
+        "--queries",
+        metavar="PATH",
+        help="queries for a single --data PATH.npy or PATH.fvecs",
+    )
+    p.add_argument(
+        "--rows",
+        type=positive(int),
+        metavar="N",
+        help="use at most N vectors (default: all; 30,000 of glosses1536)",
+    )
+    p.add_argument(
+        "--n-queries",
+        type=positive(int),
+        metavar="N",
+        help="use at most N queries (default: all)",
+    )
+    p.add_argument(
+        "--metric",
+        choices=("ip", "l2"),
+        help="default: ip, or what the HDF5 file says",
+    )
+    p.add_argument(
+        "--contenders",
+        nargs="+",
+        metavar="NAME",
+        help="instead of the default list, see below",
+    )
+    p.add_argument(
+        "--skip",
+        metavar="REGEX",
+        help="leave out contenders whose names match from their beginning",
+    )
+    p.add_argument(
+        "--repetitions",
+        type=positive(int),
+        metavar="N",
+        help="rounds over all contenders; medians are shown (default: 3)",
+    )
+    p.add_argument(
+        "--train-rows",
+        type=positive(int),
+        default=10_000,
+        metavar="N",
+        help="rows for training, at most (default: 10,000, about FAISS's "
+        "least for 8-bit PQ, 39 per centroid)",
+    )
+    p.add_argument(
+        "--budget",
+        type=positive(float),
+        metavar="S",
+        help="a contender that needs more than S seconds to train is "
+        "skipped; FAISS looks at the clock between k-means iterations "
+        "(default: 120; with --quick 20)",
+    )
+    p.add_argument(
+        "--recall-seconds",
+        type=positive(float),
+        metavar="S",
+        help="a contender that is slower gets its recall from the first "
+        "queries only, and a mark (default: 10; with --quick 2)",
+    )
+    p.add_argument(
+        "--seconds",
+        type=positive(float),
+        metavar="S",
+        help="time for one measurement of speed, about (default: 0.6; with "
+        "--quick 0.3)",
+    )
+    p.add_argument(
+        "--output",
+        type=Path,
+        default=Path("bench_results"),
+        metavar="DIR",
+        help="where the files go (default: bench_results)",
+    )
+    args = p.parse_args(argv)
+    quick = args.quick
+    if args.data is None:
+        args.data = ["glosses384"] if quick else ["glosses384", "glosses1536"]
+        if quick and args.rows is None:
+            args.rows = 5000
+    args.repetitions = args.repetitions or (2 if quick else 3)
+    args.budget = args.budget or (20 if quick else 120)
+    args.recall_seconds = args.recall_seconds or (2 if quick else 8)
+    args.seconds = args.seconds or (0.3 if quick else 0.6)
+    if args.queries and len(args.data) > 1:
+        p.error("--queries goes with one --data only")
+    if args.skip is not None:
+        try:
+            re.compile(args.skip)
+        except re.error as e:
+            p.error(f"--skip {args.skip}: {e}")
+    return args
+
+
+def expand(name, d):
+    """Puts the dimension into a factory string: PQ{d/4}x8 -> PQ96x8."""
+
+    def value(match):
+        part = int(match.group(2) or 1)
+        if part < 1 or d % part:
+            raise BenchError(f"'{name}': {d} dimensions, not divisible")
+        return str(d // part)
+
+    return re.sub(r"\{d(/(\d+))?\}", value, name)
+
+
+def bench_dataset(data, args, plugin_error):
+    """All contenders on one data set. Returns its part of the results."""
+    from tqdm import tqdm
+
+    from . import contenders as co
+    from . import datasets, measure
+
+    names = [expand(name, data.d) for name in args.contenders or ()]
+    names = names or co.default_names(data.d, args.quick)
+    if args.skip:
+        names = [n for n in names if not re.match(args.skip, n)]
+    names = list(dict.fromkeys(names))
+    datasets.add_ground_truth(data)
+    unit_length = data.has_unit_length()
+    ready, rows, skipped = [], [], []
+
+    bar = tqdm(names, desc=data.name, unit="index")
+    for name in bar:
+        bar.set_postfix_str(name)
+        with measure.ticking(bar):
+            contender = co.make(
+                name, data.d, data.metric, unit_length, plugin_error
+            )
+            try:
+                if isinstance(contender, co.Skipped):
+                    raise BenchError(contender.reason)
+                row = measure.build(
+                    contender,
+                    data,
+                    args.train_rows,
+                    args.budget,
+                    args.recall_seconds,
+                    lambda stage: bar.set_postfix_str(f"{name}: {stage}"),
+                )
+            except BenchError as e:
+                if isinstance(contender, co.Skipped) and args.contenders:
+                    raise BenchError(f"'{name}': {e}") from None
+                skipped.append({"name": name, "reason": str(e)})
+                tqdm.write(f"skipped {name}: {e}", file=sys.stderr)
+                continue
+        ready.append(contender)
+        rows.append(row)
+    if not rows:
+        raise BenchError(f"no contender is left on {data.name}")
+
+    # Round after round over all contenders, so that a disturbance of the
+    # machine meets all of them and the medians none.
+    runs = {row["name"]: [] for row in rows}
+    order = [c for _ in range(args.repetitions) for c in ready]
+    bar = tqdm(order, desc=f"{data.name}: speed", unit="run")
+    for contender in bar:
+        done = runs[contender.name]
+        if done and measure.is_slow(done[0], args.seconds):
+            continue
+        bar.set_postfix_str(contender.name)
+        done.append(measure.speed(contender, data.queries, args.seconds))
+    for row in rows:
+        row["speed"] = measure.medians(runs[row["name"]])
+        row["speed_repetitions"] = runs[row["name"]]
+    return {
+        "name": data.name,
+        "d": data.d,
+        "n": len(data.base),
+        "nq": len(data.queries),
+        "metric": data.metric,
+        "rows": rows,
+        "skipped": skipped,
+    }
+
+
+def run(args):
+    from . import contenders, datasets, measure, report
+
+    start = time.time()
+    plugin_error = contenders.import_plugin()
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = {
+        "machine": report.machine_facts(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "settings": {
+            "quick": args.quick,
+            "repetitions": args.repetitions,
+            "train_rows": args.train_rows,
+            "budget_s": args.budget,
+            "recall_seconds": args.recall_seconds,
+            "seconds": args.seconds,
+            "k": measure.K,
+        },
+        "datasets": [],
+    }
+    for spec in args.data:
+        data = datasets.load(
+            spec, args.queries, args.rows, args.n_queries, args.metric
+        )
+        result = bench_dataset(data, args, plugin_error)
+        results["datasets"].append(result)
+        cores = results["machine"]["cores"]
+        print("\n" + report.result_text(result, cores), flush=True)
+        # after each data set, so that a later failure loses nothing
+        paths = report.write_results(results, args.output)
+        paths += report.write_plots(result, args.output)
+        print("wrote " + ", ".join(map(str, paths)) + "\n")
+    print(f"{time.time() - start:.0f} s in all")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        run(args)
+    except BenchError as e:
+        print(f"bench_all: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nbench_all: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,234 @@
+"""What is compared: FAISS factory strings, and turbovec."""
+
+import importlib.util
+import os
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import BenchError
+
+TRAINED = " (trained)"
+CALIBRATED = " (calibrated)"
+
+
+def default_names(d, quick=False):
+    """Names of the contenders for dimension d.
+
+    PQ has d/2, d/4 and d/8 bytes: 4, 2 and 1 bits per coordinate. "np" is
+    FAISS's word for no polysemous training: that would only renumber the
+    centroids, for Hamming filters that nothing here uses, and takes minutes.
+    "(trained)" calls train() on an index that does not need it.
+    """
+    if quick:
+        return (
+            ["Flat", "SQ8", f"PQ{d // 4}x8np", f"PQ{d}x4fs"]
+            + ["RR,RaBitQ2", "RR,RaBitQ4", "RR,RaBitQfs1", "RR,RaBitQfs4"]
+            + [f"TQ{b}" for b in (1, 2, 3, 4)]
+            + ["TQ4" + TRAINED, "turbovec4"]
+        )
+    bits = (1, 2, 3, 4)
+    return (
+        ["Flat", "SQ8", "SQ4"]
+        + [f"PQ{d // part}x8np" for part in (8, 4, 2) if d % part == 0]
+        + [f"PQ{d}x4fs"]
+        + [f"RR,RaBitQ{b}" for b in bits]
+        + [f"RR,RaBitQfs{b}" for b in bits]
+        + [f"TQ{b}" for b in bits]
+        + [f"TQ{b}{TRAINED}" for b in bits]
+        # not rotated inside, so RR goes in front, as for RaBitQ
+        + [f"RR,SQtqmse{b}" for b in bits]
+        + [f"RR,SQtq{b}" for b in (2, 3, 4)]
+        + [f"RR,EDEN{b}" for b in bits]
+        + [f"turbovec{b}" for b in (2, 3, 4)]
+        + ["turbovec4" + CALIBRATED]
+    )
+
+
+def family(name):
+    """Contenders of one family share a colour and a line in the plots."""
+    base = name.removesuffix(TRAINED).removesuffix(CALIBRATED)
+    suffix = name[len(base) :]
+    base = base.removeprefix("RR,")
+    base = re.sub(r"^PQ\d+(x\d+)?(np)?", "PQ", base)
+    return re.sub(r"\d+(\.\d+)?", "", base) + suffix
+
+
+# --------------------------------------------------------------------------
+
+
+def has_inaccurate_ip(factory, faiss):
+    """Whether this is a RaBitQ of several bits of a FAISS before 1.14.1."""
+    version = tuple(map(int, re.findall(r"\d+", faiss.__version__)[:3]))
+    return version < (1, 14, 1) and re.search(r"RaBitQ(fs)?[2-9]", factory)
+
+
+class FaissContender:
+    """An index made by faiss.index_factory.
+
+    Its search threads are OpenMP's; the BLAS of FAISS's wheels has one.
+    """
+
+    def __init__(self, name, d, metric, unit_length):
+        import faiss
+
+        self.faiss = faiss
+        self.name = name
+        self.factory = name.removesuffix(TRAINED)
+        self.force_train = name.endswith(TRAINED)
+        self.scaled = "SQtqmse" in name
+        self.scale = np.float32(1)
+        self.note = None
+        code = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
+        if metric == "ip" and has_inaccurate_ip(self.factory, faiss):
+            self.note = (
+                f"FAISS {faiss.__version__} estimates inner products "
+                "inaccurately with RaBitQ of 2 bits and more (its #4877, "
+                "corrected in 1.14.1)"
+            )
+            if unit_length:
+                metric = "l2"
+                self.note += (
+                    "; run with L2, which ranks unit vectors in the same order"
+                )
+        self.index = faiss.index_factory(d, self.factory, code[metric])
+        pq = getattr(self.index, "pq", None)
+        if pq is not None:
+            # Fewer rows than FAISS recommends are no news here: the number
+            # is in the results. It would be said once per subquantizer.
+            pq.cp.min_points_per_centroid = 1
+
+    @property
+    def needs_train(self):
+        return self.force_train or not self.index.is_trained
+
+    def train(self, x, budget):
+        """Trains; raises BenchError when budget seconds have passed.
+
+        FAISS looks at the clock between k-means iterations only.
+        """
+        if self.scaled:  # SQtqmse expects coordinates of unit variance
+            norm = np.linalg.norm(x, axis=1).mean()
+            self.scale = np.float32(np.sqrt(x.shape[1]) / norm)
+            x = x * self.scale
+        self.faiss.TimeoutCallback.reset(budget)
+        try:
+            self.index.train(x)
+        except RuntimeError as e:
+            if "interrupted" in str(e):
+                raise BenchError(
+                    f"training took more than {budget:g} s (--budget)"
+                ) from None
+            raise
+        finally:
+            # FAISS's own default in Python: Ctrl-C interrupts
+            self.faiss.PythonInterruptCallback.reset()
+
+    def add(self, x):
+        self.index.add(x * self.scale if self.scaled else x)
+
+    def search(self, q, k):
+        return self.index.search(q * self.scale if self.scaled else q, k)[1]
+
+    def total_bytes(self):
+        return self.faiss.serialize_index(self.index).nbytes
+
+    @contextmanager
+    def one_thread(self):
+        before = self.faiss.omp_get_max_threads()
+        self.faiss.omp_set_num_threads(1)
+        try:
+            yield
+        finally:
+            self.faiss.omp_set_num_threads(before)
+
+
+class TurbovecContender:
+    """turbovec's own index. Its thread pool has a fixed size, so all
+    threads of the process are bound to one CPU for the 1-thread figures."""
+
+    def __init__(self, name, d, metric):
+        import turbovec
+
+        match = re.fullmatch(r"turbovec([234])", name.removesuffix(CALIBRATED))
+        if not match:
+            raise BenchError("turbovec has 2, 3 and 4 bits")
+        if metric != "ip":
+            raise BenchError("turbovec searches by inner product only")
+        if not hasattr(os, "sched_setaffinity"):
+            raise BenchError("turbovec cannot be held to one thread here")
+        self.name = name
+        self.note = None
+        self.needs_train = name.endswith(CALIBRATED)
+        self.index = turbovec.TurboQuantIndex(
+            dim=d, bit_width=int(match.group(1))
+        )
+
+    def train(self, x, budget):
+        # "around 1024 rows is enough", says its documentation
+        self.index.calibrate(x[:1024])
+
+    def add(self, x):
+        self.index.add(x)
+
+    def search(self, q, k):
+        return self.index.search(q, k)[1]
+
+    def total_bytes(self):
+        return len(self.index.to_bytes())
+
+    @contextmanager
+    def one_thread(self):
+        def bind(cpus):
+            for thread in os.listdir("/proc/self/task"):
+                os.sched_setaffinity(int(thread), cpus)
+
+        before = os.sched_getaffinity(0)
+        bind({min(before)})
+        try:
+            yield
+        finally:
+            bind(before)
+
+
+@dataclass
+class Skipped:
+    name: str
+    reason: str
+
+
+def import_plugin():
+    """Imports faiss_turboquant, which teaches faiss.index_factory its
+    strings. Returns None, or why it could not be imported."""
+    try:
+        import faiss_turboquant  # noqa: F401
+    except ImportError as e:
+        return f"faiss_turboquant cannot be imported ({e})"
+    return None
+
+
+def make(name, d, metric, unit_length=False, plugin_error=None):
+    """A contender, empty and untrained, or Skipped with the reason.
+
+    unit_length: all vectors and queries have length 1.
+    plugin_error: what import_plugin() returned.
+    """
+    if plugin_error and re.match(r"(.*,)?TQ\d", name):
+        return Skipped(name, plugin_error)
+    try:
+        if not name.startswith("turbovec"):
+            return FaissContender(name, d, metric, unit_length)
+        if importlib.util.find_spec("turbovec") is None:
+            return Skipped(name, "turbovec is not installed")
+        return TurbovecContender(name, d, metric)
+    except BenchError as e:
+        return Skipped(name, str(e))
+    except RuntimeError as e:  # FAISS: the message's last line says what
+        reason = str(e).strip().splitlines()[-1]
+        if "could not parse index string" in reason:
+            import faiss
+
+            reason = f"FAISS {faiss.__version__} does not know it"
+        return Skipped(name, reason)

@@ -1,0 +1,474 @@
+#include <faiss_turboquant/CodeScanner.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include <omp.h>
+
+namespace faiss_turboquant {
+
+namespace {
+
+/// codes between two looks at the thresholds. Also the most that a reservoir
+/// takes in at once.
+constexpr size_t block_codes = 256;
+/// the same for batches: dot products of a group of queries with this many
+/// codes stay in the second-level cache
+constexpr size_t batch_codes = 64;
+/// queries that share the decoding of a panel: 96 * 1536 bytes fit in the
+/// second-level cache, and decoding costs about as much as two queries
+constexpr size_t group_queries = 96;
+/// fewer queries than this are faster one by one, without panels
+constexpr size_t batch_queries = 4;
+/// a slice of fewer codes is not worth a thread
+constexpr size_t slice_codes = 4096;
+/// bytes of reservoirs a thread may hold
+constexpr size_t reservoir_bytes = size_t(64) << 20;
+
+/** A key and a row as one integer, ordered by key, then by row. */
+uint64_t pack_entry(float key, uint32_t row) {
+    key += 0.0f; // -0 becomes 0
+    uint32_t bits;
+    std::memcpy(&bits, &key, sizeof(bits));
+    bits ^= bits >> 31 ? 0xffffffff : 0x80000000;
+    return uint64_t(bits) << 32 | row;
+}
+
+float entry_key(uint64_t entry) {
+    uint32_t bits = entry >> 32;
+    bits ^= bits >> 31 ? 0x80000000 : 0xffffffff;
+    float key;
+    std::memcpy(&key, &bits, sizeof(key));
+    return key;
+}
+
+uint32_t entry_row(uint64_t entry) {
+    return static_cast<uint32_t>(entry);
+}
+
+/** The k smallest of the entries it is given, rows ascending. Entries are
+ * collected and thinned out in bulk, not kept in order. */
+struct Reservoir {
+    size_t k;
+    size_t capacity;
+    std::vector<uint64_t> entries;
+    float threshold = std::numeric_limits<float>::infinity();
+
+    explicit Reservoir(size_t k)
+            : k(k), capacity(std::max(2 * k, block_codes) + block_codes) {}
+
+    void add(const float* keys, const uint32_t* rows, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+            entries.push_back(pack_entry(keys[i], rows[i]));
+        }
+        if (entries.size() + block_codes > capacity) {
+            shrink();
+        }
+    }
+
+    void shrink() {
+        if (entries.size() <= k) {
+            return;
+        }
+        const auto kth = entries.begin() + (k - 1);
+        std::nth_element(entries.begin(), kth, entries.end());
+        threshold = entry_key(*kth);
+        entries.resize(k);
+    }
+
+    std::vector<uint64_t> take_sorted() {
+        shrink();
+        std::sort(entries.begin(), entries.end());
+        return std::move(entries);
+    }
+};
+
+/// all entries under a fixed threshold
+struct RangeCollector {
+    float threshold;
+    std::vector<std::pair<uint32_t, float>> hits;
+
+    void add(const float* keys, const uint32_t* rows, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+            hits.emplace_back(rows[i], keys[i]);
+        }
+    }
+};
+
+/** Scans one slice of codes for one group of queries. */
+template <class Collector>
+struct SliceScan {
+    const Kernels& k;
+    const TurboQuantizer& tq;
+    const CodeLayout& layout;
+    const PreparedQuery* queries;
+    size_t nq;
+    std::vector<Collector>& collectors;
+    float sign;
+
+    std::vector<float> scales, offsets, keys;
+    std::vector<int32_t> dots;
+    std::vector<uint32_t> kept;
+
+    // of batches only
+    size_t quads = 0;
+    size_t ntiles = 0;
+    std::vector<int8_t> tiles; ///< [ntiles][quads][tile_queries][4]
+    std::vector<uint8_t> scratch, panels;
+    std::vector<int32_t> tile_dots;
+
+    SliceScan(
+            const TurboQuantizer& tq,
+            const PreparedQuery* queries,
+            size_t nq,
+            std::vector<Collector>& collectors)
+            : k(kernels()),
+              tq(tq),
+              layout(tq.layout()),
+              queries(queries),
+              nq(nq),
+              collectors(collectors),
+              sign(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f),
+              scales(block_codes),
+              offsets(block_codes),
+              keys(block_codes),
+              dots(block_codes),
+              kept(block_codes) {
+        if (is_batch()) {
+            prepare_batch();
+        }
+    }
+
+    bool is_batch() const {
+        return nq >= batch_queries;
+    }
+
+    size_t max_block() const {
+        return is_batch() ? batch_codes : block_codes;
+    }
+
+    void prepare_batch() {
+        quads = (layout.d + 7) / 8 * 2;
+        ntiles = (nq + k.tile_queries - 1) / k.tile_queries;
+        tiles.resize(ntiles * quads * k.tile_queries * 4);
+        for (size_t q = 0; q < nq; q++) {
+            int8_t* tile = tiles.data() +
+                    q / k.tile_queries * quads * k.tile_queries * 4;
+            for (size_t quad = 0; quad < quads; quad++) {
+                std::memcpy(
+                        tile + (quad * k.tile_queries + q % k.tile_queries) * 4,
+                        queries[q].q.data() + quad * 4,
+                        4);
+            }
+        }
+        scratch.resize(panel_rows * layout.padded_dim());
+        panels.resize(batch_codes * layout.padded_dim());
+        tile_dots.resize(k.tile_queries * k.tile_panels * panel_rows);
+        dots.resize(ntiles * k.tile_queries * batch_codes);
+    }
+
+    /** @param codes  the slice
+     *  @param first  row of the slice that the block starts at
+     *  @param rows   rows of the block's codes, or null for n from first on */
+    void scan_block(
+            const uint8_t* codes,
+            uint32_t first,
+            const uint32_t* rows,
+            size_t n) {
+        if (!rows) {
+            codes += first * layout.code_size;
+        }
+        for (size_t i = 0; i < n; i++) {
+            const size_t row = rows ? rows[i] : i;
+            tq.load_factors(
+                    codes + row * layout.code_size, scales[i], offsets[i]);
+        }
+        if (is_batch()) {
+            batch_dots(codes, rows, n);
+        }
+        for (size_t q = 0; q < nq; q++) {
+            const int32_t* query_dots = dots.data();
+            if (is_batch()) {
+                query_dots += q * batch_codes;
+            } else {
+                k.dot_codes(
+                        layout,
+                        codes,
+                        rows,
+                        n,
+                        queries[q].arranged.data(),
+                        queries[q].factors.sum,
+                        dots.data());
+            }
+            const size_t nkept = k.select(
+                    queries[q].factors,
+                    query_dots,
+                    scales.data(),
+                    offsets.data(),
+                    n,
+                    sign,
+                    collectors[q].threshold,
+                    keys.data(),
+                    kept.data());
+            if (nkept > 0) {
+                for (size_t i = 0; i < nkept; i++) {
+                    kept[i] = rows ? rows[kept[i]] : first + kept[i];
+                }
+                collectors[q].add(keys.data(), kept.data(), nkept);
+            }
+        }
+    }
+
+    /// dots: [query][batch_codes]
+    void batch_dots(const uint8_t* codes, const uint32_t* rows, size_t n) {
+        const size_t stride = panel_rows * layout.padded_dim();
+        for (size_t i = 0; i < n; i += panel_rows) {
+            k.decode_panel(
+                    layout,
+                    rows ? codes : codes + i * layout.code_size,
+                    rows ? rows + i : nullptr,
+                    std::min(panel_rows, n - i),
+                    scratch.data(),
+                    panels.data() + i / panel_rows * stride);
+        }
+        const size_t width = k.tile_panels * panel_rows;
+        for (size_t i = 0; i < n; i += width) {
+            for (size_t tile = 0; tile < ntiles; tile++) {
+                k.dot_panels(
+                        panels.data() + i / panel_rows * stride,
+                        stride,
+                        tiles.data() + tile * quads * k.tile_queries * 4,
+                        quads,
+                        tile_dots.data());
+                for (size_t q = 0; q < k.tile_queries; q++) {
+                    std::memcpy(
+                            dots.data() +
+                                    (tile * k.tile_queries + q) * batch_codes +
+                                    i,
+                            tile_dots.data() + q * width,
+                            width * sizeof(int32_t));
+                }
+            }
+        }
+    }
+};
+
+/// rows [begin, end) of the codes that are selected, a block at a time
+template <class F>
+void for_each_block(
+        const std::vector<uint64_t>& selected,
+        size_t begin,
+        size_t end,
+        size_t max_block,
+        F scan_block) {
+    if (selected.empty()) {
+        for (size_t i = begin; i < end; i += max_block) {
+            scan_block(i - begin, nullptr, std::min(max_block, end - i));
+        }
+        return;
+    }
+    std::vector<uint32_t> rows;
+    rows.reserve(max_block);
+    for (size_t word = begin / 64; word * 64 < end; word++) {
+        for (uint64_t bits = selected[word]; bits; bits &= bits - 1) {
+            const size_t id = word * 64 + __builtin_ctzll(bits);
+            if (id < begin || id >= end) {
+                continue;
+            }
+            rows.push_back(id - begin);
+            if (rows.size() == max_block) {
+                scan_block(0, rows.data(), rows.size());
+                rows.clear();
+            }
+        }
+    }
+    if (!rows.empty()) {
+        scan_block(0, rows.data(), rows.size());
+    }
+}
+
+/// how (queries, codes) are cut into tasks
+struct TaskGrid {
+    size_t group_size = 0; ///< queries of a task
+    size_t ngroups = 0;
+    size_t slice_size = 0; ///< codes of a task
+    size_t nslices = 0;
+    int nthreads = 1;
+
+    TaskGrid(size_t nq, size_t ntotal, size_t max_group) {
+        ngroups = (nq + max_group - 1) / max_group;
+        group_size = (nq + ngroups - 1) / ngroups;
+        ngroups = (nq + group_size - 1) / group_size;
+        nthreads = omp_get_max_threads();
+        // several tasks a thread, so that none waits long for the last one
+        size_t wanted = nthreads == 1 ? 1 : 8 * nthreads;
+        wanted = (wanted + ngroups - 1) / ngroups;
+        nslices = std::clamp<size_t>(ntotal / slice_codes, 1, wanted);
+        // rows of a slice are 32-bit
+        nslices = std::max(nslices, (ntotal >> 32) + 1);
+        slice_size = (ntotal + nslices - 1) / nslices;
+        nthreads = std::min<size_t>(nthreads, ngroups * nslices);
+    }
+
+    size_t size() const {
+        return ngroups * nslices;
+    }
+};
+
+/** Run every task of the grid. make() makes the collector of a query, and
+ * take(query, slice, first id, collector) takes it back. */
+template <class Collector, class Make, class Take>
+void run_tasks(
+        const CodeScanner& scanner,
+        const std::vector<uint64_t>& selected,
+        const std::vector<PreparedQuery>& queries,
+        const TaskGrid& grid,
+        Make make,
+        Take take) {
+#pragma omp parallel for schedule(dynamic, 1) \
+        num_threads(grid.nthreads) if (grid.nthreads > 1)
+    for (int64_t task = 0; task < int64_t(grid.size()); task++) {
+        const size_t slice = task % grid.nslices;
+        const size_t q0 = task / grid.nslices * grid.group_size;
+        const size_t nq = std::min(grid.group_size, queries.size() - q0);
+        const size_t begin = slice * grid.slice_size;
+        const size_t end = std::min(begin + grid.slice_size, scanner.ntotal);
+        std::vector<Collector> collectors;
+        for (size_t q = 0; q < nq; q++) {
+            collectors.push_back(make());
+        }
+        SliceScan<Collector> scan(
+                scanner.tq, queries.data() + q0, nq, collectors);
+        const uint8_t* codes =
+                scanner.codes + begin * scanner.tq.layout().code_size;
+        for_each_block(
+                selected,
+                begin,
+                end,
+                scan.max_block(),
+                [&](uint32_t first, const uint32_t* rows, size_t n) {
+                    scan.scan_block(codes, first, rows, n);
+                });
+        for (size_t q = 0; q < nq; q++) {
+            take(q0 + q, slice, begin, collectors[q]);
+        }
+    }
+}
+
+} // namespace
+
+CodeScanner::CodeScanner(
+        const TurboQuantizer& tq,
+        const uint8_t* codes,
+        size_t ntotal,
+        const faiss::IDSelector* sel)
+        : tq(tq), codes(codes), ntotal(ntotal), sel(sel) {
+    if (!sel) {
+        return;
+    }
+    selected_.resize((ntotal + 63) / 64 + 1);
+#pragma omp parallel for if (ntotal > 100000)
+    for (int64_t word = 0; word < int64_t((ntotal + 63) / 64); word++) {
+        uint64_t bits = 0;
+        for (size_t i = word * 64; i < std::min<size_t>(ntotal, word * 64 + 64);
+             i++) {
+            bits |= uint64_t(sel->is_member(i)) << (i % 64);
+        }
+        selected_[word] = bits;
+    }
+}
+
+void CodeScanner::search(
+        const std::vector<PreparedQuery>& queries,
+        size_t k,
+        float* distances,
+        faiss::idx_t* labels) const {
+    const bool is_l2 = tq.metric_type == faiss::METRIC_L2;
+    const size_t nq = queries.size();
+    const size_t nresults = std::min(k, ntotal);
+    std::fill_n(labels, nq * k, -1);
+    std::fill_n(
+            distances,
+            nq * k,
+            (is_l2 ? 1 : -1) * std::numeric_limits<float>::max());
+    if (nresults == 0 || nq == 0) {
+        return;
+    }
+    const size_t max_group = std::clamp<size_t>(
+            reservoir_bytes / (Reservoir(nresults).capacity * sizeof(uint64_t)),
+            1,
+            group_queries);
+    const TaskGrid grid(nq, ntotal, max_group);
+    std::vector<std::vector<uint64_t>> found(nq * grid.nslices);
+    run_tasks<Reservoir>(
+            *this,
+            selected_,
+            queries,
+            grid,
+            [&] { return Reservoir(nresults); },
+            [&](size_t q, size_t slice, size_t, Reservoir& reservoir) {
+                found[q * grid.nslices + slice] = reservoir.take_sorted();
+            });
+
+#pragma omp parallel for num_threads( \
+        grid.nthreads) if (nq * nresults * grid.nslices > 10000)
+    for (int64_t q = 0; q < int64_t(nq); q++) {
+        std::vector<std::pair<float, faiss::idx_t>> merged;
+        for (size_t slice = 0; slice < grid.nslices; slice++) {
+            for (uint64_t entry : found[q * grid.nslices + slice]) {
+                merged.emplace_back(
+                        entry_key(entry),
+                        slice * grid.slice_size + entry_row(entry));
+            }
+        }
+        const size_t n = std::min(nresults, merged.size());
+        if (grid.nslices > 1) {
+            std::partial_sort(merged.begin(), merged.begin() + n, merged.end());
+        }
+        for (size_t i = 0; i < n; i++) {
+            const float key = merged[i].first;
+            // an estimate can fall below zero, a squared distance cannot
+            distances[q * k + i] = is_l2 ? std::max(key, 0.0f) : -key;
+            labels[q * k + i] = merged[i].second;
+        }
+    }
+}
+
+std::vector<std::vector<std::pair<faiss::idx_t, float>>> CodeScanner::
+        range_search(const std::vector<PreparedQuery>& queries, float radius)
+                const {
+    const bool is_l2 = tq.metric_type == faiss::METRIC_L2;
+    const size_t nq = queries.size();
+    std::vector<std::vector<std::pair<faiss::idx_t, float>>> results(nq);
+    // no squared distance is below 0, even if its estimate is
+    if (nq == 0 || ntotal == 0 || (is_l2 && !(radius > 0))) {
+        return results;
+    }
+    const TaskGrid grid(nq, ntotal, group_queries);
+    std::vector<std::vector<std::pair<uint32_t, float>>> found(
+            nq * grid.nslices);
+    run_tasks<RangeCollector>(
+            *this,
+            selected_,
+            queries,
+            grid,
+            [&] {
+                return RangeCollector{is_l2 ? radius : -radius, {}};
+            },
+            [&](size_t q, size_t slice, size_t, RangeCollector& collector) {
+                found[q * grid.nslices + slice] = std::move(collector.hits);
+            });
+    for (size_t q = 0; q < nq; q++) {
+        for (size_t slice = 0; slice < grid.nslices; slice++) {
+            for (const auto& [row, key] : found[q * grid.nslices + slice]) {
+                results[q].emplace_back(
+                        slice * grid.slice_size + row,
+                        is_l2 ? std::max(key, 0.0f) : -key);
+            }
+        }
+    }
+    return results;
+}
+
+} // namespace faiss_turboquant

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include <faiss/MetricType.h>
+#include <faiss/impl/IDSelector.h>
+
+#include <faiss_turboquant/quantizer/TurboQuantizer.h>
+
+namespace faiss_turboquant {
+
+/** Exhaustive search of an array of codes, on all threads: one query is
+ * spread over slices of the codes, many queries over groups of queries.
+ *
+ * Results do not depend on the number of threads or on the SIMD level: the
+ * order is by distance, then by id. */
+struct CodeScanner {
+    const TurboQuantizer& tq;
+    const uint8_t* codes;
+    size_t ntotal;
+    const faiss::IDSelector* sel; ///< null: all ids
+
+    /** @param codes   (ntotal, tq.code_size) */
+    CodeScanner(
+            const TurboQuantizer& tq,
+            const uint8_t* codes,
+            size_t ntotal,
+            const faiss::IDSelector* sel);
+
+    /** @param queries    (nq,)
+     *  @param distances  (nq, k), written, best first
+     *  @param labels     (nq, k), written; -1 past the last result */
+    void search(
+            const std::vector<PreparedQuery>& queries,
+            size_t k,
+            float* distances,
+            faiss::idx_t* labels) const;
+
+    /** All codes with a distance below radius (L2) or above it (inner
+     * product).
+     * @return  one vector a query: (id, distance), by ascending id */
+    std::vector<std::vector<std::pair<faiss::idx_t, float>>> range_search(
+            const std::vector<PreparedQuery>& queries,
+            float radius) const;
+
+   private:
+    /// selected ids as a bitmap; empty when there is no selector
+    std::vector<uint64_t> selected_;
+};
+
+} // namespace faiss_turboquant

@@ -1,0 +1,240 @@
+#include <faiss_turboquant/IndexTurboQuant.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cmath>
+#include <exception>
+#include <iterator>
+#include <typeinfo>
+
+#include <faiss/impl/AuxIndexStructures.h>
+#include <faiss/impl/FaissAssert.h>
+
+#include <faiss_turboquant/CodeScanner.h>
+
+namespace faiss {
+
+using faiss_turboquant::CodeScanner;
+using faiss_turboquant::PreparedQuery;
+using faiss_turboquant::RotationType;
+using faiss_turboquant::TurboQuantizer;
+
+namespace {
+
+/// queries prepared at a time: bounds the memory of a large batch, and the
+/// time until an interrupt is noticed
+constexpr idx_t page_queries = 4096;
+
+const IDSelector* get_selector(const SearchParameters* params) {
+    if (!params) {
+        return nullptr;
+    }
+    FAISS_THROW_IF_NOT_FMT(
+            typeid(*params) == typeid(SearchParameters),
+            "IndexTurboQuant: search parameters of type %s are not supported, "
+            "only SearchParameters (sel)",
+            typeid(*params).name());
+    return params->sel;
+}
+
+std::vector<PreparedQuery> prepare_queries(
+        const TurboQuantizer& tq,
+        idx_t first,
+        idx_t n,
+        const float* x) {
+    std::vector<PreparedQuery> queries(n);
+    idx_t refused = n;
+    std::exception_ptr error;
+#pragma omp parallel for if (n > 8)
+    for (idx_t i = 0; i < n; i++) {
+        try {
+            tq.prepare_query(x + (first + i) * tq.d, first + i, queries[i]);
+        } catch (...) {
+#pragma omp critical(faiss_turboquant_prepare)
+            if (i < refused) {
+                refused = i;
+                error = std::current_exception();
+            }
+        }
+    }
+    if (error) {
+        std::rethrow_exception(error);
+    }
+    return queries;
+}
+
+struct TurboQuantDistanceComputer : FlatCodesDistanceComputer {
+    const TurboQuantizer& tq;
+    PreparedQuery query;
+    bool query_is_valid = false;
+
+    explicit TurboQuantDistanceComputer(const IndexTurboQuant& index)
+            : FlatCodesDistanceComputer(index.codes.data(), index.code_size),
+              tq(index.tq) {}
+
+    /// FAISS calls this in OpenMP regions, where an exception would end the
+    /// process: a query that is refused has distance NaN to everything
+    void set_query(const float* x) override {
+        q = x;
+        try {
+            tq.prepare_query(x, 0, query);
+            query_is_valid = true;
+        } catch (const FaissException&) {
+            query_is_valid = false;
+        }
+    }
+
+    float distance_to_code(const uint8_t* code) override {
+        return query_is_valid ? tq.distance_to_code(query, code) : NAN;
+    }
+
+    float symmetric_dis(idx_t i, idx_t j) override {
+        return tq.symmetric_distance(
+                codes + i * code_size, codes + j * code_size);
+    }
+};
+
+} // namespace
+
+IndexTurboQuant::IndexTurboQuant(
+        idx_t d,
+        int nbits,
+        MetricType metric,
+        RotationType rotation_type,
+        uint64_t seed)
+        : IndexFlatCodes(0, d, metric),
+          tq(d, nbits, metric, rotation_type, seed) {
+    code_size = tq.code_size;
+}
+
+IndexTurboQuant::IndexTurboQuant() = default;
+
+void IndexTurboQuant::train(idx_t n, const float* x) {
+    FAISS_THROW_IF_NOT_FMT(
+            ntotal == 0,
+            "IndexTurboQuant: train sets the centre and is refused once the "
+            "index holds vectors; it holds %" PRId64,
+            ntotal);
+    tq.train(n, x);
+    code_size = tq.code_size;
+}
+
+void IndexTurboQuant::add(idx_t n, const float* x) {
+    FAISS_THROW_IF_NOT_FMT(
+            n >= 0, "IndexTurboQuant: n = %" PRId64 " is negative", n);
+    if (n == 0) {
+        return;
+    }
+    const size_t before = codes.size();
+    codes.resize((ntotal + n) * code_size);
+    try {
+        tq.compute_codes(x, codes.data() + before, n);
+    } catch (...) {
+        codes.resize(before);
+        throw;
+    }
+    ntotal += n;
+}
+
+void IndexTurboQuant::search(
+        idx_t n,
+        const float* x,
+        idx_t k,
+        float* distances,
+        idx_t* labels,
+        const SearchParameters* params) const {
+    FAISS_THROW_IF_NOT_FMT(
+            k > 0, "IndexTurboQuant: k = %" PRId64 " is not positive", k);
+    const CodeScanner scanner(tq, codes.data(), ntotal, get_selector(params));
+    for (idx_t first = 0; first < n; first += page_queries) {
+        const idx_t page = std::min(page_queries, n - first);
+        scanner.search(
+                prepare_queries(tq, first, page, x),
+                k,
+                distances + first * k,
+                labels + first * k);
+        InterruptCallback::check();
+    }
+}
+
+void IndexTurboQuant::range_search(
+        idx_t n,
+        const float* x,
+        float radius,
+        RangeSearchResult* result,
+        const SearchParameters* params) const {
+    const CodeScanner scanner(tq, codes.data(), ntotal, get_selector(params));
+    std::vector<std::vector<std::pair<idx_t, float>>> found;
+    for (idx_t first = 0; first < n; first += page_queries) {
+        const idx_t page = std::min(page_queries, n - first);
+        auto hits = scanner.range_search(
+                prepare_queries(tq, first, page, x), radius);
+        std::move(hits.begin(), hits.end(), std::back_inserter(found));
+        InterruptCallback::check();
+    }
+    // do_allocation turns the sizes in lims into offsets
+    for (idx_t i = 0; i < n; i++) {
+        result->lims[i] = found[i].size();
+    }
+    result->do_allocation();
+    for (idx_t i = 0; i < n; i++) {
+        size_t at = result->lims[i];
+        for (const auto& [id, distance] : found[i]) {
+            result->labels[at] = id;
+            result->distances[at] = distance;
+            at++;
+        }
+    }
+}
+
+void IndexTurboQuant::sa_encode(idx_t n, const float* x, uint8_t* bytes) const {
+    tq.compute_codes(x, bytes, n);
+}
+
+void IndexTurboQuant::sa_decode(idx_t n, const uint8_t* bytes, float* x) const {
+    tq.decode(bytes, x, n);
+}
+
+FlatCodesDistanceComputer* IndexTurboQuant::get_FlatCodesDistanceComputer()
+        const {
+    return new TurboQuantDistanceComputer(*this);
+}
+
+void IndexTurboQuant::check_compatible_for_merge(
+        const Index& otherIndex) const {
+    const auto* other = dynamic_cast<const IndexTurboQuant*>(&otherIndex);
+    FAISS_THROW_IF_NOT_FMT(
+            other,
+            "IndexTurboQuant: cannot merge an index of type %s",
+            typeid(otherIndex).name());
+    FAISS_THROW_IF_NOT_FMT(
+            other->d == d,
+            "IndexTurboQuant: cannot merge d = %d into d = %d",
+            other->d,
+            d);
+    FAISS_THROW_IF_NOT_FMT(
+            other->tq.nbits == tq.nbits,
+            "IndexTurboQuant: cannot merge nbits = %d into nbits = %d",
+            other->tq.nbits,
+            tq.nbits);
+    FAISS_THROW_IF_NOT_FMT(
+            other->metric_type == metric_type,
+            "IndexTurboQuant: cannot merge metric %d into metric %d",
+            int(other->metric_type),
+            int(metric_type));
+    FAISS_THROW_IF_NOT_MSG(
+            other->tq.rotation.type == tq.rotation.type &&
+                    other->tq.rotation.seed == tq.rotation.seed,
+            "IndexTurboQuant: cannot merge an index with another rotation "
+            "(type or seed)");
+    FAISS_THROW_IF_NOT_MSG(
+            other->tq.codebook.step == tq.codebook.step &&
+                    other->tq.codebook.positions == tq.codebook.positions,
+            "IndexTurboQuant: cannot merge an index with another codebook");
+    FAISS_THROW_IF_NOT_MSG(
+            other->tq.centre == tq.centre,
+            "IndexTurboQuant: cannot merge an index with another centre "
+            "(train() sets it)");
+}
+
+} // namespace faiss

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <faiss/IndexFlatCodes.h>
+
+#include <faiss_turboquant/quantizer/TurboQuantizer.h>
+
+namespace faiss {
+
+/** Flat index on TurboQuant codes: no training, one rotation and one table
+ * lookup per coordinate.
+ *
+ * The index is trained from birth. Calling train() all the same sets a centre
+ * (the mean of the training vectors), which improves recall on data with a
+ * large mean and costs 4 bytes a vector for the inner product, none for L2.
+ *
+ * Distances are computed in integers: every SIMD level returns the same ids
+ * and the same distances, and equal distances are ordered by id. An L2 estimate
+ * below zero is ordered as it is and shown as zero.
+ */
+struct IndexTurboQuant : IndexFlatCodes {
+    faiss_turboquant::TurboQuantizer tq;
+
+    /** @param d       dimension, 1 to TurboQuantizer::max_dim
+     *  @param nbits   bits per coordinate, 1 to 4
+     *  @param metric  METRIC_L2 or METRIC_INNER_PRODUCT
+     *  @param rotation_type  Hadamard: O(d log d); Haar: dense, O(d^2)
+     *  @param seed    of the rotation; indexes merge only if they share it
+     *  @throws FaissException on any other value */
+    explicit IndexTurboQuant(
+            idx_t d,
+            int nbits = 4,
+            MetricType metric = METRIC_L2,
+            faiss_turboquant::RotationType rotation_type =
+                    faiss_turboquant::RotationType::Hadamard,
+            uint64_t seed = faiss_turboquant::TurboQuantizer::default_seed);
+
+    IndexTurboQuant();
+
+    /** Optional. Sets the centre to the mean of x.
+     * @param x  (n, d)
+     * @throws FaissException if the index already holds vectors */
+    void train(idx_t n, const float* x) override;
+
+    /// @param x  (n, d); on an exception the index is unchanged
+    void add(idx_t n, const float* x) override;
+
+    /** k nearest neighbours of each query. Results past ntotal, or past the
+     * selected ids, have label -1.
+     * @param x          (n, d)
+     * @param distances  (n, k), written: ascending for L2, descending for
+     *                   inner product
+     * @param labels     (n, k), written
+     * @param params     null, or SearchParameters with `sel`; any other type
+     *                   is refused */
+    void search(
+            idx_t n,
+            const float* x,
+            idx_t k,
+            float* distances,
+            idx_t* labels,
+            const SearchParameters* params = nullptr) const override;
+
+    /** All vectors with a distance below radius (L2) or a similarity above it
+     * (inner product), by ascending id. */
+    void range_search(
+            idx_t n,
+            const float* x,
+            float radius,
+            RangeSearchResult* result,
+            const SearchParameters* params = nullptr) const override;
+
+    void sa_encode(idx_t n, const float* x, uint8_t* bytes) const override;
+    void sa_decode(idx_t n, const uint8_t* bytes, float* x) const override;
+
+    FlatCodesDistanceComputer* get_FlatCodesDistanceComputer() const override;
+
+    /// refuses another nbits, metric, rotation or centre, by name
+    void check_compatible_for_merge(const Index& otherIndex) const override;
+};
+
+} // namespace faiss

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+#include <faiss/Index.h>
+#include <faiss/impl/io.h>
+#include <faiss/index_io.h>
+
+namespace faiss_turboquant {
+
+/** FAISS's index I/O, for TurboQuant indexes as well, alone or at any depth
+ * inside IndexIDMap, IndexIDMap2, IndexPreTransform, IndexRefine,
+ * IndexRefineFlat, IndexRefinePanorama, IndexRowwiseMinMax and
+ * IndexRowwiseMinMaxFP16. An index without TurboQuant inside is written and
+ * read by FAISS, byte for byte the same.
+ *
+ * Format (numbers little-endian):
+ *
+ *   file:   "TQix", version (1 byte), blocks
+ *   block:  payload size (uint32, at most 2^20), payload, checksum (uint64)
+ *
+ * A block of size 0 ends the file. A block's checksum covers its number, size
+ * and payload, and is verified before any of the payload is used. The payloads
+ * together are one record, which starts with four characters that name its
+ * layout: "TQfl" for IndexTurboQuant, others for the wrappers, whose records
+ * hold those of their sub-indexes, and "TQfa" before a sub-index in FAISS's
+ * own format.
+ */
+
+/** Written to a temporary file in the same directory that is renamed at the
+ * end: an existing file is replaced by a complete one or not at all.
+ * (An index without TurboQuant inside: as FAISS does it.)
+ *
+ * @param io_flags  0 or faiss::IO_FLAG_SKIP_STORAGE
+ * @throws faiss::FaissException when the file cannot be written, for TurboQuant
+ *         inside an index type that is not listed above, for another flag */
+void write_index(
+        const faiss::Index* index,
+        const char* fname,
+        int io_flags = 0);
+
+/// To the current position of f, which is flushed.
+void write_index(const faiss::Index* index, FILE* f, int io_flags = 0);
+
+void write_index(
+        const faiss::Index* index,
+        faiss::IOWriter* writer,
+        int io_flags = 0);
+
+/** Allocates no more than the file can fill: sizes are compared with the
+ * bytes left, or, in a stream of unknown length, memory grows with what was
+ * read.
+ *
+ * @param io_flags  passed on to FAISS; IO_FLAG_MMAP and IO_FLAG_MMAP_IFC are
+ *                  refused when there is TurboQuant inside
+ * @return the index, of the types that were written; the caller deletes it
+ * @throws faiss::FaissException for a file that is cut short, altered, of a
+ *         newer format, or followed by other bytes */
+faiss::Index* read_index(const char* fname, int io_flags = 0);
+
+/// From the current position of f; bytes behind the index are left there.
+faiss::Index* read_index(FILE* f, int io_flags = 0);
+
+/// Bytes behind the index are left in the reader.
+faiss::Index* read_index(faiss::IOReader* reader, int io_flags = 0);
+
+/// what write_index would write
+std::vector<uint8_t> serialize_index(
+        const faiss::Index* index,
+        int io_flags = 0);
+
+/// the inverse of serialize_index; throws as read_index of a file does
+faiss::Index* deserialize_index(
+        const std::vector<uint8_t>& bytes,
+        int io_flags = 0);
+
+/// @param bytes  (size,); copied from, not kept
+faiss::Index* deserialize_index(
+        const uint8_t* bytes,
+        size_t size,
+        int io_flags = 0);
+
+} // namespace faiss_turboquant

@@ -1,0 +1,243 @@
+#pragma once
+
+/** The kernels, one table of functions per SIMD level.
+ *
+ * The scalar level (scalar.cpp) is the reference: short, complete, readable.
+ * Every other level returns the same integers and the same floats, bit for
+ * bit: integer sums are exact in any order, and float sums run in 32 lanes,
+ * element i in lane i % 32, lanes then added as a binary tree of halves (16,
+ * 8, 4, 2, 1).
+ */
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace faiss_turboquant {
+
+/** Where the bits of a code are.
+ *
+ * A plane of b-bit fields (b = 1, 2, 4) over d coordinates takes
+ * m = ceil(d * b / 8) bytes, and field f of byte i holds coordinate f * m + i:
+ * a register of any width loads contiguous bytes, and one shift and mask
+ * yields contiguous coordinates. A code is one magnitude plane (nbits = 1 has
+ * none) and one sign plane, except that 2 and 4 bits hold the sign in the top
+ * bit of the field:
+ *
+ *   nbits 1: plane of 1 (sign)
+ *   nbits 2: plane of 2 (sign << 1 | magnitude)
+ *   nbits 3: plane of 2 (magnitude), then plane of 1 (sign)
+ *   nbits 4: plane of 4 (sign << 3 | magnitude)
+ *
+ * The sign is 1 for a negative coordinate. The grid position of a field is
+ * positions[magnitude], or its partner 63 - positions[magnitude] if the sign
+ * is set.
+ */
+struct CodeLayout {
+    size_t d = 0;
+    int nbits = 0;
+    size_t code_size = 0; ///< stride of the codes: planes and factors
+    bool has_offset = false;
+    /// grid position of each field value, 2^nbits used; the field of 3 bits is
+    /// sign << 2 | magnitude
+    uint8_t grid[16] = {};
+    /// field magnitude = number of thresholds <= h, where h is the magnitude
+    /// of a coordinate in half grid steps, rounded down; 2^(nbits-1) - 1 used
+    int8_t thresholds[7] = {};
+    /// a coordinate of a rotated unit vector, times this, is in half grid
+    /// steps: 2 sqrt(d) / step
+    float half_steps = 0;
+
+    /// bytes of a plane of b-bit fields
+    size_t plane_size(int b) const {
+        return (d * b + 7) / 8;
+    }
+    /// bytes of all planes
+    size_t packed_size() const {
+        return nbits == 3 ? plane_size(2) + plane_size(1) : plane_size(nbits);
+    }
+    /// fields per byte of a plane of b-bit fields is 8 / b; this is the number
+    /// of coordinates that every padded buffer has room for
+    size_t padded_dim() const {
+        return (d + 63) / 64 * 64;
+    }
+};
+
+/** Turns an integer dot product into a distance, in this order:
+ *
+ *   t = 2 * sum_i g_i q_i - 63 * sum_i q_i                (exact, int32)
+ *   distance = (float(t) * scale) * multiplier + (offset + bias)
+ *
+ * with scale and offset from the code (offset 0 where there is none). */
+struct QueryFactors {
+    int32_t sum = 0;      ///< sum of q
+    float multiplier = 0; ///< half of step times the query's own scale, times
+                          ///< -2 for L2
+    float bias = 0;       ///< |q - c|^2 for L2; <q, c> for inner product with
+                          ///< a centre, else 0
+};
+
+enum class SimdLevel { scalar, sse4, avx2, avx512, avx512_vnni, neon };
+
+/// rows (codes) of a panel, see Kernels::decode_panel
+constexpr size_t panel_rows = 16;
+
+struct Kernels {
+    SimdLevel level;
+
+    /** Walsh-Hadamard transform in place, natural order, not normalised.
+     * @param x  (n,), n a power of two */
+    void (*hadamard)(float* x, size_t n);
+
+    /** y = M x, each row a sum in 32 lanes.
+     * @param m  (rows, cols) */
+    void (*matvec)(
+            const float* m,
+            size_t rows,
+            size_t cols,
+            const float* x,
+            float* y);
+
+    /// sum of x_i^2 in double, 32 lanes. x: (n,), n a multiple of 32
+    double (*sum_of_squares)(const float* x, size_t n);
+
+    /// sum of a_i b_i in double, 32 lanes. n a multiple of 32
+    double (*dot)(const float* a, const float* b, size_t n);
+
+    /// y_i = float(x_i * factor), the product in double. n a multiple of 32
+    void (*scale)(const float* x, double factor, float* y, size_t n);
+
+    /** Encode a rotated unit vector.
+     * @param y       (padded_dim,), zero past d
+     * @param fields  (2 * (padded_dim + 64),), scratch
+     * @param planes  (packed_size,), written
+     * @return  sum_i y_i (2 g_i - 63), a float sum in 32 lanes */
+    float (*encode)(
+            const CodeLayout& layout,
+            const float* y,
+            uint8_t* fields,
+            uint8_t* planes);
+
+    /** Grid positions of a code.
+     * @param grid  (padded_dim,), written up to d; the rest is unspecified */
+    void (*decode)(
+            const CodeLayout& layout,
+            const uint8_t* planes,
+            uint8_t* grid);
+
+    /** Quantize a rotated query: q_i = y_i * (127 / max |y|), rounded to
+     * nearest even.
+     * @param y  (padded_dim,), zero past d
+     * @param q  (padded_dim,), written
+     * @return  max |y| */
+    float (*quantize_query)(const float* y, size_t n, int8_t* q);
+
+    /// bytes of a query in the order in which dot_codes reads it
+    size_t (*query_size)(const CodeLayout& layout);
+
+    /** Put a quantized query in the order in which dot_codes reads it.
+     * @param q    (padded_dim,)
+     * @param out  (query_size,), written */
+    void (*arrange_query)(
+            const CodeLayout& layout,
+            const int8_t* q,
+            int8_t* out);
+
+    /** Integer dot products of one query with n codes.
+     * @param codes  codes, code_size apart
+     * @param rows   (n,) rows of codes to take; null for 0, 1, .. n - 1
+     * @param query  from arrange_query
+     * @param sum    sum of the query's q_i
+     * @param out    (n,), sum_i g_i q_i, written */
+    void (*dot_codes)(
+            const CodeLayout& layout,
+            const uint8_t* codes,
+            const uint32_t* rows,
+            size_t n,
+            const int8_t* query,
+            int32_t sum,
+            int32_t* out);
+
+    /** Decode up to panel_rows codes into a panel: [ceil(d / 8) * 2][row][4]
+     * grid positions, so that a register holds four coordinates of
+     * consecutive codes and a query's four coordinates are broadcast to it.
+     * @param rows     as in dot_codes
+     * @param n        1 to panel_rows; the other rows are unspecified
+     * @param scratch  (panel_rows, padded_dim)
+     * @param panel    (panel_rows * padded_dim,), written */
+    void (*decode_panel)(
+            const CodeLayout& layout,
+            const uint8_t* codes,
+            const uint32_t* rows,
+            size_t n,
+            uint8_t* scratch,
+            uint8_t* panel);
+
+    /// panels and queries that dot_panels multiplies at a time
+    size_t tile_panels;
+    size_t tile_queries;
+
+    /** Integer dot products of tile_panels panels, panel_stride bytes apart,
+     * with tile_queries queries.
+     * @param quads    dimensions / 4, even
+     * @param queries  [quads][tile_queries][4]
+     * @param out      (tile_queries, tile_panels * panel_rows), written */
+    void (*dot_panels)(
+            const uint8_t* panels,
+            size_t panel_stride,
+            const int8_t* queries,
+            size_t quads,
+            int32_t* out);
+
+    /** Distances of n codes from their dot products, and those among them
+     * that beat a threshold.
+     * @param dots       (n,)
+     * @param scales     (n,)
+     * @param offsets    (n,)
+     * @param sign       +1 if small distances are better, -1 if large ones
+     * @param threshold  keep sign * distance < threshold
+     * @param keys       (n,), the kept sign * distance, written
+     * @param positions  (n,), their positions, ascending, written
+     * @return  how many were kept */
+    size_t (*select)(
+            const QueryFactors& factors,
+            const int32_t* dots,
+            const float* scales,
+            const float* offsets,
+            size_t n,
+            float sign,
+            float threshold,
+            float* keys,
+            uint32_t* positions);
+};
+
+/// one distance: what select computes
+inline float distance_from_dot(
+        const QueryFactors& factors,
+        int32_t dot,
+        float scale,
+        float offset) {
+    const int32_t t = 2 * dot - 63 * factors.sum;
+    return (static_cast<float>(t) * scale) * factors.multiplier +
+            (offset + factors.bias);
+}
+
+/// levels that this build has and this CPU runs, scalar first
+std::vector<SimdLevel> available_levels();
+
+/// "scalar", "sse4", "avx2", "avx512", "avx512_vnni", "neon"
+const char* level_name(SimdLevel level);
+
+/** The level in use: the best available one, or the one that the environment
+ * variable TQ_SIMD_LEVEL names.
+ * @throws faiss::FaissException if that is unknown or not available */
+SimdLevel current_level();
+
+/// the kernels of the current level
+const Kernels& kernels();
+
+/// @throws faiss::FaissException if the level is not available
+const Kernels& kernels(SimdLevel level);
+
+} // namespace faiss_turboquant

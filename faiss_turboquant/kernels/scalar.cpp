@@ -1,0 +1,241 @@
+// The reference kernels. Every other level must equal them, bit for bit.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include <faiss_turboquant/kernels/tables.h>
+
+namespace faiss_turboquant {
+
+namespace {
+
+constexpr size_t lanes = 32;
+
+template <class T>
+T add_lanes(T* lane) {
+    for (size_t half = lanes / 2; half > 0; half /= 2) {
+        for (size_t i = 0; i < half; i++) {
+            lane[i] += lane[i + half];
+        }
+    }
+    return lane[0];
+}
+
+void hadamard(float* x, size_t n) {
+    for (size_t h = 1; h < n; h *= 2) {
+        for (size_t i = 0; i < n; i += 2 * h) {
+            for (size_t j = i; j < i + h; j++) {
+                const float a = x[j], b = x[j + h];
+                x[j] = a + b;
+                x[j + h] = a - b;
+            }
+        }
+    }
+}
+
+void matvec(
+        const float* m,
+        size_t rows,
+        size_t cols,
+        const float* x,
+        float* y) {
+    for (size_t r = 0; r < rows; r++) {
+        float lane[lanes] = {};
+        for (size_t i = 0; i < cols; i++) {
+            lane[i % lanes] += m[r * cols + i] * x[i];
+        }
+        y[r] = add_lanes(lane);
+    }
+}
+
+double dot(const float* a, const float* b, size_t n) {
+    double lane[lanes] = {};
+    for (size_t i = 0; i < n; i++) {
+        lane[i % lanes] += static_cast<double>(a[i]) * b[i];
+    }
+    return add_lanes(lane);
+}
+
+double sum_of_squares(const float* x, size_t n) {
+    return dot(x, x, n);
+}
+
+void scale(const float* x, double factor, float* y, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        y[i] = static_cast<float>(x[i] * factor);
+    }
+}
+
+/// field j of a plane of b-bit fields
+int get_field(const uint8_t* plane, size_t m, int b, size_t j) {
+    return plane[j % m] >> (j / m * b) & ((1 << b) - 1);
+}
+
+void set_field(uint8_t* plane, size_t m, int b, size_t j, int value) {
+    plane[j % m] |= value << (j / m * b);
+}
+
+float encode(
+        const CodeLayout& layout,
+        const float* y,
+        uint8_t* /*fields*/,
+        uint8_t* planes) {
+    const int nbits = layout.nbits;
+    const int nthresholds = (1 << (nbits - 1)) - 1;
+    const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
+    const size_t m = layout.plane_size(nbits);
+    std::memset(planes, 0, layout.packed_size());
+    float lane[lanes] = {};
+    for (size_t i = 0; i < layout.d; i++) {
+        const float t = std::floor(y[i] * layout.half_steps);
+        const int h = static_cast<int>(std::clamp(t, -128.0f, 127.0f));
+        const int sign = h < 0;
+        const int magnitude = std::count_if(
+                layout.thresholds,
+                layout.thresholds + nthresholds,
+                [&](int8_t threshold) { return (sign ? ~h : h) >= threshold; });
+        if (nbits == 3) {
+            set_field(planes, m2, 2, i, magnitude);
+            set_field(planes + m2, m1, 1, i, sign);
+        } else {
+            set_field(planes, m, nbits, i, sign << (nbits - 1) | magnitude);
+        }
+        const int g = layout.grid[sign << (nbits - 1) | magnitude];
+        lane[i % lanes] += y[i] * static_cast<float>(2 * g - 63);
+    }
+    return add_lanes(lane);
+}
+
+void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
+    const int nbits = layout.nbits;
+    const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
+    const size_t m = layout.plane_size(nbits);
+    for (size_t i = 0; i < layout.d; i++) {
+        const int field = nbits == 3 ? get_field(planes + m2, m1, 1, i) << 2 |
+                        get_field(planes, m2, 2, i)
+                                     : get_field(planes, m, nbits, i);
+        grid[i] = layout.grid[field];
+    }
+}
+
+float quantize_query(const float* y, size_t n, int8_t* q) {
+    float largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        largest = std::max(largest, std::fabs(y[i]));
+    }
+    const float factor = largest > 0 ? 127 / largest : 0;
+    for (size_t i = 0; i < n; i++) {
+        q[i] = static_cast<int8_t>(std::nearbyint(y[i] * factor));
+    }
+    return largest;
+}
+
+size_t query_size(const CodeLayout& layout) {
+    return layout.padded_dim();
+}
+
+void arrange_query(const CodeLayout& layout, const int8_t* q, int8_t* out) {
+    std::copy_n(q, layout.padded_dim(), out);
+}
+
+void dot_codes(
+        const CodeLayout& layout,
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        const int8_t* query,
+        int32_t /*sum*/,
+        int32_t* out) {
+    std::vector<uint8_t> grid(layout.padded_dim());
+    for (size_t i = 0; i < n; i++) {
+        const size_t row = rows ? rows[i] : i;
+        decode(layout, codes + row * layout.code_size, grid.data());
+        int32_t total = 0;
+        for (size_t j = 0; j < layout.d; j++) {
+            total += grid[j] * query[j];
+        }
+        out[i] = total;
+    }
+}
+
+void decode_panel(
+        const CodeLayout& layout,
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        uint8_t* scratch,
+        uint8_t* panel) {
+    for (size_t i = 0; i < n; i++) {
+        const size_t row = rows ? rows[i] : i;
+        decode(layout, codes + row * layout.code_size, scratch);
+        for (size_t j = 0; j < layout.d; j++) {
+            panel[(j / 4 * panel_rows + i) * 4 + j % 4] = scratch[j];
+        }
+    }
+}
+
+void dot_panels(
+        const uint8_t* panel,
+        size_t /*panel_stride*/,
+        const int8_t* query,
+        size_t quads,
+        int32_t* out) {
+    for (size_t i = 0; i < panel_rows; i++) {
+        int32_t total = 0;
+        for (size_t j = 0; j < quads * 4; j++) {
+            total += panel[(j / 4 * panel_rows + i) * 4 + j % 4] * query[j];
+        }
+        out[i] = total;
+    }
+}
+
+size_t select(
+        const QueryFactors& factors,
+        const int32_t* dots,
+        const float* scales,
+        const float* offsets,
+        size_t n,
+        float sign,
+        float threshold,
+        float* keys,
+        uint32_t* positions) {
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float key = sign *
+                distance_from_dot(factors, dots[i], scales[i], offsets[i]);
+        if (key < threshold) {
+            keys[kept] = key;
+            positions[kept] = i;
+            kept++;
+        }
+    }
+    return kept;
+}
+
+} // namespace
+
+const Kernels& scalar_kernels() {
+    static const Kernels table = {
+            SimdLevel::scalar,
+            hadamard,
+            matvec,
+            sum_of_squares,
+            dot,
+            scale,
+            encode,
+            decode,
+            quantize_query,
+            query_size,
+            arrange_query,
+            dot_codes,
+            decode_panel,
+            /*tile_panels=*/1,
+            /*tile_queries=*/1,
+            dot_panels,
+            select,
+    };
+    return table;
+}
+
+} // namespace faiss_turboquant

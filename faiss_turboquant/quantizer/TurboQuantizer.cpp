@@ -1,0 +1,403 @@
+#include <faiss_turboquant/quantizer/TurboQuantizer.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include <faiss/impl/FaissAssert.h>
+
+namespace faiss_turboquant {
+
+namespace {
+
+/// buffers of one vector on its way through the float steps, zero past d
+struct Workspace {
+    std::vector<float> difference; ///< x - c
+    std::vector<float> direction;  ///< its unit vector
+    std::vector<float> rotated;    ///< P times that
+    std::vector<uint8_t> fields;   ///< scratch of Kernels::encode
+
+    explicit Workspace(size_t padded_dim)
+            : difference(padded_dim),
+              direction(padded_dim),
+              rotated(padded_dim),
+              fields(2 * (padded_dim + 64)) {}
+};
+
+/** difference, direction and rotated of x.
+ * @return |x - c|, in double; not finite if x is not */
+double rotate_direction(
+        const TurboQuantizer& tq,
+        const float* x,
+        Workspace& work) {
+    const Kernels& k = kernels();
+    const size_t padded = work.difference.size();
+    std::fill(work.difference.begin() + tq.d, work.difference.end(), 0.0f);
+    std::fill(work.rotated.begin() + tq.d, work.rotated.end(), 0.0f);
+    if (tq.has_centre()) {
+        for (size_t i = 0; i < tq.d; i++) {
+            work.difference[i] = x[i] - tq.centre[i];
+        }
+    } else {
+        std::copy_n(x, tq.d, work.difference.begin());
+    }
+    const double norm =
+            std::sqrt(k.sum_of_squares(work.difference.data(), padded));
+    if (!std::isfinite(norm)) {
+        return norm;
+    }
+    // a zero vector has no direction: zeros encode, and estimate, as zero
+    const double factor = norm > 0 ? 1 / norm : 0;
+    k.scale(work.difference.data(), factor, work.direction.data(), padded);
+    tq.rotation.apply(work.direction.data(), work.rotated.data());
+    return norm;
+}
+
+constexpr double largest_float = std::numeric_limits<float>::max();
+
+struct Factors {
+    float scale;
+    float offset;
+};
+
+Factors read_factors(const CodeLayout& layout, const uint8_t* code) {
+    Factors factors = {0, 0};
+    const uint8_t* from = code + layout.packed_size();
+    std::memcpy(&factors.scale, from, sizeof(float));
+    if (layout.has_offset) {
+        std::memcpy(&factors.offset, from + sizeof(float), sizeof(float));
+    }
+    return factors;
+}
+
+void write_factors(
+        const CodeLayout& layout,
+        const Factors& factors,
+        uint8_t* code) {
+    uint8_t* to = code + layout.packed_size();
+    std::memcpy(to, &factors.scale, sizeof(float));
+    if (layout.has_offset) {
+        std::memcpy(to + sizeof(float), &factors.offset, sizeof(float));
+    }
+}
+
+} // namespace
+
+TurboQuantizer::TurboQuantizer(
+        size_t d,
+        int nbits,
+        faiss::MetricType metric,
+        RotationType rotation_type,
+        uint64_t seed)
+        : faiss::Quantizer(d), nbits(nbits), metric_type(metric) {
+    FAISS_THROW_IF_NOT_FMT(
+            d >= 1 && d <= max_dim,
+            "TurboQuant: d = %zd is not in 1 .. %zd",
+            d,
+            max_dim);
+    FAISS_THROW_IF_NOT_FMT(
+            nbits >= 1 && nbits <= 4,
+            "TurboQuant: nbits = %d is not in 1 .. 4",
+            nbits);
+    rotation = Rotation(rotation_type, d, seed);
+    codebook = Codebook::lloyd_max(d, nbits);
+    set_derived_values();
+}
+
+void TurboQuantizer::set_derived_values() {
+    FAISS_THROW_IF_NOT_FMT(
+            d >= 1 && d <= max_dim,
+            "TurboQuant: d = %zd is not in 1 .. %zd",
+            d,
+            max_dim);
+    FAISS_THROW_IF_NOT_FMT(
+            nbits >= 1 && nbits <= 4,
+            "TurboQuant: nbits = %d is not in 1 .. 4",
+            nbits);
+    FAISS_THROW_IF_NOT_FMT(
+            metric_type == faiss::METRIC_L2 ||
+                    metric_type == faiss::METRIC_INNER_PRODUCT,
+            "TurboQuant: metric %d is neither METRIC_L2 nor "
+            "METRIC_INNER_PRODUCT",
+            int(metric_type));
+    FAISS_THROW_IF_NOT_FMT(
+            rotation.d == d,
+            "TurboQuant: the rotation has d = %zd, not %zd",
+            rotation.d,
+            d);
+    FAISS_THROW_IF_NOT_FMT(
+            centre.empty() || centre.size() == d,
+            "TurboQuant: the centre has d = %zd, not %zd",
+            centre.size(),
+            d);
+    for (float c : centre) {
+        FAISS_THROW_IF_NOT_MSG(
+                std::isfinite(c), "TurboQuant: the centre is not finite");
+    }
+    const size_t nlevels = size_t(1) << (nbits - 1);
+    FAISS_THROW_IF_NOT_FMT(
+            codebook.positions.size() == nlevels,
+            "TurboQuant: the codebook has %zd positive levels, not %zd",
+            codebook.positions.size(),
+            nlevels);
+    FAISS_THROW_IF_NOT_FMT(
+            std::isnormal(codebook.step) && codebook.step > 0,
+            "TurboQuant: the codebook's step is %g",
+            codebook.step);
+    for (size_t i = 0; i < nlevels; i++) {
+        const int lowest = i == 0 ? 32 : codebook.positions[i - 1] + 1;
+        FAISS_THROW_IF_NOT_FMT(
+                codebook.positions[i] >= lowest && codebook.positions[i] <= 63,
+                "TurboQuant: grid position %d of level %zd is not in %d .. 63",
+                codebook.positions[i],
+                i,
+                lowest);
+    }
+
+    layout_ = CodeLayout();
+    layout_.d = d;
+    layout_.nbits = nbits;
+    layout_.has_offset = has_offset();
+    for (size_t i = 0; i < nlevels; i++) {
+        layout_.grid[i] = codebook.positions[i];
+        layout_.grid[nlevels + i] = 63 - codebook.positions[i];
+    }
+    for (size_t i = 0; i + 1 < nlevels; i++) {
+        // the midpoint of two levels, in half steps
+        layout_.thresholds[i] = static_cast<int8_t>(
+                codebook.positions[i] + codebook.positions[i + 1] - 63);
+    }
+    expected_error_ = codebook.mean_squared_error(d);
+    layout_.half_steps =
+            static_cast<float>(2 * std::sqrt(double(d)) / codebook.step);
+    layout_.code_size =
+            layout_.packed_size() + (has_offset() ? 2 : 1) * sizeof(float);
+    code_size = layout_.code_size;
+}
+
+size_t TurboQuantizer::packed_size() const {
+    return layout_.packed_size();
+}
+
+void TurboQuantizer::train(size_t n, const float* x) {
+    FAISS_THROW_IF_NOT_MSG(n > 0, "TurboQuant: train needs n > 0 vectors");
+    std::vector<double> sum(d);
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < d; j++) {
+            const float value = x[i * d + j];
+            FAISS_THROW_IF_NOT_FMT(
+                    std::isfinite(value),
+                    "TurboQuant: training vector %zd is not finite",
+                    i);
+            sum[j] += value;
+        }
+    }
+    centre.resize(d);
+    for (size_t j = 0; j < d; j++) {
+        centre[j] = static_cast<float>(sum[j] / double(n));
+    }
+    set_derived_values();
+}
+
+void TurboQuantizer::compute_codes(const float* x, uint8_t* codes, size_t n)
+        const {
+    const Kernels& k = kernels();
+    // level(g) on a unit vector is (2 g - 63) times this
+    const double half_level = codebook.step / (2 * std::sqrt(double(d)));
+    size_t not_finite = n, too_long = n;
+
+#pragma omp parallel if (n > 8)
+    {
+        Workspace work(layout_.padded_dim());
+        std::vector<float> padded_centre(layout_.padded_dim());
+        std::copy(centre.begin(), centre.end(), padded_centre.begin());
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < int64_t(n); i++) {
+            uint8_t* code = codes + i * code_size;
+            const double norm = rotate_direction(*this, x + i * d, work);
+            if (!std::isfinite(norm)) {
+#pragma omp critical(faiss_turboquant_encode)
+                not_finite = std::min(not_finite, size_t(i));
+                continue;
+            }
+            const float product = k.encode(
+                    layout_, work.rotated.data(), work.fields.data(), code);
+            double offset = 0;
+            if (metric_type == faiss::METRIC_L2) {
+                offset = norm * norm;
+            } else if (has_centre()) {
+                offset =
+                        k.dot(work.difference.data(),
+                              padded_centre.data(),
+                              layout_.padded_dim());
+            }
+            if (norm * norm > largest_float ||
+                std::fabs(offset) > largest_float) {
+#pragma omp critical(faiss_turboquant_encode)
+                too_long = std::min(too_long, size_t(i));
+                continue;
+            }
+            const double scale = norm > 0 ? norm / (product * half_level) : 0;
+            const Factors factors = {
+                    static_cast<float>(scale), static_cast<float>(offset)};
+            write_factors(layout_, factors, code);
+        }
+    }
+    FAISS_THROW_IF_NOT_FMT(
+            not_finite == n,
+            "TurboQuant: vector %zd has a NaN or an infinity",
+            not_finite);
+    FAISS_THROW_IF_NOT_FMT(
+            too_long == n,
+            "TurboQuant: vector %zd is too long: its squared norm or its "
+            "product with the centre exceeds float32",
+            too_long);
+}
+
+void TurboQuantizer::decode(const uint8_t* codes, float* x, size_t n) const {
+    const Kernels& k = kernels();
+    const double half_level = codebook.step / (2 * std::sqrt(double(d)));
+
+#pragma omp parallel if (n > 8)
+    {
+        std::vector<uint8_t> grid(layout_.padded_dim());
+        std::vector<float> levels(layout_.padded_dim());
+        std::vector<float> scaled(layout_.padded_dim());
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < int64_t(n); i++) {
+            const uint8_t* code = codes + i * code_size;
+            const Factors factors = read_factors(layout_, code);
+            k.decode(layout_, code, grid.data());
+            for (size_t j = 0; j < d; j++) {
+                levels[j] = static_cast<float>(2 * grid[j] - 63);
+            }
+            // The point along v that is nearest to x - c is
+            // |x - c| <u, v> / |v|^2 v, and scale is |x - c| / <u, v>. <u, v>
+            // comes from |u - v|^2 = 1 + |v|^2 - 2 <u, v>, which is nearly
+            // constant.
+            const double squared = half_level * half_level *
+                    k.sum_of_squares(levels.data(), levels.size());
+            const double uv = (1 + squared - expected_error_) / 2;
+            const double factor = factors.scale * uv * uv / squared;
+            k.scale(levels.data(),
+                    factor * half_level,
+                    scaled.data(),
+                    scaled.size());
+            float* out = x + i * d;
+            rotation.apply_transpose(scaled.data(), out);
+            for (size_t j = 0; j < centre.size(); j++) {
+                out[j] += centre[j];
+            }
+        }
+    }
+}
+
+void TurboQuantizer::prepare_query(
+        const float* x,
+        size_t row,
+        PreparedQuery& query) const {
+    const Kernels& k = kernels();
+    const size_t padded = layout_.padded_dim();
+    thread_local Workspace work(0);
+    if (work.difference.size() != padded) {
+        work = Workspace(padded);
+    }
+    const double norm = rotate_direction(*this, x, work);
+    FAISS_THROW_IF_NOT_FMT(
+            std::isfinite(norm),
+            "TurboQuant: query %zd has a NaN or an infinity",
+            row);
+    query.q.resize(padded);
+    const float largest =
+            k.quantize_query(work.rotated.data(), padded, query.q.data());
+    QueryFactors& factors = query.factors;
+    factors = QueryFactors();
+    for (int8_t value : query.q) {
+        factors.sum += value;
+    }
+    // <P (q - c), v> = |q - c| (largest / 127) (step / 2 sqrt(d)) t
+    const double multiplier = norm * (double(largest) / 127) *
+            (codebook.step / (2 * std::sqrt(double(d))));
+    double bias = 0;
+    if (metric_type == faiss::METRIC_L2) {
+        factors.multiplier = static_cast<float>(-2 * multiplier);
+        bias = norm * norm;
+    } else {
+        factors.multiplier = static_cast<float>(multiplier);
+        if (has_centre()) {
+            for (size_t j = 0; j < d; j++) {
+                bias += double(x[j]) * centre[j];
+            }
+        }
+    }
+    FAISS_THROW_IF_NOT_FMT(
+            std::fabs(bias) <= largest_float && norm * norm <= largest_float,
+            "TurboQuant: query %zd is too long: its squared norm or its "
+            "product with the centre exceeds float32",
+            row);
+    factors.bias = static_cast<float>(bias);
+    query.arranged.resize(k.query_size(layout_));
+    k.arrange_query(layout_, query.q.data(), query.arranged.data());
+}
+
+float TurboQuantizer::distance_to_code(
+        const PreparedQuery& query,
+        const uint8_t* code) const {
+    int32_t dot;
+    kernels().dot_codes(
+            layout_,
+            code,
+            nullptr,
+            1,
+            query.arranged.data(),
+            query.factors.sum,
+            &dot);
+    const Factors factors = read_factors(layout_, code);
+    return distance_from_dot(query.factors, dot, factors.scale, factors.offset);
+}
+
+void TurboQuantizer::load_factors(
+        const uint8_t* code,
+        float& scale,
+        float& offset) const {
+    const Factors factors = read_factors(layout_, code);
+    scale = factors.scale;
+    offset = factors.offset;
+}
+
+float TurboQuantizer::symmetric_distance(
+        const uint8_t* code1,
+        const uint8_t* code2) const {
+    const Kernels& k = kernels();
+    std::vector<uint8_t> grid(2 * layout_.padded_dim());
+    uint8_t* grid1 = grid.data();
+    uint8_t* grid2 = grid1 + layout_.padded_dim();
+    k.decode(layout_, code1, grid1);
+    k.decode(layout_, code2, grid2);
+    int64_t dot = 0;
+    for (size_t i = 0; i < d; i++) {
+        dot += (2 * grid1[i] - 63) * (2 * grid2[i] - 63);
+    }
+    const Factors f1 = read_factors(layout_, code1);
+    const Factors f2 = read_factors(layout_, code2);
+    const double half_level = codebook.step / (2 * std::sqrt(double(d)));
+    const double product = double(dot) * half_level * half_level *
+            (double(f1.scale) * f2.scale);
+    if (metric_type == faiss::METRIC_L2) {
+        return static_cast<float>(
+                std::max(0.0, double(f1.offset) + f2.offset - 2 * product));
+    }
+    if (!has_centre()) {
+        return static_cast<float>(product);
+    }
+    double centre_norm = 0;
+    for (float c : centre) {
+        centre_norm += double(c) * c;
+    }
+    // <x1, x2> = <x1 - c, x2 - c> + <x1 - c, c> + <x2 - c, c> + |c|^2
+    return static_cast<float>(
+            product + f1.offset + double(f2.offset) + centre_norm);
+}
+
+} // namespace faiss_turboquant

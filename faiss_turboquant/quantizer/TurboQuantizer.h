@@ -1,0 +1,120 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include <faiss/MetricType.h>
+#include <faiss/impl/Quantizer.h>
+
+#include <faiss_turboquant/kernels/kernels.h>
+#include <faiss_turboquant/quantizer/Codebook.h>
+#include <faiss_turboquant/quantizer/Rotation.h>
+
+namespace faiss_turboquant {
+
+/** A query made ready for the integer kernels: rotated, quantized to int8,
+ * with the float factors that turn an integer dot product into a distance. */
+struct PreparedQuery {
+    std::vector<int8_t> q;        ///< (padded_dim,), zero past d
+    std::vector<int8_t> arranged; ///< q in the order of Kernels::dot_codes
+    QueryFactors factors;
+};
+
+/** Codes of TurboQuant with the estimator scale of EDEN and RaBitQ.
+ *
+ * A vector x is encoded as the quantized direction of P (x - c), for a
+ * rotation P and a centre c (0 until train() sets it), followed by one or two
+ * float32 factors:
+ *
+ *   [bit planes, packed_size bytes][scale][offset, when there is one]
+ *
+ * scale is |x - c| / <u, v>, where u is the rotated unit direction and v the
+ * chosen levels, so that scale * <P (q - c), v> estimates <q - c, x - c>
+ * without bias over rotations (Vargaftik et al., EDEN, ICML 2022, section 4;
+ * Gao and Long, RaBitQ, SIGMOD 2024, section 3.2). offset is |x - c|^2 for L2
+ * and <x - c, c> for inner product with a centre.
+ *
+ * The levels are the Lloyd-Max centroids of the coordinate density
+ * (Zandieh et al., TurboQuant, 2025, section 3.1), on an integer grid.
+ */
+struct TurboQuantizer : faiss::Quantizer {
+    int nbits = 4; ///< bits per coordinate, 1 to 4
+    faiss::MetricType metric_type = faiss::METRIC_L2;
+    Rotation rotation;         ///< P
+    Codebook codebook;         ///< levels, for this d and nbits
+    std::vector<float> centre; ///< c, size d; empty when there is none
+
+    TurboQuantizer() = default;
+
+    /** @param d       dimension of the vectors, 1 to max_dim
+     *  @param nbits   bits per coordinate, 1 to 4
+     *  @param metric  METRIC_L2 or METRIC_INNER_PRODUCT
+     *  @throws faiss::FaissException on any other value */
+    TurboQuantizer(
+            size_t d,
+            int nbits,
+            faiss::MetricType metric,
+            RotationType rotation_type = RotationType::Hadamard,
+            uint64_t seed = default_seed);
+
+    /// largest dimension: keeps integer dot products within 32 bits
+    static constexpr size_t max_dim = 65536;
+    static constexpr uint64_t default_seed = 0x7475726271ULL;
+
+    bool has_centre() const {
+        return !centre.empty();
+    }
+    /// whether codes carry an offset after the scale
+    bool has_offset() const {
+        return metric_type == faiss::METRIC_L2 || has_centre();
+    }
+    /// bytes of the bit planes alone: code_size less the factors
+    size_t packed_size() const;
+
+    /** Set code_size and the derived tables from d, nbits, metric_type,
+     * rotation.type, rotation.seed, codebook and centre. Used after reading
+     * these from a file.
+     * @throws faiss::FaissException when they do not fit together */
+    void set_derived_values();
+
+    /** Optional: sets the centre to the mean of x.
+     * @param x  (n, d); n >= 1, finite */
+    void train(size_t n, const float* x) override;
+
+    /** @param x      (n, d), finite
+     *  @param codes  (n, code_size), written
+     *  @throws faiss::FaissException naming the first row that is not
+     *          finite; codes are then unspecified */
+    void compute_codes(const float* x, uint8_t* codes, size_t n) const override;
+
+    /** Reconstruct: the point along P^T v that is nearest to x - c, plus c.
+     * @param codes  (n, code_size)
+     *  @param x      (n, d), written */
+    void decode(const uint8_t* codes, float* x, size_t n) const override;
+
+    /** Prepare one query.
+     * @param x  (d,), finite (checked; `row` names it in the exception) */
+    void prepare_query(const float* x, size_t row, PreparedQuery& query) const;
+
+    /// distance or similarity of one code, the same value a search returns
+    float distance_to_code(const PreparedQuery& query, const uint8_t* code)
+            const;
+
+    /// distance or similarity between two encoded vectors
+    float symmetric_distance(const uint8_t* code1, const uint8_t* code2) const;
+
+    /// the floats behind a code's planes; offset is 0 where there is none
+    void load_factors(const uint8_t* code, float& scale, float& offset) const;
+
+    /// the code layout the kernels work on
+    const CodeLayout& layout() const {
+        return layout_;
+    }
+
+   private:
+    CodeLayout layout_;
+    double expected_error_ = 0; ///< |u - v|^2 on average
+};
+
+} // namespace faiss_turboquant

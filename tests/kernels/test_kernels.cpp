@@ -1,0 +1,354 @@
+// Every SIMD level equals the scalar one, bit for bit.
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+
+#include <gtest/gtest.h>
+
+#include <faiss/impl/FaissException.h>
+
+#include <faiss_turboquant/kernels/kernels.h>
+#include <faiss_turboquant/quantizer/TurboQuantizer.h>
+
+#include "../awkward_sizes.h"
+
+using namespace faiss_turboquant;
+
+namespace {
+
+std::vector<float> random_floats(size_t n, unsigned seed) {
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> x(n);
+    for (float& v : x) {
+        v = normal(rng);
+    }
+    return x;
+}
+
+/// zero past n
+std::vector<float> padded_floats(size_t n, unsigned seed, float factor = 1) {
+    std::vector<float> x((n + 63) / 64 * 64);
+    const std::vector<float> values = random_floats(n, seed);
+    for (size_t i = 0; i < n; i++) {
+        x[i] = values[i] * factor;
+    }
+    return x;
+}
+
+/// a buffer that ends where the allocation ends, so that the address
+/// sanitizer sees any read past it, and that starts at any alignment
+struct ExactBytes {
+    size_t shift;
+    std::unique_ptr<uint8_t[]> bytes;
+
+    ExactBytes(size_t n, size_t shift)
+            : shift(shift), bytes(new uint8_t[n + shift]) {}
+    uint8_t* data() {
+        return bytes.get() + shift;
+    }
+};
+
+class LevelTest : public testing::TestWithParam<SimdLevel> {
+   protected:
+    const Kernels& simd = kernels(GetParam());
+    const Kernels& scalar = kernels(SimdLevel::scalar);
+};
+
+/// layouts of every nbits and awkward d
+std::vector<CodeLayout> layouts(faiss::MetricType metric) {
+    std::vector<CodeLayout> all;
+    for (size_t d : awkward_sizes) {
+        for (int nbits = 1; nbits <= 4; nbits++) {
+            all.push_back(TurboQuantizer(d, nbits, metric).layout());
+        }
+    }
+    return all;
+}
+
+std::vector<uint8_t> random_codes(
+        const CodeLayout& layout,
+        size_t n,
+        unsigned seed) {
+    std::vector<uint8_t> codes(n * layout.code_size);
+    const Kernels& k = kernels(SimdLevel::scalar);
+    std::vector<uint8_t> planes(layout.packed_size());
+    for (size_t i = 0; i < n; i++) {
+        const auto y = padded_floats(
+                layout.d, seed + i, 1 / std::sqrt(float(layout.d)));
+        k.encode(
+                layout, y.data(), nullptr, codes.data() + i * layout.code_size);
+    }
+    return codes;
+}
+
+std::vector<int8_t> random_query(const CodeLayout& layout, unsigned seed) {
+    std::mt19937 rng(seed);
+    std::vector<int8_t> q(layout.padded_dim());
+    for (size_t i = 0; i < layout.d; i++) {
+        // the extremes often: they are what could saturate
+        const int r = rng() % 4;
+        q[i] = r == 0 ? 127 : r == 1 ? -127 : int(rng() % 255) - 127;
+    }
+    return q;
+}
+
+int32_t sum_of(const std::vector<int8_t>& q) {
+    int32_t sum = 0;
+    for (int8_t v : q) {
+        sum += v;
+    }
+    return sum;
+}
+
+} // namespace
+
+TEST_P(LevelTest, Hadamard) {
+    for (size_t n = 1; n <= 4096; n *= 2) {
+        auto a = random_floats(n, n), b = a;
+        scalar.hadamard(a.data(), n);
+        simd.hadamard(b.data(), n);
+        EXPECT_EQ(a, b) << n;
+    }
+}
+
+TEST_P(LevelTest, Matvec) {
+    for (size_t cols : awkward_sizes) {
+        const size_t rows = 5;
+        const auto m = random_floats(rows * cols, 1),
+                   x = random_floats(cols, 2);
+        std::vector<float> a(rows), b(rows);
+        scalar.matvec(m.data(), rows, cols, x.data(), a.data());
+        simd.matvec(m.data(), rows, cols, x.data(), b.data());
+        EXPECT_EQ(a, b) << cols;
+    }
+}
+
+TEST_P(LevelTest, SumsAndScale) {
+    for (size_t n = 32; n <= 1536; n += 96) {
+        const auto x = random_floats(n, n), y = random_floats(n, n + 1);
+        EXPECT_EQ(
+                scalar.sum_of_squares(x.data(), n),
+                simd.sum_of_squares(x.data(), n));
+        EXPECT_EQ(
+                scalar.dot(x.data(), y.data(), n),
+                simd.dot(x.data(), y.data(), n));
+        std::vector<float> a(n), b(n);
+        scalar.scale(x.data(), 1 / 3.0, a.data(), n);
+        simd.scale(x.data(), 1 / 3.0, b.data(), n);
+        EXPECT_EQ(a, b);
+    }
+}
+
+TEST_P(LevelTest, Encode) {
+    for (const CodeLayout& layout : layouts(faiss::METRIC_L2)) {
+        for (float factor : {1.0f, 0.01f, 100.0f, 0.0f}) {
+            const auto y = padded_floats(
+                    layout.d, 7, factor / std::sqrt(float(layout.d)));
+            ExactBytes a(layout.packed_size(), 0), b(layout.packed_size(), 3);
+            std::vector<uint8_t> fields(2 * (layout.padded_dim() + 64), 0xff);
+            const float sum_a =
+                    scalar.encode(layout, y.data(), nullptr, a.data());
+            const float sum_b =
+                    simd.encode(layout, y.data(), fields.data(), b.data());
+            EXPECT_EQ(sum_a, sum_b) << layout.d << " " << layout.nbits;
+            EXPECT_EQ(0, std::memcmp(a.data(), b.data(), layout.packed_size()))
+                    << layout.d << " " << layout.nbits;
+        }
+    }
+}
+
+TEST_P(LevelTest, Decode) {
+    for (const CodeLayout& layout : layouts(faiss::METRIC_L2)) {
+        const auto code = random_codes(layout, 1, 3);
+        ExactBytes planes(layout.packed_size(), 5);
+        std::memcpy(planes.data(), code.data(), layout.packed_size());
+        std::vector<uint8_t> a(layout.padded_dim()), b(layout.padded_dim());
+        scalar.decode(layout, planes.data(), a.data());
+        simd.decode(layout, planes.data(), b.data());
+        a.resize(layout.d);
+        b.resize(layout.d);
+        EXPECT_EQ(a, b) << layout.d << " " << layout.nbits;
+    }
+}
+
+TEST_P(LevelTest, QuantizeQuery) {
+    for (size_t d : awkward_sizes) {
+        for (float factor : {1.0f, 0.0f, 1e-30f}) {
+            const auto y = padded_floats(d, d, factor);
+            std::vector<int8_t> a(y.size()), b(y.size());
+            EXPECT_EQ(
+                    scalar.quantize_query(y.data(), y.size(), a.data()),
+                    simd.quantize_query(y.data(), y.size(), b.data()));
+            EXPECT_EQ(a, b) << d;
+        }
+    }
+}
+
+TEST_P(LevelTest, DotCodes) {
+    for (const CodeLayout& layout : layouts(faiss::METRIC_INNER_PRODUCT)) {
+        const auto q = random_query(layout, 11);
+        std::vector<int8_t> arranged(simd.query_size(layout));
+        simd.arrange_query(layout, q.data(), arranged.data());
+        for (size_t n : {size_t(1), size_t(3), size_t(4), size_t(9)}) {
+            const auto codes = random_codes(layout, n, 5);
+            ExactBytes exact(codes.size(), 1);
+            std::memcpy(exact.data(), codes.data(), codes.size());
+            std::vector<uint32_t> rows(n);
+            for (size_t i = 0; i < n; i++) {
+                rows[i] = (i * 5 + 1) % n;
+            }
+            for (const uint32_t* r :
+                 {static_cast<const uint32_t*>(nullptr),
+                  static_cast<const uint32_t*>(rows.data())}) {
+                std::vector<int32_t> a(n), b(n);
+                scalar.dot_codes(
+                        layout,
+                        exact.data(),
+                        r,
+                        n,
+                        q.data(),
+                        sum_of(q),
+                        a.data());
+                simd.dot_codes(
+                        layout,
+                        exact.data(),
+                        r,
+                        n,
+                        arranged.data(),
+                        sum_of(q),
+                        b.data());
+                EXPECT_EQ(a, b) << layout.d << " " << layout.nbits << " " << n;
+            }
+        }
+    }
+}
+
+TEST_P(LevelTest, Panels) {
+    for (const CodeLayout& layout : layouts(faiss::METRIC_L2)) {
+        const size_t n = simd.tile_panels * panel_rows;
+        const auto codes = random_codes(layout, n, 17);
+        const size_t stride = panel_rows * layout.padded_dim();
+        std::vector<uint8_t> scratch(stride), panels(simd.tile_panels * stride);
+        for (size_t p = 0; p < simd.tile_panels; p++) {
+            simd.decode_panel(
+                    layout,
+                    codes.data() + p * panel_rows * layout.code_size,
+                    nullptr,
+                    panel_rows,
+                    scratch.data(),
+                    panels.data() + p * stride);
+        }
+        const size_t quads = (layout.d + 7) / 8 * 2;
+        std::vector<int8_t> tile(quads * simd.tile_queries * 4);
+        std::vector<std::vector<int8_t>> queries;
+        for (size_t k = 0; k < simd.tile_queries; k++) {
+            queries.push_back(random_query(layout, 23 + k));
+            for (size_t i = 0; i < quads * 4; i++) {
+                tile[(i / 4 * simd.tile_queries + k) * 4 + i % 4] =
+                        queries[k][i];
+            }
+        }
+        std::vector<int32_t> out(n * simd.tile_queries), expected(n);
+        simd.dot_panels(panels.data(), stride, tile.data(), quads, out.data());
+        for (size_t k = 0; k < simd.tile_queries; k++) {
+            scalar.dot_codes(
+                    layout,
+                    codes.data(),
+                    nullptr,
+                    n,
+                    queries[k].data(),
+                    sum_of(queries[k]),
+                    expected.data());
+            EXPECT_EQ(
+                    expected,
+                    std::vector<int32_t>(
+                            out.begin() + k * n, out.begin() + (k + 1) * n))
+                    << layout.d << " " << layout.nbits;
+        }
+    }
+}
+
+TEST_P(LevelTest, Select) {
+    std::mt19937 rng(1);
+    const QueryFactors factors = {-321, 0.0037f, 12.5f};
+    for (size_t n : awkward_sizes) {
+        std::vector<int32_t> dots(n);
+        for (int32_t& dot : dots) {
+            dot = int(rng() % 2000000) - 1000000;
+        }
+        const auto scales = random_floats(n, 2), offsets = random_floats(n, 3);
+        for (float sign : {1.0f, -1.0f}) {
+            for (float threshold : {INFINITY, 0.0f, -INFINITY}) {
+                std::vector<float> ka(n), kb(n);
+                std::vector<uint32_t> pa(n), pb(n);
+                const auto run = [&](const Kernels& k, auto& keys, auto& at) {
+                    const size_t kept = k.select(
+                            factors,
+                            dots.data(),
+                            scales.data(),
+                            offsets.data(),
+                            n,
+                            sign,
+                            threshold,
+                            keys.data(),
+                            at.data());
+                    keys.resize(kept);
+                    at.resize(kept);
+                };
+                run(scalar, ka, pa);
+                run(simd, kb, pb);
+                EXPECT_EQ(ka, kb);
+                EXPECT_EQ(pa, pb);
+            }
+        }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+        Levels,
+        LevelTest,
+        testing::ValuesIn(available_levels()),
+        [](const auto& info) { return std::string(level_name(info.param)); });
+
+TEST(Levels, UnavailableIsRefused) {
+    const auto available = available_levels();
+    ASSERT_EQ(SimdLevel::scalar, available.front());
+    for (SimdLevel level :
+         {SimdLevel::sse4,
+          SimdLevel::avx2,
+          SimdLevel::avx512,
+          SimdLevel::avx512_vnni,
+          SimdLevel::neon}) {
+        if (std::count(available.begin(), available.end(), level)) {
+            EXPECT_EQ(level, kernels(level).level);
+        } else {
+            EXPECT_THROW(kernels(level), faiss::FaissException);
+        }
+    }
+}
+
+/// what the CPU has must be in the build: a level that quietly went missing
+/// would make every comparison above pass
+TEST(Levels, CpuFeaturesAreUsed) {
+#if defined(__x86_64__)
+    const auto available = available_levels();
+    const auto has = [&](SimdLevel level) {
+        return std::count(available.begin(), available.end(), level) > 0;
+    };
+    EXPECT_EQ(bool(__builtin_cpu_supports("sse4.2")), has(SimdLevel::sse4));
+    EXPECT_EQ(bool(__builtin_cpu_supports("avx2")), has(SimdLevel::avx2));
+    EXPECT_EQ(
+            __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512dq"),
+            has(SimdLevel::avx512));
+    EXPECT_EQ(
+            __builtin_cpu_supports("avx512vnni") &&
+                    __builtin_cpu_supports("avx512vbmi2") &&
+                    __builtin_cpu_supports("avx512bitalg"),
+            has(SimdLevel::avx512_vnni));
+#endif
+}

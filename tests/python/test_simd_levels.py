@@ -1,0 +1,98 @@
+"""Every SIMD level gives the same codes, ids and distances, byte for byte."""
+
+import pytest
+from conftest import output_of, run_python
+
+import faiss_turboquant
+
+LEVELS = faiss_turboquant.available_simd_levels()
+KNOWN_LEVELS = ["scalar", "sse4", "avx2", "avx512", "avx512_vnni", "neon"]
+
+SCRIPT = """
+import hashlib, itertools
+import faiss, numpy as np
+import faiss_turboquant
+
+faiss.omp_set_num_threads(2)
+rng = np.random.default_rng(0)
+for d, nbits, metric, centre in itertools.product(
+    (1, 8, 16, 31, 32, 33, 64, 65, 100, 255, 256, 257, 384),
+    (1, 2, 3, 4),
+    (faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT),
+    (False, True),
+):
+    digest = hashlib.sha256()
+    x = rng.standard_normal((150, d), dtype="float32")
+    index = faiss.IndexTurboQuant(d, nbits, metric)
+    if centre:
+        index.train(x + 1)
+    index.add(x)
+    digest.update(faiss.vector_to_array(index.codes))
+    digest.update(index.reconstruct_n())
+    some = faiss.SearchParameters(sel=faiss.IDSelectorRange(3, 100))
+    for nq in (1, 33):
+        xq = rng.standard_normal((nq, d), dtype="float32")
+        for params in (None, some):
+            for result in index.search(xq, 10, params=params):
+                digest.update(result)
+            for result in index.range_search(xq, 0.5 * d, params=params):
+                digest.update(result)
+    print(d, nbits, metric, centre, digest.hexdigest())
+print(faiss_turboquant.simd_level())
+"""
+
+
+@pytest.fixture(scope="module")
+def scalar():
+    return output_of(SCRIPT, TQ_SIMD_LEVEL="scalar").splitlines()
+
+
+def test_levels():
+    assert LEVELS[0] == "scalar"
+    assert set(LEVELS) <= set(KNOWN_LEVELS)
+    assert len(set(LEVELS)) == len(LEVELS)
+
+
+def test_scalar_level(scalar):
+    assert scalar[-1] == "scalar"
+    assert len(scalar) == 13 * 4 * 2 * 2 + 1
+    assert len(set(scalar)) == len(scalar)
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_level_equals_scalar(level, scalar):
+    lines = output_of(SCRIPT, TQ_SIMD_LEVEL=level).splitlines()
+    assert lines[-1] == level
+    assert lines[:-1] == scalar[:-1]
+
+
+def test_the_widest_level_is_the_default():
+    script = "import faiss_turboquant; print(faiss_turboquant.simd_level())"
+    assert output_of(script, TQ_SIMD_LEVEL="") == LEVELS[-1]
+
+
+@pytest.mark.parametrize(
+    "level", [level for level in KNOWN_LEVELS if level not in LEVELS] + ["x"]
+)
+def test_a_level_that_is_not_available_raises(level):
+    script = """
+import faiss, numpy as np
+import faiss_turboquant
+x = np.ones((2, 8), dtype="float32")
+def add():
+    index = faiss.index_factory(8, "TQ4")
+    index.add(x)
+for call in (faiss_turboquant.simd_level, add, add):
+    try:
+        call()
+    except RuntimeError as e:
+        print(e)
+"""
+    lines = output_of(script, TQ_SIMD_LEVEL=level).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert f"TQ_SIMD_LEVEL={level}" in line and LEVELS[-1] in line
+
+
+def test_scripts_that_fail_are_noticed():
+    assert run_python("raise SystemExit(3)").returncode == 3

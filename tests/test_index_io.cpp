@@ -1,0 +1,985 @@
+#include <dirent.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/lsan_interface.h>
+#endif
+
+#include <faiss/IndexFlat.h>
+#include <faiss/IndexIDMap.h>
+#include <faiss/IndexIVFFlat.h>
+#include <faiss/IndexPreTransform.h>
+#include <faiss/IndexRefine.h>
+#include <faiss/VectorTransform.h>
+#include <faiss/impl/FaissException.h>
+#include <faiss/impl/io.h>
+#include <faiss/impl/zerocopy_io.h>
+#include <faiss/index_factory.h>
+#include <faiss/index_io.h>
+
+#include <faiss_turboquant/IndexTurboQuant.h>
+#include <faiss_turboquant/index_factory.h>
+#include <faiss_turboquant/index_io.h>
+#include <faiss_turboquant/index_tree.h>
+
+namespace {
+
+using faiss::Index;
+using faiss::METRIC_INNER_PRODUCT;
+using faiss::METRIC_L2;
+using IndexPtr = std::unique_ptr<Index>;
+using Bytes = std::vector<uint8_t>;
+
+constexpr int d = 16;
+constexpr int n = 80;
+constexpr int k = 4;
+
+std::vector<float> random_vectors(int count, int seed, int dim = d) {
+    std::vector<float> x(size_t(count) * dim);
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    for (float& v : x) {
+        v = normal(random);
+    }
+    return x;
+}
+
+bool has_ids(const std::string& description) {
+    return description.find("IDMap") != std::string::npos;
+}
+
+/// any rotation will do: training OPQ takes seconds
+void train_quickly(faiss::IndexPreTransform& pre) {
+    auto& opq = dynamic_cast<faiss::OPQMatrix&>(*pre.chain[0]);
+    faiss::RandomRotationMatrix rotation(opq.d_in, opq.d_out);
+    rotation.init(5);
+    opq.A = rotation.A;
+    opq.is_orthonormal = true;
+    opq.is_trained = pre.is_trained = true;
+}
+
+/// trained and with n vectors
+IndexPtr make_index(
+        const std::string& s,
+        faiss::MetricType metric = METRIC_L2) {
+    IndexPtr index(faiss_turboquant::index_factory(d, s.c_str(), metric));
+    const auto x = random_vectors(n, 1);
+    if (s.find("OPQ") == 0) {
+        train_quickly(dynamic_cast<faiss::IndexPreTransform&>(*index));
+    }
+    index->train(n, x.data());
+    if (has_ids(s)) {
+        std::vector<faiss::idx_t> ids(n);
+        for (int i = 0; i < n; i++) {
+            ids[i] = 5000 - i;
+        }
+        index->add_with_ids(n, x.data(), ids.data());
+    } else {
+        index->add(n, x.data());
+    }
+    return index;
+}
+
+struct Results {
+    std::vector<float> distances = std::vector<float>(10 * k);
+    std::vector<faiss::idx_t> labels = std::vector<faiss::idx_t>(10 * k);
+
+    explicit Results(const Index& index, int queries = 10) {
+        const auto x = random_vectors(queries, 2, index.d);
+        index.search(queries, x.data(), k, distances.data(), labels.data());
+    }
+    bool operator==(const Results& other) const {
+        return distances == other.distances && labels == other.labels;
+    }
+};
+
+/// FAISS reads an IndexFlat as the subclass for its metric
+std::string type_name(const Index& index) {
+    return dynamic_cast<const faiss::IndexFlat*>(&index)
+            ? "faiss::IndexFlat"
+            : faiss_turboquant::type_name(&index);
+}
+
+void expect_equal(const Index& a, const Index& b, const std::string& what) {
+    EXPECT_EQ(type_name(a), type_name(b)) << what;
+    EXPECT_EQ(a.d, b.d) << what;
+    EXPECT_EQ(a.ntotal, b.ntotal) << what;
+    EXPECT_EQ(a.is_trained, b.is_trained) << what;
+    EXPECT_EQ(a.metric_type, b.metric_type) << what;
+    const auto x = faiss_turboquant::sub_indexes(&a);
+    const auto y = faiss_turboquant::sub_indexes(&b);
+    ASSERT_EQ(x.size(), y.size()) << what;
+    for (size_t i = 0; i < x.size(); i++) {
+        expect_equal(*x[i], *y[i], what);
+    }
+    if (auto p = dynamic_cast<const faiss::IndexTurboQuant*>(&a)) {
+        auto& q = dynamic_cast<const faiss::IndexTurboQuant&>(b);
+        EXPECT_EQ(p->code_size, q.code_size);
+        ASSERT_EQ(p->codes.size(), q.codes.size());
+        EXPECT_TRUE(
+                std::equal(p->codes.begin(), p->codes.end(), q.codes.begin()));
+        EXPECT_EQ(p->tq.code_size, q.tq.code_size);
+        EXPECT_EQ(p->tq.nbits, q.tq.nbits);
+        EXPECT_EQ(p->tq.rotation.type, q.tq.rotation.type);
+        EXPECT_EQ(p->tq.rotation.seed, q.tq.rotation.seed);
+        EXPECT_EQ(p->tq.codebook.step, q.tq.codebook.step);
+        EXPECT_EQ(p->tq.codebook.positions, q.tq.codebook.positions);
+        EXPECT_EQ(p->tq.centre, q.tq.centre);
+    }
+    if (auto p = dynamic_cast<const faiss::IndexIDMap*>(&a)) {
+        EXPECT_EQ(p->id_map, dynamic_cast<const faiss::IndexIDMap&>(b).id_map);
+    }
+    if (auto p = dynamic_cast<const faiss::IndexRefine*>(&a)) {
+        EXPECT_EQ(
+                p->k_factor,
+                dynamic_cast<const faiss::IndexRefine&>(b).k_factor);
+    }
+}
+
+/// the message of the FaissException that f throws, "" if none
+std::string message_of(const std::function<void()>& f) {
+    try {
+        f();
+    } catch (const faiss::FaissException& e) {
+        return e.what();
+    }
+    return "";
+}
+
+#define EXPECT_CONTAINS(text, part) \
+    EXPECT_NE((text).find(part), std::string::npos) << (text)
+
+/// an empty directory, removed at the end
+class Directory {
+   public:
+    Directory() {
+        std::string pattern = testing::TempDir() + "/index_io_XXXXXX";
+        path_ = mkdtemp(pattern.data());
+    }
+    ~Directory() {
+        for (const std::string& name : names()) {
+            unlink(operator()(name).c_str());
+        }
+        rmdir(path_.c_str());
+    }
+    std::string operator()(const std::string& name) const {
+        return path_ + "/" + name;
+    }
+    std::vector<std::string> names() const {
+        std::vector<std::string> out;
+        DIR* dir = opendir(path_.c_str());
+        while (const dirent* entry = readdir(dir)) {
+            if (entry->d_name[0] != '.') {
+                out.push_back(entry->d_name);
+            }
+        }
+        closedir(dir);
+        std::sort(out.begin(), out.end());
+        return out;
+    }
+
+   private:
+    std::string path_;
+};
+
+Bytes read_file(const std::string& path) {
+    std::ifstream f(path, std::ios::binary);
+    return Bytes(std::istreambuf_iterator<char>(f), {});
+}
+
+void write_file(const std::string& path, const Bytes& bytes) {
+    std::ofstream f(path, std::ios::binary);
+    f.write(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+/// a reader of which the size is not known, in small pieces
+struct StreamReader : faiss::IOReader {
+    const Bytes& bytes;
+    size_t at = 0;
+
+    explicit StreamReader(const Bytes& bytes) : bytes(bytes) {
+        name = "stream.tq";
+    }
+    size_t operator()(void* ptr, size_t size, size_t nitems) override {
+        const size_t items = std::min(nitems, (bytes.size() - at) / size);
+        if (items > 0) {
+            memcpy(ptr, bytes.data() + at, items * size);
+        }
+        at += items * size;
+        return items;
+    }
+};
+
+const std::vector<std::string> descriptions = {
+        "TQ1",
+        "TQ2",
+        "TQ3",
+        "TQ4",
+        "IDMap,TQ4",
+        "TQ3,IDMap2",
+        "PCA8,TQ4",
+        "PCAW8,TQ4",
+        "L2norm,TQ4",
+        "RR,TQ4",
+        "ITQ8,TQ2",
+        "OPQ4_8,TQ2",
+        "Pad20,TQ2",
+        "TQ2,RFlat",
+        "TQ1,Refine(TQ4)",
+        "TQ1,Refine(Flat)",
+        "TQ1,Refine(SQ8)",
+        "SQ8,Refine(TQ4)",
+        "IVF2,Flat,Refine(TQ4)",
+        "HNSW8,Refine(TQ4)",
+        "IDMap2,L2norm,PCA8,TQ1,Refine(IDMap,L2norm,TQ4)",
+        "PCA8,IDMap2,TQ2",
+};
+
+/***********************************************************************
+ * Round trips
+ ***********************************************************************/
+
+TEST(IndexIO, RoundTrips) {
+    const Directory directory;
+    for (const std::string& s : descriptions) {
+        // FAISS's IDMap has no add(), which Refine needs
+        if (s.find("Refine(IDMap") != std::string::npos) {
+            continue;
+        }
+        for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+            const IndexPtr index = make_index(s, metric);
+            const Results results(*index);
+            const Bytes bytes = faiss_turboquant::serialize_index(index.get());
+            auto check = [&](Index* raw) {
+                const IndexPtr back(raw);
+                ASSERT_NE(back, nullptr);
+                expect_equal(*index, *back, s);
+                EXPECT_EQ(Results(*back), results) << s;
+                EXPECT_EQ(faiss_turboquant::serialize_index(back.get()), bytes);
+            };
+
+            check(faiss_turboquant::deserialize_index(bytes));
+            check(faiss_turboquant::deserialize_index(
+                    bytes.data(), bytes.size()));
+
+            const std::string path = directory("index.tq");
+            faiss_turboquant::write_index(index.get(), path.c_str());
+            EXPECT_EQ(read_file(path), bytes);
+            check(faiss_turboquant::read_index(path.c_str()));
+
+            StreamReader stream(bytes);
+            check(faiss_turboquant::read_index(&stream));
+            EXPECT_EQ(stream.at, bytes.size());
+
+            faiss::ZeroCopyIOReader view(bytes.data(), bytes.size());
+            check(faiss_turboquant::read_index(&view));
+        }
+    }
+}
+
+TEST(IndexIO, EmptyAndUntrained) {
+    for (const std::string& s : descriptions) {
+        const IndexPtr index(faiss_turboquant::index_factory(d, s.c_str()));
+        const Bytes bytes = faiss_turboquant::serialize_index(index.get());
+        const IndexPtr back(faiss_turboquant::deserialize_index(bytes));
+        expect_equal(*index, *back, s);
+        // OPQ is read as a LinearTransform, which has no train()
+        if (s.find("Refine(IDMap") == std::string::npos &&
+            s.find("OPQ") == std::string::npos) {
+            const auto x = random_vectors(n, 1);
+            back->train(n, x.data());
+            if (has_ids(s)) {
+                const std::vector<faiss::idx_t> ids(n, 3);
+                back->add_with_ids(n, x.data(), ids.data());
+            } else {
+                back->add(n, x.data());
+            }
+            EXPECT_EQ(back->ntotal, n) << s;
+        }
+    }
+}
+
+TEST(IndexIO, FieldsOfTheQuantizer) {
+    for (auto type :
+         {faiss_turboquant::RotationType::Hadamard,
+          faiss_turboquant::RotationType::Haar}) {
+        for (bool centre : {false, true}) {
+            for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+                faiss::IndexTurboQuant index(d, 3, metric, type, 77);
+                const auto x = random_vectors(n, 1);
+                if (centre) {
+                    index.train(n, x.data());
+                }
+                index.add(n, x.data());
+                const IndexPtr back(faiss_turboquant::deserialize_index(
+                        faiss_turboquant::serialize_index(&index)));
+                expect_equal(index, *back, "");
+                EXPECT_EQ(Results(*back), Results(index));
+            }
+        }
+    }
+}
+
+TEST(IndexIO, ManyBlocks) {
+    // several blocks, of which the last is full, short, or missing
+    for (int bytes_more : {0, 1, 100000}) {
+        faiss::IndexTurboQuant index(8, 4);
+        const size_t count =
+                ((size_t(3) << 20) + bytes_more) / index.code_size + 1;
+        index.ntotal = count;
+        index.codes.resize(count * index.code_size);
+        std::mt19937 random(5);
+        for (size_t i = 0; i < index.codes.size(); i++) {
+            index.codes.data()[i] = random();
+        }
+        const Bytes bytes = faiss_turboquant::serialize_index(&index);
+        const IndexPtr back(faiss_turboquant::deserialize_index(bytes));
+        expect_equal(index, *back, "");
+        StreamReader stream(bytes);
+        const IndexPtr streamed(faiss_turboquant::read_index(&stream));
+        expect_equal(index, *streamed, "");
+    }
+}
+
+TEST(IndexIO, OrthonormalityOfTransforms) {
+    const auto x = random_vectors(n, 1);
+    for (const char* s : {"PCA8,TQ4", "PCAW8,TQ4"}) {
+        const IndexPtr index = make_index(s);
+        const IndexPtr back(faiss_turboquant::deserialize_index(
+                faiss_turboquant::serialize_index(index.get())));
+        auto is_orthonormal = [](const Index& i) {
+            auto& pre = dynamic_cast<const faiss::IndexPreTransform&>(i);
+            return dynamic_cast<faiss::LinearTransform&>(*pre.chain[0])
+                    .is_orthonormal;
+        };
+        EXPECT_EQ(is_orthonormal(*back), is_orthonormal(*index)) << s;
+    }
+}
+
+TEST(IndexIO, SeveralIndexesInOneFile) {
+    const IndexPtr a = make_index("PCA8,TQ4"), b = make_index("IVF2,Flat"),
+                   c = make_index("TQ2,RFlat");
+    FILE* f = tmpfile();
+    for (const IndexPtr& index : {std::cref(a), std::cref(b), std::cref(c)}) {
+        faiss_turboquant::write_index(index.get(), f);
+    }
+    rewind(f);
+    for (const IndexPtr& index : {std::cref(a), std::cref(b), std::cref(c)}) {
+        const IndexPtr back(faiss_turboquant::read_index(f));
+        expect_equal(*index, *back, "");
+        EXPECT_EQ(Results(*back), Results(*index));
+    }
+    fclose(f);
+}
+
+TEST(IndexIO, Pipe) {
+    for (const char* s : {"TQ4", "Flat"}) {
+        const IndexPtr index = make_index(s);
+        int ends[2];
+        ASSERT_EQ(pipe(ends), 0);
+        FILE* in = fdopen(ends[1], "wb");
+        faiss_turboquant::write_index(index.get(), in);
+        fclose(in);
+        FILE* out = fdopen(ends[0], "rb");
+        const IndexPtr back(faiss_turboquant::read_index(out));
+        fclose(out);
+        expect_equal(*index, *back, s);
+        EXPECT_EQ(Results(*back), Results(*index));
+    }
+}
+
+/***********************************************************************
+ * Indexes without TurboQuant inside
+ ***********************************************************************/
+
+TEST(IndexIO, OthersGoToFaiss) {
+    const Directory directory;
+    const std::string ours = directory("ours"), theirs = directory("theirs");
+    for (const char* s :
+         {"Flat",
+          "IVF4,SQ8",
+          "HNSW8",
+          "IDMap2,PCA8,SQ8",
+          "SQ8,RFlat",
+          "MinMax,SQ8"}) {
+        const IndexPtr index(faiss::index_factory(d, s));
+        const auto x = random_vectors(200, 1);
+        index->train(200, x.data());
+        faiss_turboquant::write_index(index.get(), ours.c_str());
+        faiss::write_index(index.get(), theirs.c_str());
+        const Bytes bytes = read_file(theirs);
+        EXPECT_EQ(read_file(ours), bytes) << s;
+        EXPECT_EQ(faiss_turboquant::serialize_index(index.get()), bytes) << s;
+
+        const IndexPtr from_file(faiss_turboquant::read_index(ours.c_str()));
+        expect_equal(*index, *from_file, s);
+        const IndexPtr from_bytes(faiss_turboquant::deserialize_index(bytes));
+        expect_equal(*index, *from_bytes, s);
+        StreamReader stream(bytes);
+        const IndexPtr from_stream(faiss_turboquant::read_index(&stream));
+        expect_equal(*index, *from_stream, s);
+        EXPECT_EQ(stream.at, bytes.size());
+    }
+    // a missing storage
+    const Bytes null = faiss_turboquant::serialize_index(nullptr);
+    EXPECT_EQ(faiss_turboquant::deserialize_index(null), nullptr);
+}
+
+TEST(IndexIO, FlagsReachFaiss) {
+    const Directory directory;
+    const std::string path = directory("flat");
+    const IndexPtr flat = make_index("Flat");
+    faiss_turboquant::write_index(flat.get(), path.c_str());
+
+    // mapped, from a path and from a stream
+    const IndexPtr mapped(faiss_turboquant::read_index(
+            path.c_str(), faiss::IO_FLAG_MMAP_IFC));
+    EXPECT_FALSE(dynamic_cast<faiss::IndexFlat&>(*mapped).codes.is_owned);
+    EXPECT_EQ(Results(*mapped), Results(*flat));
+    FILE* f = fopen(path.c_str(), "rb");
+    const IndexPtr mapped2(
+            faiss_turboquant::read_index(f, faiss::IO_FLAG_MMAP_IFC));
+    fclose(f);
+    EXPECT_FALSE(dynamic_cast<faiss::IndexFlat&>(*mapped2).codes.is_owned);
+    EXPECT_EQ(Results(*mapped2), Results(*flat));
+
+    // a view on memory
+    const Bytes bytes = faiss_turboquant::serialize_index(flat.get());
+    faiss::ZeroCopyIOReader view(bytes.data(), bytes.size());
+    const IndexPtr viewed(faiss_turboquant::read_index(&view));
+    EXPECT_FALSE(dynamic_cast<faiss::IndexFlat&>(*viewed).codes.is_owned);
+    EXPECT_EQ(Results(*viewed), Results(*flat));
+
+    // inverted lists on disk: FAISS asks for a FileIOReader
+    const std::string ivf_path = directory("ivf");
+    const IndexPtr ivf = make_index("IVF2,Flat");
+    faiss_turboquant::write_index(ivf.get(), ivf_path.c_str());
+    const IndexPtr on_disk(faiss_turboquant::read_index(
+            ivf_path.c_str(), faiss::IO_FLAG_MMAP));
+    EXPECT_EQ(Results(*on_disk), Results(*ivf));
+
+    // graphs without storage
+    const IndexPtr hnsw = make_index("HNSW8");
+    EXPECT_LT(
+            faiss_turboquant::serialize_index(
+                    hnsw.get(), faiss::IO_FLAG_SKIP_STORAGE)
+                    .size(),
+            faiss_turboquant::serialize_index(hnsw.get()).size());
+}
+
+TEST(IndexIO, FlagsOfTurboQuant) {
+    const IndexPtr index = make_index("PCA8,TQ4");
+    const Bytes bytes = faiss_turboquant::serialize_index(
+            index.get(), faiss::IO_FLAG_SKIP_STORAGE);
+    EXPECT_CONTAINS(
+            message_of([&] {
+                faiss_turboquant::serialize_index(index.get(), 64);
+            }),
+            "0x40");
+    const IndexPtr back(faiss_turboquant::deserialize_index(
+            bytes, faiss::IO_FLAG_READ_ONLY));
+    expect_equal(*index, *back, "");
+
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    faiss_turboquant::write_index(index.get(), path.c_str());
+    for (auto [flags, name] :
+         {std::pair(faiss::IO_FLAG_MMAP_IFC, "IO_FLAG_MMAP_IFC"),
+          std::pair(faiss::IO_FLAG_MMAP, "IO_FLAG_MMAP")}) {
+        const int io_flags = flags;
+        EXPECT_CONTAINS(
+                message_of([&] {
+                    faiss_turboquant::read_index(path.c_str(), io_flags);
+                }),
+                name);
+        FILE* f = fopen(path.c_str(), "rb");
+        EXPECT_CONTAINS(
+                message_of([&] { faiss_turboquant::read_index(f, io_flags); }),
+                name);
+        fclose(f);
+        EXPECT_CONTAINS(
+                message_of([&] {
+                    faiss_turboquant::deserialize_index(bytes, io_flags);
+                }),
+                name);
+    }
+}
+
+/***********************************************************************
+ * Writing
+ ***********************************************************************/
+
+TEST(IndexIO, ReplacesFilesAtomically) {
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    const IndexPtr a = make_index("TQ4"), b = make_index("TQ2");
+    faiss_turboquant::write_index(a.get(), path.c_str());
+    const Bytes a_bytes = read_file(path);
+    struct stat status;
+    ASSERT_EQ(stat(path.c_str(), &status), 0);
+    const mode_t mask = umask(0);
+    umask(mask);
+    EXPECT_EQ(status.st_mode & 0777, 0666 & ~mask);
+
+    // who has the old file open keeps it
+    FILE* old = fopen(path.c_str(), "rb");
+    ASSERT_EQ(chmod(path.c_str(), 0640), 0);
+    faiss_turboquant::write_index(b.get(), path.c_str());
+    const IndexPtr old_index(faiss_turboquant::read_index(old));
+    fclose(old);
+    expect_equal(*a, *old_index, "");
+    const IndexPtr new_index(faiss_turboquant::read_index(path.c_str()));
+    expect_equal(*b, *new_index, "");
+    ASSERT_EQ(stat(path.c_str(), &status), 0);
+    EXPECT_EQ(status.st_mode & 0777, 0640u);
+
+    // a link stays a link
+    const std::string link = directory("link.tq");
+    ASSERT_EQ(symlink(path.c_str(), link.c_str()), 0);
+    faiss_turboquant::write_index(a.get(), link.c_str());
+    EXPECT_EQ(read_file(path), a_bytes);
+    ASSERT_EQ(lstat(link.c_str(), &status), 0);
+    EXPECT_TRUE(S_ISLNK(status.st_mode));
+    EXPECT_EQ(
+            directory.names(),
+            (std::vector<std::string>{"index.tq", "link.tq"}));
+}
+
+TEST(IndexIO, LeavesNothingBehindOnFailure) {
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    const IndexPtr small = make_index("TQ1");
+    faiss_turboquant::write_index(small.get(), path.c_str());
+    const Bytes before = read_file(path);
+
+    faiss::IndexTurboQuant large(64, 4);
+    const auto x = random_vectors(2000, 1, 64);
+    large.add(2000, x.data());
+
+    // files of more than 40 000 bytes fail
+    rlimit old_limit;
+    getrlimit(RLIMIT_FSIZE, &old_limit);
+    auto old_handler = signal(SIGXFSZ, SIG_IGN);
+    rlimit limit = old_limit;
+    limit.rlim_cur = 40000;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const std::string message = message_of(
+            [&] { faiss_turboquant::write_index(&large, path.c_str()); });
+    setrlimit(RLIMIT_FSIZE, &old_limit);
+    signal(SIGXFSZ, old_handler);
+    EXPECT_CONTAINS(message, path);
+    EXPECT_CONTAINS(message, strerror(EFBIG));
+    EXPECT_EQ(directory.names(), std::vector<std::string>{"index.tq"});
+    EXPECT_EQ(read_file(path), before);
+
+    // an index that cannot be written
+    faiss::IndexIVFFlat ivf(new faiss::IndexTurboQuant(d), d, 2);
+    ivf.own_fields = true;
+    const std::string other = directory("other.tq");
+    EXPECT_CONTAINS(
+            message_of([&] {
+                faiss_turboquant::write_index(&ivf, other.c_str());
+            }),
+            "faiss::IndexIVFFlat");
+    EXPECT_EQ(directory.names(), std::vector<std::string>{"index.tq"});
+
+    const std::string missing = directory("no/such/index.tq");
+    EXPECT_CONTAINS(
+            message_of([&] {
+                faiss_turboquant::write_index(small.get(), missing.c_str());
+            }),
+            missing);
+    EXPECT_CONTAINS(
+            message_of([&] {
+                faiss_turboquant::write_index(small.get(), "/dev/full");
+            }),
+            strerror(ENOSPC));
+    EXPECT_CONTAINS(
+            message_of([&] {
+                FILE* full = fopen("/dev/full", "wb");
+                const std::unique_ptr<FILE, int (*)(FILE*)> close(full, fclose);
+                faiss_turboquant::write_index(small.get(), full);
+            }),
+            strerror(ENOSPC));
+}
+
+TEST(IndexIO, InconsistentIndexesAreNotWritten) {
+    auto expect_refused = [](Index& index, const char* part) {
+        EXPECT_CONTAINS(
+                message_of([&] { faiss_turboquant::serialize_index(&index); }),
+                part);
+    };
+    auto flat = make_index("TQ4");
+    flat->ntotal++;
+    expect_refused(*flat, "codes.size()");
+    flat = make_index("TQ4");
+    flat->metric_type = METRIC_INNER_PRODUCT;
+    expect_refused(*flat, "metric_type");
+    auto map = make_index("IDMap,TQ4");
+    dynamic_cast<faiss::IndexIDMap&>(*map).id_map.pop_back();
+    expect_refused(*map, "id_map.size() is 79");
+    auto pre = make_index("PCA8,TQ4");
+    pre->d = 17;
+    expect_refused(*pre, "chain[0]->d_in is 16, its input is 17");
+    auto refine = make_index("TQ1,Refine(TQ4)");
+    auto& parts = dynamic_cast<faiss::IndexRefine&>(*refine);
+    parts.k_factor = INFINITY;
+    expect_refused(*refine, "k_factor");
+    parts.k_factor = 1;
+    const IndexPtr refine_index(parts.refine_index);
+    parts.refine_index = nullptr;
+    expect_refused(*refine, "refine_index is null");
+}
+
+/***********************************************************************
+ * Damaged and hostile files
+ ***********************************************************************/
+
+std::string message_of_reading(const Bytes& bytes) {
+    return message_of([&] {
+        const IndexPtr index(faiss_turboquant::deserialize_index(bytes));
+    });
+}
+
+TEST(IndexIO, Messages) {
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    const IndexPtr index = make_index("PCA8,TQ4");
+    const Bytes bytes = faiss_turboquant::serialize_index(index.get());
+    auto read = [&] {
+        return message_of([&] { faiss_turboquant::read_index(path.c_str()); });
+    };
+
+    EXPECT_CONTAINS(read(), path);
+    write_file(path, {});
+    EXPECT_CONTAINS(read(), path + "\" is cut short");
+    write_file(path, Bytes(bytes.begin(), bytes.end() - 1));
+    EXPECT_CONTAINS(read(), path + "\" is cut short");
+    write_file(path, Bytes(bytes.begin(), bytes.begin() + 4));
+    EXPECT_CONTAINS(read(), path + "\" is cut short");
+
+    Bytes altered = bytes;
+    altered[bytes.size() / 2] ^= 1;
+    write_file(path, altered);
+    EXPECT_CONTAINS(read(), path + "\" is altered: block 0");
+
+    Bytes newer = bytes;
+    newer[4] = 9;
+    write_file(path, newer);
+    EXPECT_CONTAINS(read(), path + "\" has format version 9");
+
+    Bytes longer = bytes;
+    longer.push_back(0);
+    write_file(path, longer);
+    EXPECT_CONTAINS(read(), path + "\" is altered: there are bytes behind");
+    EXPECT_CONTAINS(message_of_reading(longer), "bytes behind");
+
+    EXPECT_CONTAINS(message_of_reading({}), "cut short");
+    EXPECT_THROW(
+            faiss_turboquant::read_index(static_cast<FILE*>(nullptr)),
+            faiss::FaissException);
+    EXPECT_THROW(
+            faiss_turboquant::read_index(static_cast<const char*>(nullptr)),
+            faiss::FaissException);
+    EXPECT_THROW(
+            faiss_turboquant::read_index(
+                    static_cast<faiss::IOReader*>(nullptr)),
+            faiss::FaissException);
+    EXPECT_THROW(
+            faiss_turboquant::deserialize_index(nullptr, 10),
+            faiss::FaissException);
+}
+
+/// flips, overwrites, cuts or extends
+void damage(Bytes& bytes, std::mt19937& random) {
+    const int kind = random() % 8;
+    if (kind == 0) {
+        bytes.resize(random() % bytes.size());
+        return;
+    }
+    if (kind == 1) {
+        const size_t at = random() % bytes.size();
+        const size_t end = std::min(bytes.size(), at + 1 + random() % 16);
+        bytes.erase(bytes.begin() + at, bytes.begin() + end);
+        return;
+    }
+    if (kind == 2) {
+        // a number, such as a size, that is far too large
+        const size_t at = random() % bytes.size();
+        for (size_t i = at; i < std::min(bytes.size(), at + 8); i++) {
+            bytes[i] = random() % 2 ? 0xff : 0x7f;
+        }
+        return;
+    }
+    const int count = kind == 3 ? 1 + random() % 8 : 1;
+    for (int i = 0; i < count; i++) {
+        bytes[random() % bytes.size()] ^= 1 << random() % 8;
+    }
+}
+
+/// of the process, the largest so far
+size_t peak_memory_bytes() {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return size_t(usage.ru_maxrss) * 1024;
+}
+
+void search_damaged(const Index& index) {
+    try {
+        Results results(index, 1);
+    } catch (const faiss::FaissException&) {
+        // for instance that the queries are not finite after a transform
+    }
+}
+
+/** Reads damaged bytes, which have to make an index that can be searched or a
+ * FaissException. Returns whether they make an index. */
+bool survives(const Bytes& bytes, const std::string& what) {
+    IndexPtr index;
+    try {
+        index.reset(faiss_turboquant::deserialize_index(bytes));
+    } catch (const faiss::FaissException&) {
+        return false;
+    } catch (const std::exception& e) {
+        ADD_FAILURE() << what << ": " << e.what();
+        return false;
+    }
+    search_damaged(*index);
+    return true;
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool measures_memory = false; // freed memory is kept for a while
+#else
+constexpr bool measures_memory = true;
+#endif
+
+TEST(IndexIO, RandomDamage) {
+    const size_t before = peak_memory_bytes();
+    std::mt19937 random(123);
+    for (const char* s :
+         {"TQ1",
+          "TQ4",
+          "IDMap2,TQ3",
+          "PCA8,TQ4",
+          "L2norm,TQ2",
+          "TQ1,Refine(TQ4)",
+          "IDMap,RR,TQ1,Refine(TQ2)"}) {
+        const IndexPtr index = make_index(s);
+        const Bytes bytes = faiss_turboquant::serialize_index(index.get());
+        for (int i = 0; i < 1500; i++) {
+            Bytes damaged = bytes;
+            damage(damaged, random);
+            if (damaged != bytes) {
+                EXPECT_FALSE(survives(damaged, s)) << s << " " << i;
+            }
+        }
+    }
+    if (measures_memory) {
+        EXPECT_LT(peak_memory_bytes() - before, size_t(64) << 20);
+    }
+}
+
+TEST(IndexIO, EveryTruncationAndEveryBit) {
+    const IndexPtr index = make_index("IDMap2,TQ1");
+    const Bytes bytes = faiss_turboquant::serialize_index(index.get());
+    for (size_t size = 0; size < bytes.size(); size++) {
+        EXPECT_FALSE(survives(Bytes(bytes.begin(), bytes.begin() + size), ""));
+    }
+    for (size_t bit = 0; bit < bytes.size() * 8; bit++) {
+        Bytes damaged = bytes;
+        damaged[bit / 8] ^= 1 << bit % 8;
+        EXPECT_FALSE(survives(damaged, ""));
+    }
+}
+
+/** The format as index_io.h describes it, written a second time: the records
+ * without blocks and back, with checksums that fit. */
+constexpr size_t block_bytes = size_t(1) << 20;
+
+Bytes payload_of(const Bytes& file) {
+    Bytes payload;
+    for (size_t at = 5;;) {
+        uint32_t size;
+        memcpy(&size, &file[at], 4);
+        payload.insert(
+                payload.end(),
+                file.begin() + at + 4,
+                file.begin() + at + 4 + size);
+        at += 4 + size + 8;
+        if (size == 0) {
+            EXPECT_EQ(at, file.size());
+            return payload;
+        }
+    }
+}
+
+uint64_t mix(uint64_t state, uint64_t word) {
+    state ^= word;
+    state *= 0x9e3779b97f4a7c15ULL;
+    return state ^ (state >> 32);
+}
+
+Bytes file_of(const Bytes& payload) {
+    Bytes file = {'T', 'Q', 'i', 'x', 1};
+    auto append = [&](auto value) {
+        uint8_t raw[sizeof(value)];
+        memcpy(raw, &value, sizeof(value));
+        file.insert(file.end(), raw, raw + sizeof(value));
+    };
+    size_t at = 0;
+    for (uint64_t number = 0;; number++) {
+        const size_t size = std::min(block_bytes, payload.size() - at);
+        append(static_cast<uint32_t>(size));
+        file.insert(
+                file.end(), payload.begin() + at, payload.begin() + at + size);
+        uint64_t checksum = mix(mix(0, number), size);
+        for (size_t i = 0; i < size; i += 8) {
+            uint64_t word = 0;
+            for (size_t j = i; j < std::min(i + 8, size); j++) {
+                word |= uint64_t(payload[at + j]) << 8 * (j - i);
+            }
+            checksum = mix(checksum, word);
+        }
+        append(checksum);
+        at += size;
+        if (size == 0) {
+            return file;
+        }
+    }
+}
+
+TEST(IndexIO, BlocksAreAsDescribed) {
+    for (const char* s : {"TQ4", "IDMap,PCA8,TQ4"}) {
+        const IndexPtr index = make_index(s);
+        const Bytes bytes = faiss_turboquant::serialize_index(index.get());
+        EXPECT_EQ(file_of(payload_of(bytes)), bytes);
+    }
+}
+
+/// damage that the checksums do not show: every field has to be checked
+TEST(IndexIO, RandomDamageWithValidChecksums) {
+    const size_t before = peak_memory_bytes();
+    std::mt19937 random(321);
+    int readable = 0, refused = 0;
+    for (const char* s :
+         {"TQ1",
+          "TQ4",
+          "IDMap2,TQ3",
+          "PCA8,TQ4",
+          "ITQ8,TQ4",
+          "OPQ4_8,TQ2",
+          "Pad20,TQ4",
+          "L2norm,TQ2",
+          "TQ1,Refine(TQ4)",
+          "IDMap,RR,TQ1,Refine(TQ2)"}) {
+        const IndexPtr index = make_index(s);
+        const Bytes payload =
+                payload_of(faiss_turboquant::serialize_index(index.get()));
+        for (int i = 0; i < 500; i++) {
+            Bytes damaged = payload;
+            damage(damaged, random);
+#if defined(__SANITIZE_ADDRESS__)
+            // FAISS's reader of ITQTransform leaks when a part of it is of
+            // another type
+            std::unique_ptr<__lsan::ScopedDisabler> ignore_leaks;
+            if (!strncmp(s, "ITQ", 3)) {
+                ignore_leaks = std::make_unique<__lsan::ScopedDisabler>();
+            }
+#endif
+            if (survives(file_of(damaged), s)) {
+                readable++;
+            } else {
+                refused++;
+            }
+        }
+    }
+    EXPECT_GT(readable, 100); // codes and matrices may have any content
+    EXPECT_GT(refused, 1000);
+    if (measures_memory) {
+        EXPECT_LT(peak_memory_bytes() - before, size_t(128) << 20);
+    }
+}
+
+/// the bytes of each record's fields, one after another, set to the extremes
+TEST(IndexIO, ExtremeFields) {
+    for (const char* s : {"TQ4", "IDMap2,TQ1", "PCA8,TQ2", "TQ1,Refine(TQ2)"}) {
+        const IndexPtr index = make_index(s);
+        const Bytes payload =
+                payload_of(faiss_turboquant::serialize_index(index.get()));
+        for (size_t at = 0; at < std::min<size_t>(payload.size(), 150); at++) {
+            for (int size : {1, 4, 8}) {
+                for (uint8_t value : {0x00, 0x7f, 0xff}) {
+                    Bytes damaged = payload;
+                    for (size_t i = at; i < std::min(payload.size(), at + size);
+                         i++) {
+                        damaged[i] = value;
+                    }
+                    survives(file_of(damaged), s);
+                }
+            }
+        }
+    }
+}
+
+TEST(IndexIO, SizesBeyondTheFile) {
+    const IndexPtr index = make_index("TQ4");
+    Bytes payload = payload_of(faiss_turboquant::serialize_index(index.get()));
+    // after the tag and d
+    const uint64_t ntotal = uint64_t(1) << 40;
+    memcpy(&payload[8], &ntotal, 8);
+    const Bytes file = file_of(payload);
+    const size_t before = peak_memory_bytes();
+    EXPECT_CONTAINS(
+            message_of_reading(file), "cut short: it ends within codes");
+    // also when the length of the stream is not known
+    StreamReader stream(file);
+    EXPECT_CONTAINS(
+            message_of([&] { faiss_turboquant::read_index(&stream); }),
+            "\"stream.tq\" is cut short: it ends within codes");
+    EXPECT_LT(peak_memory_bytes() - before, size_t(32) << 20);
+}
+
+TEST(IndexIO, DeepNesting) {
+    // one IndexIDMap in another, a million times
+    const IndexPtr index = make_index("IDMap,TQ1");
+    const Bytes payload =
+            payload_of(faiss_turboquant::serialize_index(index.get()));
+    const size_t record = 4 + 4 + 8 + 1 + 1;
+    Bytes nested;
+    for (int i = 0; i < 1000000; i++) {
+        nested.insert(nested.end(), payload.begin(), payload.begin() + record);
+    }
+    EXPECT_CONTAINS(message_of_reading(file_of(nested)), "nested");
+}
+
+TEST(IndexIO, UnknownRecords) {
+    const IndexPtr index = make_index("TQ4");
+    Bytes payload = payload_of(faiss_turboquant::serialize_index(index.get()));
+    payload[2] = 'z';
+    payload[3] = '9';
+    EXPECT_CONTAINS(message_of_reading(file_of(payload)), "\"TQz9\"");
+    payload = payload_of(faiss_turboquant::serialize_index(index.get()));
+    payload.push_back(0);
+    EXPECT_CONTAINS(message_of_reading(file_of(payload)), "behind the last");
+}
+
+} // namespace
