@@ -96,6 +96,36 @@ struct RangeCollector {
     }
 };
 
+#if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
+/// passes entries on to FAISS's handler
+struct HandlerCollector {
+    faiss::ResultHandler& handler;
+    bool is_l2;
+    faiss::idx_t first_id;
+    float threshold;
+
+    HandlerCollector(faiss::ResultHandler& handler, bool is_l2, faiss::idx_t first_id)
+            : handler(handler), is_l2(is_l2), first_id(first_id) {
+        follow_handler();
+    }
+
+    void follow_handler() {
+        threshold = is_l2 ? handler.threshold : -handler.threshold;
+    }
+
+    void add(const float* keys, const uint32_t* rows, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+            if (keys[i] < threshold) {
+                handler.add_result(
+                        is_l2 ? std::max(keys[i], 0.0f) : -keys[i],
+                        first_id + rows[i]);
+                follow_handler();
+            }
+        }
+    }
+};
+#endif
+
 /** Scans one slice of codes for one group of queries. */
 template <class Collector>
 struct SliceScan {
@@ -470,5 +500,29 @@ std::vector<std::vector<std::pair<faiss::idx_t, float>>> CodeScanner::
     }
     return results;
 }
+
+#if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
+void CodeScanner::search1(
+        const PreparedQuery& query,
+        faiss::ResultHandler& handler) const {
+    const bool is_l2 = tq.metric_type == faiss::METRIC_L2;
+    // rows of a slice are 32-bit
+    const size_t slice_size = size_t(1) << 31;
+    for (size_t begin = 0; begin < ntotal; begin += slice_size) {
+        std::vector<HandlerCollector> collectors = {
+                HandlerCollector(handler, is_l2, begin)};
+        SliceScan<HandlerCollector> scan(tq, &query, 1, collectors);
+        const uint8_t* slice = codes + begin * tq.layout().code_size;
+        for_each_block(
+                selected_,
+                begin,
+                std::min(begin + slice_size, ntotal),
+                scan.max_block(),
+                [&](uint32_t first, const uint32_t* rows, size_t n) {
+                    scan.scan_block(slice, first, rows, n);
+                });
+    }
+}
+#endif
 
 } // namespace faiss_turboquant

@@ -5,8 +5,9 @@
 #include <utility>
 #include <vector>
 
-#include <faiss/MetricType.h>
+#include <faiss/Index.h>
 #include <faiss/impl/IDSelector.h>
+#include <faiss/impl/ResultHandler.h>
 
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 
@@ -45,6 +46,13 @@ struct CodeScanner {
     std::vector<std::vector<std::pair<faiss::idx_t, float>>> range_search(
             const std::vector<PreparedQuery>& queries,
             float radius) const;
+
+#if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
+    /** Give a handler every code that beats its threshold, by ascending id, on
+     * the calling thread. */
+    void search1(const PreparedQuery& query, faiss::ResultHandler& handler)
+            const;
+#endif
 
    private:
     /// selected ids as a bitmap; empty when there is no selector

@@ -157,6 +157,18 @@ void IndexTurboQuant::search(
     }
 }
 
+#if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
+void IndexTurboQuant::search1(
+        const float* x,
+        ResultHandler& handler,
+        SearchParameters* params) const {
+    const CodeScanner scanner(tq, codes.data(), ntotal, get_selector(params));
+    PreparedQuery query;
+    tq.prepare_query(x, 0, query);
+    scanner.search1(query, handler);
+}
+#endif
+
 void IndexTurboQuant::range_search(
         idx_t n,
         const float* x,

@@ -60,6 +60,15 @@ struct IndexTurboQuant : IndexFlatCodes {
             idx_t* labels,
             const SearchParameters* params = nullptr) const override;
 
+#if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
+    /** One query, for a result handler of the caller's.
+     * @param x  (d,) */
+    void search1(
+            const float* x,
+            ResultHandler& handler,
+            SearchParameters* params = nullptr) const override;
+#endif
+
     /** All vectors with a distance below radius (L2) or a similarity above it
      * (inner product), by ascending id. */
     void range_search(

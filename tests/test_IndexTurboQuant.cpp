@@ -13,6 +13,7 @@
 #include <faiss/impl/AuxIndexStructures.h>
 #include <faiss/impl/FaissException.h>
 #include <faiss/impl/IDSelector.h>
+#include <faiss/impl/ResultHandler.h>
 
 #include "awkward_sizes.h"
 
@@ -289,6 +290,39 @@ TEST(IndexTurboQuant, RangeSearch) {
         }
     }
 }
+
+#if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
+TEST(IndexTurboQuant, Search1) {
+    struct Collect : faiss::ResultHandler {
+        std::vector<std::pair<idx_t, float>> results;
+        bool add_result(float distance, idx_t id) override {
+            results.emplace_back(id, distance);
+            return false;
+        }
+    };
+    const size_t d = 30, n = 700;
+    for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+        IndexTurboQuant index(d, 4, metric);
+        index.add(n, gaussian(n, d, 1).data());
+        const auto xq = gaussian(1, d, 3);
+        const float radius = metric == METRIC_L2 ? 50.0f : 3.0f;
+        faiss::IDSelectorRange range(100, 500);
+        faiss::SearchParameters params;
+        params.sel = &range;
+        Collect collect;
+        collect.threshold = radius;
+        index.search1(xq.data(), collect, &params);
+        faiss::RangeSearchResult result(1);
+        index.range_search(1, xq.data(), radius, &result, &params);
+        ASSERT_EQ(result.lims[1], collect.results.size());
+        EXPECT_GT(result.lims[1], 0u);
+        for (size_t i = 0; i < result.lims[1]; i++) {
+            EXPECT_EQ(result.labels[i], collect.results[i].first);
+            EXPECT_EQ(result.distances[i], collect.results[i].second);
+        }
+    }
+}
+#endif
 
 TEST(IndexTurboQuant, RemoveMergeAndSaCodes) {
     const size_t d = 20, n = 300;
