@@ -104,7 +104,10 @@ struct HandlerCollector {
     faiss::idx_t first_id;
     float threshold;
 
-    HandlerCollector(faiss::ResultHandler& handler, bool is_l2, faiss::idx_t first_id)
+    HandlerCollector(
+            faiss::ResultHandler& handler,
+            bool is_l2,
+            faiss::idx_t first_id)
             : handler(handler), is_l2(is_l2), first_id(first_id) {
         follow_handler();
     }

@@ -101,9 +101,10 @@ IndexTurboQuant::IndexTurboQuant(
         int nbits,
         MetricType metric,
         RotationType rotation_type,
-        uint64_t seed)
+        uint64_t seed,
+        int memory)
         : IndexFlatCodes(0, d, metric),
-          tq(d, nbits, metric, rotation_type, seed) {
+          tq(d, nbits, metric, rotation_type, seed, memory) {
     code_size = tq.code_size;
 }
 
@@ -240,9 +241,9 @@ void IndexTurboQuant::check_compatible_for_merge(
             "IndexTurboQuant: cannot merge an index with another rotation "
             "(type or seed)");
     FAISS_THROW_IF_NOT_MSG(
-            other->tq.codebook.step == tq.codebook.step &&
-                    other->tq.codebook.positions == tq.codebook.positions,
-            "IndexTurboQuant: cannot merge an index with another codebook");
+            other->tq.codebook == tq.codebook,
+            "IndexTurboQuant: cannot merge an index with another codebook "
+            "(levels or trellis)");
     FAISS_THROW_IF_NOT_MSG(
             other->tq.centre == tq.centre,
             "IndexTurboQuant: cannot merge an index with another centre "

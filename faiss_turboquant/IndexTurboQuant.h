@@ -25,6 +25,9 @@ struct IndexTurboQuant : IndexFlatCodes {
      *  @param metric  METRIC_L2 or METRIC_INNER_PRODUCT
      *  @param rotation_type  Hadamard: O(d log d); Haar: dense, O(d^2)
      *  @param seed    of the rotation; indexes merge only if they share it
+     *  @param memory  0: one level per coordinate; 8: trellis-coded with 2^8
+     *                 states, a smaller error at the same size and search
+     *                 speed, and slower to add
      *  @throws FaissException on any other value */
     explicit IndexTurboQuant(
             idx_t d,
@@ -32,7 +35,8 @@ struct IndexTurboQuant : IndexFlatCodes {
             MetricType metric = METRIC_L2,
             faiss_turboquant::RotationType rotation_type =
                     faiss_turboquant::RotationType::Hadamard,
-            uint64_t seed = faiss_turboquant::TurboQuantizer::default_seed);
+            uint64_t seed = faiss_turboquant::TurboQuantizer::default_seed,
+            int memory = 0);
 
     IndexTurboQuant();
 

@@ -25,13 +25,29 @@ namespace {
 struct Codec {
     const char* name;
     int nbits;
+    int memory; ///< of the trellis; 0 is none
 
     std::unique_ptr<faiss::Index> make(int d, faiss::MetricType metric) const {
-        return std::make_unique<faiss::IndexTurboQuant>(d, nbits, metric);
+        return std::make_unique<faiss::IndexTurboQuant>(
+                d,
+                nbits,
+                metric,
+                RotationType::Hadamard,
+                TurboQuantizer::default_seed,
+                memory);
     }
 };
 
-constexpr Codec codecs[] = {{"TQ1", 1}, {"TQ2", 2}, {"TQ3", 3}, {"TQ4", 4}};
+constexpr Codec codecs[] = {
+        {"TQ1", 1, 0},
+        {"TQ2", 2, 0},
+        {"TQ3", 3, 0},
+        {"TQ4", 4, 0},
+        {"TQ1t", 1, 8},
+        {"TQ2t", 2, 8},
+        {"TQ3t", 3, 8},
+        {"TQ4t", 4, 8},
+};
 
 /** FAISS indexes that a codec's place is kept with while FAISS parses the
  * string. They accept any d, both metrics and every place of the grammar that
@@ -49,7 +65,7 @@ constexpr StandIn stand_ins[] = {
 };
 
 constexpr const char* valid_forms =
-        "valid forms: TQ4 | IDMap2,TQ4 | PCA64,TQ4 | L2norm,TQ4 | TQ2,RFlat | "
+        "valid forms: TQ4 | TQ4t | IDMap2,TQ4 | PCA64,TQ4 | L2norm,TQ4 | TQ2,RFlat | "
         "TQ1,Refine(TQ4) and combinations of these";
 
 /// part of a description that names a TurboQuant codec, or tries to

@@ -523,6 +523,13 @@ void write_flat(BlockWriter& f, const faiss::IndexTurboQuant& index) {
     write_value<float>(f, tq.codebook.step);
     write_value<uint8_t>(f, tq.codebook.positions.size());
     write_bytes(f, tq.codebook.positions.data(), tq.codebook.positions.size());
+    const Trellis& trellis = tq.codebook.trellis;
+    write_value<uint8_t>(f, trellis.memory);
+    if (trellis.memory > 0) {
+        write_bytes(f, trellis.taps, sizeof(trellis.taps));
+        write_value<uint8_t>(f, trellis.sign_mask);
+        write_value<float>(f, tq.codebook.trellis_error);
+    }
     write_value<uint8_t>(f, tq.has_centre());
     write_bytes(f, tq.centre.data(), tq.centre.size() * sizeof(float));
     write_value<uint64_t>(f, index.code_size);
@@ -547,9 +554,20 @@ std::unique_ptr<Index> read_flat(BlockReader& f) {
     const auto seed = read_value<uint64_t>(f, "seed");
     tq.rotation = Rotation(rotation_type, tq.d, seed);
     tq.codebook.step = read_value<float>(f, "codebook step");
-    const int npositions = 1 << (tq.nbits - 1);
-    read_within<uint8_t>(f, "codebook size", npositions, npositions);
+    // set_derived_values checks that the codebook fits together
+    const auto npositions =
+            read_within<uint8_t>(f, "codebook size", 1, Trellis::n_indices);
     read_vector(f, tq.codebook.positions, npositions, "codebook positions");
+    Trellis& trellis = tq.codebook.trellis;
+    trellis.memory =
+            read_within<uint8_t>(f, "trellis memory", 0, Trellis::max_memory);
+    if (trellis.memory > 0) {
+        for (uint16_t& taps : trellis.taps) {
+            taps = read_value<uint16_t>(f, "trellis taps");
+        }
+        trellis.sign_mask = read_value<uint8_t>(f, "trellis sign mask");
+        tq.codebook.trellis_error = read_value<float>(f, "trellis error");
+    }
     tq.centre.clear();
     if (read_bool(f, "has_centre")) {
         read_vector(f, tq.centre, tq.d, "centre");

@@ -34,6 +34,20 @@ std::vector<float> gaussian(size_t n, size_t d, unsigned seed, float mean = 0) {
     return x;
 }
 
+IndexTurboQuant make_index(
+        size_t d,
+        int nbits,
+        faiss::MetricType metric,
+        int memory) {
+    return IndexTurboQuant(
+            d,
+            nbits,
+            metric,
+            faiss_turboquant::RotationType::Hadamard,
+            1,
+            memory);
+}
+
 struct Results {
     std::vector<float> D;
     std::vector<idx_t> I;
@@ -106,11 +120,15 @@ std::string message_of(F f) {
 } // namespace
 
 TEST(IndexTurboQuant, SearchEqualsBruteForce) {
-    for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+    for (auto [metric, memory] :
+         {std::pair(METRIC_L2, 0),
+          std::pair(METRIC_INNER_PRODUCT, 0),
+          std::pair(METRIC_L2, 8)}) {
         for (int nbits = 1; nbits <= 4; nbits++) {
             for (size_t d : {1, 8, 33, 100, 257}) {
                 for (size_t n : {1, 17, 65, 600}) {
-                    IndexTurboQuant index(d, nbits, metric);
+                    IndexTurboQuant index =
+                            make_index(d, nbits, metric, memory);
                     EXPECT_TRUE(index.is_trained);
                     index.add(n, gaussian(n, d, n).data());
                     // around the switch from single queries to batches, and
@@ -121,8 +139,9 @@ TEST(IndexTurboQuant, SearchEqualsBruteForce) {
                             EXPECT_EQ(
                                     brute_force(index, xq, k),
                                     search(index, xq, k))
-                                    << "d " << d << " nbits " << nbits << " n "
-                                    << n << " nq " << nq << " k " << k;
+                                    << "memory " << memory << " d " << d
+                                    << " nbits " << nbits << " n " << n
+                                    << " nq " << nq << " k " << k;
                         }
                     }
                 }
@@ -357,7 +376,8 @@ TEST(IndexTurboQuant, MergeRefusals) {
             dim(d + 1, 2),
             seed(d, 2, METRIC_L2, faiss_turboquant::RotationType::Hadamard, 5),
             haar(d, 2, METRIC_L2, faiss_turboquant::RotationType::Haar),
-            centre(d, 2);
+            scalar = make_index(d, 2, METRIC_L2, 0),
+            trellis = make_index(d, 2, METRIC_L2, 8), centre(d, 2);
     centre.train(50, xb.data());
     faiss::IndexFlat flat(d);
     EXPECT_REFUSED(index.merge_from(bits), "nbits = 3");
@@ -365,30 +385,38 @@ TEST(IndexTurboQuant, MergeRefusals) {
     EXPECT_REFUSED(index.merge_from(dim), "d = 21");
     EXPECT_REFUSED(index.merge_from(seed), "rotation");
     EXPECT_REFUSED(index.merge_from(haar), "rotation");
+    EXPECT_REFUSED(scalar.merge_from(trellis), "codebook");
     EXPECT_REFUSED(index.merge_from(centre), "centre");
     EXPECT_REFUSED(index.merge_from(flat), "IndexFlat");
 }
 
 TEST(IndexTurboQuant, ReconstructionError) {
-    // 1 - cos^2 of Lloyd-Max codes, Zandieh et al., table in section 3.1
-    const double expected[] = {0.3634, 0.1175, 0.0345, 0.0095};
+    // 1 - cos^2: Lloyd-Max, Zandieh et al., table in section 3.1; trellis,
+    // kernels/trellis_tables.h
+    const double expected[2][4] = {
+            {0.3634, 0.1175, 0.0345, 0.0095},
+            {0.2743, 0.0718, 0.0195, 0.00585}};
     const size_t d = 200, n = 400;
     const auto xb = gaussian(n, d, 1);
     for (int nbits = 1; nbits <= 4; nbits++) {
-        for (bool trained : {false, true}) {
-            IndexTurboQuant index(d, nbits);
-            if (trained) {
-                index.train(n, xb.data());
+        for (int memory : {0, 8}) {
+            for (bool trained : {false, true}) {
+                IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
+                if (trained) {
+                    index.train(n, xb.data());
+                }
+                index.add(n, xb.data());
+                std::vector<float> y(n * d);
+                index.reconstruct_n(0, n, y.data());
+                double error = 0, norm = 0;
+                for (size_t i = 0; i < n * d; i++) {
+                    error += std::pow(xb[i] - y[i], 2);
+                    norm += std::pow(xb[i], 2);
+                }
+                EXPECT_NEAR(
+                        error / norm / expected[memory > 0][nbits - 1], 1, 0.04)
+                        << nbits << " " << memory;
             }
-            index.add(n, xb.data());
-            std::vector<float> y(n * d);
-            index.reconstruct_n(0, n, y.data());
-            double error = 0, norm = 0;
-            for (size_t i = 0; i < n * d; i++) {
-                error += std::pow(xb[i] - y[i], 2);
-                norm += std::pow(xb[i], 2);
-            }
-            EXPECT_NEAR(error / norm / expected[nbits - 1], 1, 0.03) << nbits;
         }
     }
 }

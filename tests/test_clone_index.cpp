@@ -105,6 +105,7 @@ TEST(CloneIndex, FactoryIndexes) {
     for (auto metric : {faiss::METRIC_L2, faiss::METRIC_INNER_PRODUCT}) {
         for (const char* s :
              {"TQ1",
+              "TQ2t",
               "TQ4",
               "IDMap,TQ4",
               "TQ3,IDMap2",

@@ -230,6 +230,11 @@ struct StreamReader : faiss::IOReader {
 
 const std::vector<std::string> descriptions = {
         "TQ1",
+        "TQ1t",
+        "TQ2t",
+        "TQ3t",
+        "TQ4t",
+        "TQ1t,Refine(TQ4t)",
         "TQ2",
         "TQ3",
         "TQ4",
@@ -777,6 +782,8 @@ TEST(IndexIO, RandomDamage) {
     std::mt19937 random(123);
     for (const char* s :
          {"TQ1",
+          "TQ2t",
+          "TQ4t",
           "TQ4",
           "IDMap2,TQ3",
           "PCA8,TQ4",
@@ -882,6 +889,8 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
     int readable = 0, refused = 0;
     for (const char* s :
          {"TQ1",
+          "TQ2t",
+          "TQ4t",
           "TQ4",
           "IDMap2,TQ3",
           "PCA8,TQ4",

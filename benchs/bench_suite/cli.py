@@ -7,14 +7,20 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+from . import distortion
 from .errors import BenchError
 
 DESCRIPTION = """\
-Compares vector codes at equal terms: TurboQuant (TQ1 .. TQ4) with FAISS's
-own PQ, RaBitQ and scalar quantizers, and with turbovec when it is installed.
+Compares vector codes at equal terms: TurboQuant (TQ1 .. TQ4, and TQ1t .. TQ4t
+with a trellis) with FAISS's own PQ, RaBitQ and scalar quantizers, and with
+turbovec when it is installed.
 For each: bytes per vector, training and adding, recall, search speed.
-
 Prints tables and writes results.json, results.md and plots.
+
+--report distortion instead holds the TurboQuant codecs against theory:
+squared error, inner-product error and bias on vectors uniform on the sphere,
+for several dimensions. Writes distortion.json, distortion.md and
+distortion.png; takes less than three minutes.
 """
 
 EPILOG = """\
@@ -39,7 +45,21 @@ examples:
   bench_all.py --quick
   bench_all.py --data vectors.npy --queries queries.npy
   bench_all.py --data gaussian:d=768,n=100000 --contenders TQ4 "PQ{d}x4fs"
+  bench_all.py --report distortion
 """
+
+# options of the search report that say nothing to the distortion report
+SEARCH_ONLY = (
+    "--data",
+    "--queries",
+    "--n-queries",
+    "--metric",
+    "--repetitions",
+    "--train-rows",
+    "--budget",
+    "--recall-seconds",
+    "--seconds",
+)
 
 
 def positive(kind):
@@ -61,10 +81,19 @@ def parse_args(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
+        "--report",
+        choices=("search", "distortion"),
+        default="search",
+        help="search: recall, bytes and speed (default); distortion: errors "
+        "next to their bounds, which takes --quick, --rows, --contenders "
+        "(bare TurboQuant codecs), --skip and --output only",
+    )
+    p.add_argument(
         "--quick",
         action="store_true",
         help="one minute: glosses384 with 5,000 rows, fewer contenders, two "
-        "repetitions; the options below override each of these",
+        "repetitions; the options below override each of these. With "
+        "--report distortion: a quarter of the vectors, half of the rotations",
     )
     p.add_argument(
         "--data",
@@ -114,7 +143,6 @@ def parse_args(argv):
     p.add_argument(
         "--train-rows",
         type=positive(int),
-        default=10_000,
         metavar="N",
         help="rows for training, at most (default: 10,000, about FAISS's "
         "least for 8-bit PQ, 39 per centroid)",
@@ -132,7 +160,7 @@ def parse_args(argv):
         type=positive(float),
         metavar="S",
         help="a contender that is slower gets its recall from the first "
-        "queries only, and a mark (default: 10; with --quick 2)",
+        "queries only, and a mark (default: 8; with --quick 2)",
     )
     p.add_argument(
         "--seconds",
@@ -149,22 +177,33 @@ def parse_args(argv):
         help="where the files go (default: bench_results)",
     )
     args = p.parse_args(argv)
+    if args.skip is not None:
+        try:
+            re.compile(args.skip)
+        except re.error as e:
+            p.error(f"--skip {args.skip}: {e}")
+    if args.report == "distortion":
+        for option in SEARCH_ONLY:
+            if getattr(args, option[2:].replace("-", "_")) is not None:
+                p.error(f"{option} does not go with --report distortion")
+        if args.rows is not None and args.rows < distortion.MIN_ROWS:
+            p.error(
+                f"--rows {args.rows}: --report distortion needs "
+                f"{distortion.MIN_ROWS}"
+            )
+        return args
     quick = args.quick
     if args.data is None:
         args.data = ["glosses384"] if quick else ["glosses384", "glosses1536"]
         if quick and args.rows is None:
             args.rows = 5000
     args.repetitions = args.repetitions or (2 if quick else 3)
+    args.train_rows = args.train_rows or 10_000
     args.budget = args.budget or (20 if quick else 120)
     args.recall_seconds = args.recall_seconds or (2 if quick else 8)
     args.seconds = args.seconds or (0.3 if quick else 0.6)
     if args.queries and len(args.data) > 1:
         p.error("--queries goes with one --data only")
-    if args.skip is not None:
-        try:
-            re.compile(args.skip)
-        except re.error as e:
-            p.error(f"--skip {args.skip}: {e}")
     return args
 
 
@@ -250,15 +289,44 @@ def bench_dataset(data, args, plugin_error):
     }
 
 
-def run(args):
+def now():
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def run_distortion(args):
+    from . import contenders, report
+
+    plugin_error = contenders.import_plugin()
+    if plugin_error:
+        raise BenchError(plugin_error)
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = {
+        "machine": report.machine_facts(),
+        "date": now(),
+        "settings": {"quick": args.quick, "rows": args.rows},
+    }
+    names = args.contenders or distortion.default_names()
+    if args.skip:
+        names = [n for n in names if not re.match(args.skip, n)]
+    results["dimensions"], results["skipped"] = distortion.run(
+        list(dict.fromkeys(names)),
+        args.quick,
+        args.rows,
+        explicit=bool(args.contenders),
+    )
+    print("\n" + distortion.text(results))
+    paths = distortion.write(results, args.output)
+    print("wrote " + ", ".join(map(str, paths)) + "\n")
+
+
+def run_search(args):
     from . import contenders, datasets, measure, report
 
-    start = time.time()
     plugin_error = contenders.import_plugin()
     args.output.mkdir(parents=True, exist_ok=True)
     results = {
         "machine": report.machine_facts(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "settings": {
             "quick": args.quick,
             "repetitions": args.repetitions,
@@ -282,13 +350,15 @@ def run(args):
         paths = report.write_results(results, args.output)
         paths += report.write_plots(result, args.output)
         print("wrote " + ", ".join(map(str, paths)) + "\n")
-    print(f"{time.time() - start:.0f} s in all")
 
 
 def main(argv=None):
     args = parse_args(argv)
+    run = {"search": run_search, "distortion": run_distortion}[args.report]
+    start = time.time()
     try:
         run(args)
+        print(f"{time.time() - start:.0f} s in all")
     except BenchError as e:
         print(f"bench_all: {e}", file=sys.stderr)
         return 1

@@ -27,7 +27,7 @@ def default_names(d, quick=False):
             ["Flat", "SQ8", f"PQ{d // 4}x8np", f"PQ{d}x4fs"]
             + ["RR,RaBitQ2", "RR,RaBitQ4", "RR,RaBitQfs1", "RR,RaBitQfs4"]
             + [f"TQ{b}" for b in (1, 2, 3, 4)]
-            + ["TQ4" + TRAINED, "turbovec4"]
+            + ["TQ4" + TRAINED, "TQ2t", "TQ4t", "turbovec4"]
         )
     bits = (1, 2, 3, 4)
     return (
@@ -38,6 +38,8 @@ def default_names(d, quick=False):
         + [f"RR,RaBitQfs{b}" for b in bits]
         + [f"TQ{b}" for b in bits]
         + [f"TQ{b}{TRAINED}" for b in bits]
+        + [f"TQ{b}t" for b in bits]
+        + [f"TQ{b}t{TRAINED}" for b in bits]
         # not rotated inside, so RR goes in front, as for RaBitQ
         + [f"RR,SQtqmse{b}" for b in bits]
         + [f"RR,SQtq{b}" for b in (2, 3, 4)]
@@ -225,10 +227,20 @@ def make(name, d, metric, unit_length=False, plugin_error=None):
         return TurbovecContender(name, d, metric)
     except BenchError as e:
         return Skipped(name, str(e))
-    except RuntimeError as e:  # FAISS: the message's last line says what
-        reason = str(e).strip().splitlines()[-1]
-        if "could not parse index string" in reason:
-            import faiss
+    except RuntimeError as e:
+        return Skipped(name, why_not(e))
 
-            reason = f"FAISS {faiss.__version__} does not know it"
-        return Skipped(name, reason)
+
+def why_not(error):
+    """The reason in an exception of faiss.index_factory, in a few words."""
+    reason = str(error).strip().splitlines()[-1]  # what, after where
+    if "could not parse index string" in reason:
+        import faiss
+
+        return f"FAISS {faiss.__version__} does not know it"
+    _, unknown, hint = reason.partition(
+        "is not a TurboQuant codec of this version"
+    )
+    if unknown:
+        return "the installed faiss_turboquant does not know it" + hint
+    return reason

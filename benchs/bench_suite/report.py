@@ -139,6 +139,19 @@ def title(result):
     )
 
 
+def notes_by_text(items, key, head="not run: "):
+    """Lines "names: text" of the items with something under the key, one for
+    each different text."""
+    names_by_text = {}
+    for item in items:
+        if item[key]:
+            names_by_text.setdefault(item[key], []).append(item["name"])
+    return [
+        f"{head}{'; '.join(names)}: {text}"
+        for text, names in names_by_text.items()
+    ]
+
+
 def notes(result):
     """Lines under the tables."""
     lines = []
@@ -161,18 +174,8 @@ def notes(result):
             f"{SMALL} slow: a smaller batch; its size and the number of "
             "repetitions are in results.json"
         )
-    for head, what, items in (
-        ("", "note", result["rows"]),
-        ("not run: ", "reason", result["skipped"]),
-    ):
-        names_by_text = {}
-        for item in items:
-            if item[what]:
-                names = names_by_text.setdefault(item[what], [])
-                names.append(item["name"])
-        for text, names in names_by_text.items():
-            lines.append(f"{head}{'; '.join(names)}: {text}")
-    return lines
+    lines += notes_by_text(result["rows"], "note", "")
+    return lines + notes_by_text(result["skipped"], "reason")
 
 
 def result_text(result, cores):
@@ -182,16 +185,23 @@ def result_text(result, cores):
     return "\n\n".join(parts + ["\n".join(notes(result))]).rstrip() + "\n"
 
 
-def results_markdown(results):
-    machine = results["machine"]
+def machine_line(machine):
+    """machine_facts() as a sentence."""
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    settings = results["settings"]
-    out = [
-        "# bench_all",
+    return (
         f"{machine['cpu']}, {machine['cores']} cores; SIMD level "
         f"{machine['turboquant_simd'] or '-'}, FAISS's "
         f"{machine['faiss_simd']}; {versions}; load average at the start "
-        f"{machine['load_average_at_start']}.",
+        f"{machine['load_average_at_start']}."
+    )
+
+
+def results_markdown(results):
+    machine = results["machine"]
+    settings = results["settings"]
+    out = [
+        "# bench_all",
+        machine_line(machine),
         f"Medians of {settings['repetitions']} interleaved repetitions. "
         f"Speed: the {settings['k']} best of each query; training: at most "
         f"{settings['train_rows']:,} rows. Bytes are those of one vector, "
@@ -216,6 +226,8 @@ STYLES = {  # family: (colour, marker)
     "Flat": ("black", "*"),
     "TQ": ("tab:red", "o"),
     "TQ" + TRAINED: ("tab:red", "D"),
+    "TQt": ("magenta", "o"),
+    "TQt" + TRAINED: ("magenta", "D"),
     "RaBitQ": ("tab:blue", "s"),
     "RaBitQfs": ("tab:cyan", "s"),
     "PQ": ("tab:green", "^"),

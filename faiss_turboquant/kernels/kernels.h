@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include <faiss_turboquant/kernels/trellis.h>
+
 namespace faiss_turboquant {
 
 /** Where the bits of a code are.
@@ -33,6 +35,16 @@ namespace faiss_turboquant {
  * The sign is 1 for a negative coordinate. The grid position of a field is
  * positions[magnitude], or its partner 63 - positions[magnitude] if the sign
  * is set.
+ *
+ * With a trellis all planes are of 8 * ceil(d / 8) coordinates, so that their
+ * bytes line up, those past d zero, and time is the number of the coordinate.
+ * The coded bit k steps earlier is then the same bit of the byte k bytes
+ * earlier, and before byte 0 come the last bytes shifted left by one bit:
+ *
+ *   nbits 1: plane of 1 (coded)
+ *   nbits 2: plane of 1 (coded), plane of 1 (sign)
+ *   nbits 3: plane of 1 (coded), plane of 1 (sign), plane of 1 (others)
+ *   nbits 4: plane of 1 (coded), plane of 1 (sign), plane of 2 (others)
  */
 struct CodeLayout {
     size_t d = 0;
@@ -48,19 +60,40 @@ struct CodeLayout {
     /// a coordinate of a rotated unit vector, times this, is in half grid
     /// steps: 2 sqrt(d) / step
     float half_steps = 0;
+    /// with a trellis, grid is by the trellis's index, and tables take the
+    /// place of thresholds
+    Trellis trellis;
+    TrellisTables tables;
 
+    bool has_trellis() const {
+        return trellis.memory > 0;
+    }
     /// bytes of a plane of b-bit fields
     size_t plane_size(int b) const {
         return (d * b + 7) / 8;
     }
     /// bytes of all planes
     size_t packed_size() const {
+        if (has_trellis()) {
+            return nbits * plane_size(1);
+        }
         return nbits == 3 ? plane_size(2) + plane_size(1) : plane_size(nbits);
     }
     /// fields per byte of a plane of b-bit fields is 8 / b; this is the number
     /// of coordinates that every padded buffer has room for
     size_t padded_dim() const {
         return (d + 63) / 64 * 64;
+    }
+    /// bytes that encode works in
+    size_t scratch_size() const {
+        const size_t fields = 2 * (padded_dim() + 64);
+        if (!has_trellis()) {
+            return fields;
+        }
+        // fine positions, two sets of path costs, a decision per state and
+        // coordinate
+        const size_t states = size_t(1) << trellis.memory;
+        return 2 * fields + 2 * states + (padded_dim() + 1) * states / 8;
     }
 };
 
@@ -110,7 +143,7 @@ struct Kernels {
 
     /** Encode a rotated unit vector.
      * @param y       (padded_dim,), zero past d
-     * @param fields  (2 * (padded_dim + 64),), scratch
+     * @param fields  (scratch_size,), scratch
      * @param planes  (packed_size,), written
      * @return  sum_i y_i (2 g_i - 63), a float sum in 32 lanes */
     float (*encode)(

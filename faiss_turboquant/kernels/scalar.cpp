@@ -76,11 +76,30 @@ void set_field(uint8_t* plane, size_t m, int b, size_t j, int value) {
     plane[j % m] |= value << (j / m * b);
 }
 
+void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid);
+
+float encode_with_trellis(
+        const CodeLayout& layout,
+        const float* y,
+        uint8_t* planes) {
+    encode_trellis_fields(layout, y, planes);
+    std::vector<uint8_t> grid(layout.padded_dim());
+    decode(layout, planes, grid.data());
+    float lane[lanes] = {};
+    for (size_t i = 0; i < layout.d; i++) {
+        lane[i % lanes] += y[i] * static_cast<float>(2 * grid[i] - 63);
+    }
+    return add_lanes(lane);
+}
+
 float encode(
         const CodeLayout& layout,
         const float* y,
         uint8_t* /*fields*/,
         uint8_t* planes) {
+    if (layout.has_trellis()) {
+        return encode_with_trellis(layout, y, planes);
+    }
     const int nbits = layout.nbits;
     const int nthresholds = (1 << (nbits - 1)) - 1;
     const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
@@ -108,6 +127,10 @@ float encode(
 }
 
 void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
+    if (layout.has_trellis()) {
+        decode_trellis_fields(layout, planes, grid);
+        return;
+    }
     const int nbits = layout.nbits;
     const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
     const size_t m = layout.plane_size(nbits);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <faiss_turboquant/kernels/tables.h>
+#include <faiss_turboquant/kernels/trellis_tables.h>
 
 // AVX3_DL is opt-in. Zen 4 and Sapphire Rapids run the AVX3_DL code (VNNI,
 // VBMI); SVE vectors have no fixed size, and Neoverse runs NEON.
@@ -285,11 +286,33 @@ HWY_INLINE U8 load_grid(const CodeLayout& layout) {
     return hn::LoadDup128(du8, layout.grid);
 }
 
+float trellis_encode(
+        const CodeLayout& layout,
+        const float* y,
+        uint8_t* scratch,
+        uint8_t* planes);
+void trellis_decode(
+        const CodeLayout& layout,
+        const uint8_t* planes,
+        uint8_t* grid);
+void trellis_dot_codes(
+        const CodeLayout& layout,
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        const int8_t* query,
+        int32_t sum,
+        int32_t* out);
+bool decodes_in_registers(const CodeLayout& layout);
+
 float encode(
         const CodeLayout& layout,
         const float* y,
         uint8_t* fields,
         uint8_t* planes) {
+    if (layout.has_trellis()) {
+        return trellis_encode(layout, y, fields, planes);
+    }
     const int nbits = layout.nbits;
     const int nthresholds = (1 << (nbits - 1)) - 1;
     const F32 half_steps = hn::Set(df32, layout.half_steps);
@@ -425,6 +448,10 @@ HWY_INLINE void flip_fields(const uint8_t* signs, size_t m, uint8_t* grid) {
 }
 
 void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
+    if (layout.has_trellis()) {
+        trellis_decode(layout, planes, grid);
+        return;
+    }
     const U8 table = load_grid(layout);
     const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
     switch (layout.nbits) {
@@ -465,12 +492,15 @@ float quantize_query(const float* y, size_t n, int8_t* q) {
 
 /// 3 bits are read in registers only if the fields of both planes line up
 bool planes_line_up(const CodeLayout& layout) {
+    if (layout.has_trellis()) {
+        return decodes_in_registers(layout);
+    }
     return layout.nbits != 3 || layout.d % 8 == 0;
 }
 
 /// bits of the fields that the query is arranged for
 int query_field_bits(const CodeLayout& layout) {
-    return layout.nbits == 3 ? 1 : layout.nbits;
+    return layout.nbits == 3 || layout.has_trellis() ? 1 : layout.nbits;
 }
 
 size_t query_size(const CodeLayout& layout) {
@@ -526,6 +556,9 @@ struct Accumulator {
 
     /// products of two registers
     HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1) {
+        add(g0, q0, g1, q1, hn::Set(di16, int16_t{1}));
+    }
+    HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1, [[maybe_unused]] I16 ones) {
 #if TQ_HAS_QUAD_DOT
         add(g0, q0);
         add(g1, q1);
@@ -533,10 +566,7 @@ struct Accumulator {
         const I16 pairs =
                 hn::Add(hn::SatWidenMulPairwiseAdd(di16, g0, q0),
                         hn::SatWidenMulPairwiseAdd(di16, g1, q1));
-        sum =
-                hn::Add(sum,
-                        hn::WidenMulPairwiseAdd(
-                                di32, pairs, hn::Set(di16, int16_t{1})));
+        sum = hn::Add(sum, hn::WidenMulPairwiseAdd(di32, pairs, ones));
 #endif
     }
 };
@@ -723,7 +753,9 @@ void dot_codes(
         int32_t* out) {
     const U8 table = load_grid(layout);
     const size_t m1 = layout.plane_size(1);
-    if (layout.nbits == 1) {
+    if (layout.has_trellis() && planes_line_up(layout)) {
+        trellis_dot_codes(layout, codes, rows, n, query, sum, out);
+    } else if (layout.nbits == 1 && !layout.has_trellis()) {
         for_each_code(
                 layout, codes, rows, n, out, [&](const uint8_t* code) HWY_ATTR {
                     return dot_bit_plane(code, m1, query);
@@ -732,13 +764,13 @@ void dot_codes(
         for (size_t i = 0; i < n; i++) {
             out[i] = zero * sum + step * out[i];
         }
-    } else if (layout.nbits == 2) {
+    } else if (layout.nbits == 2 && !layout.has_trellis()) {
         const size_t m = layout.plane_size(2);
         for_each_code(
                 layout, codes, rows, n, out, [&](const uint8_t* code) HWY_ATTR {
                     return dot_plane<2>(code, m, table, query);
                 });
-    } else if (layout.nbits == 4) {
+    } else if (layout.nbits == 4 && !layout.has_trellis()) {
         const size_t m = layout.plane_size(4);
         for_each_code(
                 layout, codes, rows, n, out, [&](const uint8_t* code) HWY_ATTR {
@@ -766,6 +798,8 @@ void dot_codes(
                 });
     }
 }
+
+#include <faiss_turboquant/kernels/trellis-inl.h>
 
 // -------------------------------------------------------------------- panels
 

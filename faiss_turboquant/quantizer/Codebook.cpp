@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include <faiss/impl/FaissAssert.h>
+
+#include <faiss_turboquant/kernels/trellis_tables.h>
 
 namespace faiss_turboquant {
 
@@ -198,9 +201,43 @@ Codebook Codebook::lloyd_max(size_t d, int nbits) {
     return codebook;
 }
 
+Codebook Codebook::trellis_coded(int nbits, int memory) {
+    FAISS_THROW_IF_NOT_FMT(
+            nbits >= 1 && nbits <= 4, "nbits must be 1 to 4, got %d", nbits);
+    std::string memories;
+    for (const TrellisCode& code : trellis_codes) {
+        if (code.nbits != nbits) {
+            continue;
+        }
+        if (code.memory == memory) {
+            Codebook codebook;
+            codebook.step = code.step;
+            codebook.trellis_error = code.error;
+            codebook.trellis.memory = memory;
+            std::copy_n(code.taps, 4, codebook.trellis.taps);
+            codebook.trellis.sign_mask = code.sign_mask;
+            codebook.positions.assign(
+                    code.grid, code.grid + Trellis::n_indices);
+            return codebook;
+        }
+        memories +=
+                (memories.empty() ? "" : ", ") + std::to_string(code.memory);
+    }
+    FAISS_THROW_FMT(
+            "no trellis with memory %d at %d bits; there are: %s",
+            memory,
+            nbits,
+            memories.c_str());
+}
+
 double Codebook::mean_squared_error(size_t d) const {
     FAISS_THROW_IF_NOT_FMT(d >= 1, "d must be at least 1, got %zu", d);
     FAISS_THROW_IF_NOT_MSG(!positions.empty(), "the codebook has no levels");
+    if (trellis.memory > 0) {
+        // the first coordinates, when few states can be reached, are worse:
+        // within 1 % from d = 64 on
+        return trellis_error * (1 + 0.7 * trellis.memory / double(d));
+    }
     const CoordinateDistribution distribution(d);
     double error = error_above(level(positions.back()), distribution.mean());
     for (size_t i = 0; i + 1 < positions.size(); i++) {

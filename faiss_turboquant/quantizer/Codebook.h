@@ -4,9 +4,12 @@
 #include <cstdint>
 #include <vector>
 
+#include <faiss_turboquant/kernels/trellis.h>
+
 namespace faiss_turboquant {
 
-/** Levels of a scalar quantizer on the integer grid of the kernels.
+/** Levels of a quantizer, scalar or with a trellis, on the integer grid of the
+ * kernels.
  *
  * A level is (g - 31.5) * step for a grid position g in 0..63, in units in
  * which a coordinate of a rotated unit vector, times sqrt(d), has variance 1.
@@ -16,8 +19,16 @@ namespace faiss_turboquant {
 struct Codebook {
     float step = 0; ///< grid step
     /// grid positions of the positive levels, ascending, each in 32..63;
-    /// size 2^(nbits-1)
+    /// size 2^(nbits-1). With a trellis: by the trellis's index, in any order
+    /// and not all different; at 1 bit those of all levels; size 16
     std::vector<uint8_t> positions;
+    Trellis trellis;         ///< memory 0 if the codebook is scalar
+    float trellis_error = 0; ///< mean squared error per coordinate, for large d
+
+    bool operator==(const Codebook& other) const {
+        return step == other.step && positions == other.positions &&
+                trellis == other.trellis;
+    }
 
     float level(int g) const {
         return (static_cast<float>(g) - 31.5f) * step;
@@ -40,8 +51,16 @@ struct Codebook {
      */
     static Codebook lloyd_max(size_t d, int nbits);
 
+    /** Trellis-coded levels: the same for every d.
+     * @param nbits   1 to 4
+     * @param memory  the trellis has 2^memory states; one of the memories in
+     *                kernels/trellis_tables.h
+     * @throws faiss::FaissException on any other value */
+    static Codebook trellis_coded(int nbits, int memory);
+
     /** Mean squared error on a unit vector of R^d, each coordinate taken to
-     * the nearest level: d * E[(t - level(t) / sqrt(d))^2]. d = 1 as d = 2. */
+     * the nearest level: d * E[(t - level(t) / sqrt(d))^2]. d = 1 as d = 2.
+     * With a trellis: measured. */
     double mean_squared_error(size_t d) const;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include <faiss/impl/FaissAssert.h>
@@ -18,11 +19,11 @@ struct Workspace {
     std::vector<float> rotated;    ///< P times that
     std::vector<uint8_t> fields;   ///< scratch of Kernels::encode
 
-    explicit Workspace(size_t padded_dim)
+    Workspace(size_t padded_dim, size_t scratch_size)
             : difference(padded_dim),
               direction(padded_dim),
               rotated(padded_dim),
-              fields(2 * (padded_dim + 64)) {}
+              fields(scratch_size) {}
 };
 
 /** difference, direction and rotated of x.
@@ -89,7 +90,8 @@ TurboQuantizer::TurboQuantizer(
         int nbits,
         faiss::MetricType metric,
         RotationType rotation_type,
-        uint64_t seed)
+        uint64_t seed,
+        int memory)
         : faiss::Quantizer(d), nbits(nbits), metric_type(metric) {
     FAISS_THROW_IF_NOT_FMT(
             d >= 1 && d <= max_dim,
@@ -101,7 +103,8 @@ TurboQuantizer::TurboQuantizer(
             "TurboQuant: nbits = %d is not in 1 .. 4",
             nbits);
     rotation = Rotation(rotation_type, d, seed);
-    codebook = Codebook::lloyd_max(d, nbits);
+    codebook = memory == 0 ? Codebook::lloyd_max(d, nbits)
+                           : Codebook::trellis_coded(nbits, memory);
     set_derived_values();
 }
 
@@ -135,7 +138,16 @@ void TurboQuantizer::set_derived_values() {
         FAISS_THROW_IF_NOT_MSG(
                 std::isfinite(c), "TurboQuant: the centre is not finite");
     }
-    const size_t nlevels = size_t(1) << (nbits - 1);
+    const Trellis& trellis = codebook.trellis;
+    const bool has_trellis = trellis.memory != 0;
+    FAISS_THROW_IF_NOT_FMT(
+            !has_trellis || is_supported(trellis, nbits),
+            "TurboQuant: no trellis of memory %d, or not with these taps, at "
+            "%d bits",
+            trellis.memory,
+            nbits);
+    const size_t nlevels =
+            has_trellis ? Trellis::n_indices : size_t(1) << (nbits - 1);
     FAISS_THROW_IF_NOT_FMT(
             codebook.positions.size() == nlevels,
             "TurboQuant: the codebook has %zd positive levels, not %zd",
@@ -145,8 +157,16 @@ void TurboQuantizer::set_derived_values() {
             std::isnormal(codebook.step) && codebook.step > 0,
             "TurboQuant: the codebook's step is %g",
             codebook.step);
+    FAISS_THROW_IF_NOT_FMT(
+            !has_trellis ||
+                    (codebook.trellis_error > 0 && codebook.trellis_error < 1),
+            "TurboQuant: the error of the trellis is %g",
+            codebook.trellis_error);
     for (size_t i = 0; i < nlevels; i++) {
-        const int lowest = i == 0 ? 32 : codebook.positions[i - 1] + 1;
+        // with a trellis in any order, and at 1 bit of either sign
+        const int lowest = has_trellis ? (nbits == 1 ? 0 : 32)
+                : i == 0               ? 32
+                                       : codebook.positions[i - 1] + 1;
         FAISS_THROW_IF_NOT_FMT(
                 codebook.positions[i] >= lowest && codebook.positions[i] <= 63,
                 "TurboQuant: grid position %d of level %zd is not in %d .. 63",
@@ -159,14 +179,26 @@ void TurboQuantizer::set_derived_values() {
     layout_.d = d;
     layout_.nbits = nbits;
     layout_.has_offset = has_offset();
-    for (size_t i = 0; i < nlevels; i++) {
-        layout_.grid[i] = codebook.positions[i];
-        layout_.grid[nlevels + i] = 63 - codebook.positions[i];
-    }
-    for (size_t i = 0; i + 1 < nlevels; i++) {
-        // the midpoint of two levels, in half steps
-        layout_.thresholds[i] = static_cast<int8_t>(
-                codebook.positions[i] + codebook.positions[i + 1] - 63);
+    if (has_trellis) {
+        std::copy(
+                codebook.positions.begin(),
+                codebook.positions.end(),
+                layout_.grid);
+        layout_.trellis = trellis;
+        layout_.tables = make_trellis_tables(
+                trellis, nbits, layout_.grid, codebook.step);
+    } else {
+        const size_t half = size_t(1) << (nbits - 1);
+        for (size_t i = 0; i < std::size(layout_.grid); i++) {
+            layout_.grid[i] = i < half ? codebook.positions[i]
+                    : i < 2 * half     ? 63 - codebook.positions[i - half]
+                                       : 0;
+        }
+        for (size_t i = 0; i + 1 < half; i++) {
+            // the midpoint of two levels, in half steps
+            layout_.thresholds[i] = static_cast<int8_t>(
+                    codebook.positions[i] + codebook.positions[i + 1] - 63);
+        }
     }
     expected_error_ = codebook.mean_squared_error(d);
     layout_.half_steps =
@@ -209,7 +241,7 @@ void TurboQuantizer::compute_codes(const float* x, uint8_t* codes, size_t n)
 
 #pragma omp parallel if (n > 8)
     {
-        Workspace work(layout_.padded_dim());
+        Workspace work(layout_.padded_dim(), layout_.scratch_size());
         std::vector<float> padded_centre(layout_.padded_dim());
         std::copy(centre.begin(), centre.end(), padded_centre.begin());
 #pragma omp for schedule(static)
@@ -299,9 +331,9 @@ void TurboQuantizer::prepare_query(
         PreparedQuery& query) const {
     const Kernels& k = kernels();
     const size_t padded = layout_.padded_dim();
-    thread_local Workspace work(0);
+    thread_local Workspace work(0, 0);
     if (work.difference.size() != padded) {
-        work = Workspace(padded);
+        work = Workspace(padded, 0);
     }
     const double norm = rotate_direction(*this, x, work);
     FAISS_THROW_IF_NOT_FMT(

@@ -36,7 +36,9 @@ struct PreparedQuery {
  * and <x - c, c> for inner product with a centre.
  *
  * The levels are the Lloyd-Max centroids of the coordinate density
- * (Zandieh et al., TurboQuant, 2025, section 3.1), on an integer grid.
+ * (Zandieh et al., TurboQuant, 2025, section 3.1), on an integer grid, or those
+ * of a trellis code (kernels/trellis.h), whose error is smaller and whose
+ * encoder is slower.
  */
 struct TurboQuantizer : faiss::Quantizer {
     int nbits = 4; ///< bits per coordinate, 1 to 4
@@ -50,18 +52,25 @@ struct TurboQuantizer : faiss::Quantizer {
     /** @param d       dimension of the vectors, 1 to max_dim
      *  @param nbits   bits per coordinate, 1 to 4
      *  @param metric  METRIC_L2 or METRIC_INNER_PRODUCT
+     *  @param memory  0 for scalar levels, else a trellis of 2^memory states
+     *                 (Codebook::trellis_coded)
      *  @throws faiss::FaissException on any other value */
     TurboQuantizer(
             size_t d,
             int nbits,
             faiss::MetricType metric,
             RotationType rotation_type = RotationType::Hadamard,
-            uint64_t seed = default_seed);
+            uint64_t seed = default_seed,
+            int memory = 0);
 
     /// largest dimension: keeps integer dot products within 32 bits
     static constexpr size_t max_dim = 65536;
     static constexpr uint64_t default_seed = 0x7475726271ULL;
 
+    /// the trellis has 2^memory states; 0 is no trellis
+    int memory() const {
+        return codebook.trellis.memory;
+    }
     bool has_centre() const {
         return !centre.empty();
     }

@@ -125,6 +125,7 @@ def _add_keywords(cls):
         metric=faiss.METRIC_L2,
         rotation_type=RotationType_Hadamard,
         seed=TurboQuantizer.default_seed,
+        memory=0,
     ):
         """Flat index on TurboQuant codes. It needs no training.
 
@@ -142,11 +143,14 @@ def _add_keywords(cls):
             `faiss_turboquant.RotationType_Haar`, O(d^2).
         seed : int
             Of the rotation; indexes merge only if they share it.
+        memory : int
+            0 for one level per coordinate (`TQ4`), 8 for trellis codes with
+            2^8 states (`TQ4t`).
         """
         if d is None:
             cpp_init(self)
             return
-        integers = (d, nbits, metric, rotation_type, seed)
+        integers = (d, nbits, metric, rotation_type, seed, memory)
         cpp_init(self, *map(operator.index, integers))
 
     cls.__init__ = __init__
@@ -182,13 +186,12 @@ class_wrappers.handle_Quantizer(TurboQuantizer)
 
 
 def _codebook_levels(self):
-    """Levels of a coordinate, ascending, shape (2^nbits,), in units in which
-    a coordinate of a rotated unit vector, times sqrt(d), has variance 1."""
-    positions = faiss.vector_to_array(self.positions)
-    upper = (positions.astype("float32") - np.float32(31.5)) * np.float32(
-        self.step
-    )
-    return np.concatenate([-upper[::-1], upper])
+    """Levels of a coordinate, ascending, in units in which a coordinate of a
+    rotated unit vector, times sqrt(d), has variance 1. Shape (2^nbits,), more
+    with a trellis, which chooses among some of them at each coordinate."""
+    positions = faiss.vector_to_array(self.positions).astype("float32")
+    levels = (positions - np.float32(31.5)) * np.float32(self.step)
+    return np.unique(np.concatenate([-levels, levels]))
 
 
 Codebook.levels = _codebook_levels

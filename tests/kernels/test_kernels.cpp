@@ -57,12 +57,31 @@ class LevelTest : public testing::TestWithParam<SimdLevel> {
     const Kernels& scalar = kernels(SimdLevel::scalar);
 };
 
-/// layouts of every nbits and awkward d
+/// layouts of every nbits and awkward d, scalar and with a trellis
 std::vector<CodeLayout> layouts(faiss::MetricType metric) {
     std::vector<CodeLayout> all;
     for (size_t d : awkward_sizes) {
         for (int nbits = 1; nbits <= 4; nbits++) {
             all.push_back(TurboQuantizer(d, nbits, metric).layout());
+            for (int memory : {8, 10, 12}) {
+                TurboQuantizer tq(
+                        d,
+                        nbits,
+                        metric,
+                        RotationType::Hadamard,
+                        TurboQuantizer::default_seed,
+                        8);
+                if (memory > 8) {
+                    // a trellis that no kernel was compiled for
+                    Trellis& trellis = tq.codebook.trellis;
+                    trellis.memory = memory;
+                    for (uint16_t& taps : trellis.taps) {
+                        taps = taps ? (taps << (memory - 8) | taps % 8) : 0;
+                    }
+                    tq.set_derived_values();
+                }
+                all.push_back(tq.layout());
+            }
         }
     }
     return all;
@@ -73,8 +92,15 @@ std::vector<uint8_t> random_codes(
         size_t n,
         unsigned seed) {
     std::vector<uint8_t> codes(n * layout.code_size);
+    if (layout.has_trellis()) {
+        // any bits are a code
+        std::mt19937 rng(seed);
+        for (uint8_t& byte : codes) {
+            byte = rng();
+        }
+        return codes;
+    }
     const Kernels& k = kernels(SimdLevel::scalar);
-    std::vector<uint8_t> planes(layout.packed_size());
     for (size_t i = 0; i < n; i++) {
         const auto y = padded_floats(
                 layout.d, seed + i, 1 / std::sqrt(float(layout.d)));
@@ -148,7 +174,7 @@ TEST_P(LevelTest, Encode) {
             const auto y = padded_floats(
                     layout.d, 7, factor / std::sqrt(float(layout.d)));
             ExactBytes a(layout.packed_size(), 0), b(layout.packed_size(), 3);
-            std::vector<uint8_t> fields(2 * (layout.padded_dim() + 64), 0xff);
+            std::vector<uint8_t> fields(layout.scratch_size(), 0xff);
             const float sum_a =
                     scalar.encode(layout, y.data(), nullptr, a.data());
             const float sum_b =

@@ -122,6 +122,7 @@ def test_default_contenders_are_distinct_and_equal_in_bytes():
     assert len(set(names)) == len(names)
     assert {"PQ48x8np", "PQ96x8np", "PQ192x8np", "PQ384x4fs"} <= set(names)
     assert {"TQ1", "TQ4", "TQ4 (trained)", "RR,RaBitQ4"} <= set(names)
+    assert {"TQ1t", "TQ4t", "TQ1t (trained)", "TQ4t (trained)"} <= set(names)
     # 100 / 8 is not whole: no 1-bit PQ then
     assert not any(n.startswith("PQ12x") for n in contenders.default_names(100))
     assert set(contenders.default_names(384, quick=True)) <= set(names)
@@ -136,6 +137,8 @@ def test_default_contenders_are_distinct_and_equal_in_bytes():
         ("RR,RaBitQfs1", "RaBitQfs"),
         ("TQ2.5", "TQ"),
         ("TQ4 (trained)", "TQ (trained)"),
+        ("TQ4t", "TQt"),
+        ("TQ2.5t (trained)", "TQt (trained)"),
         ("SQ8", "SQ"),
         ("RR,SQtqmse4", "SQtqmse"),
         ("turbovec4 (calibrated)", "turbovec (calibrated)"),
@@ -151,6 +154,10 @@ def test_what_cannot_run_is_skipped_with_a_reason():
     skipped = contenders.make("Nonsense", 64, "ip")
     assert isinstance(skipped, contenders.Skipped)
     assert "does not know" in skipped.reason
+    pytest.importorskip("faiss_turboquant")
+    for name in ("TQ9", "TQ9t", "TQ9t (trained)"):
+        skipped = contenders.make(name, 64, "ip")
+        assert "faiss_turboquant does not know" in skipped.reason
     skipped = contenders.make(
         "TQ4", 64, "ip", plugin_error="the plugin is away"
     )
@@ -425,6 +432,7 @@ def test_a_whole_run(tmp_path):
         (["--data", "nothing"], "unknown data 'nothing'"),
         (["--data", "gaussian:d=8,n=200", "--contenders", "FOO"], "'FOO'"),
         (["--repetitions", "0"], "positive int"),
+        (["--report", "none"], "--report"),
         (["--skip", "("], "--skip"),
         (["--data", "a.npy", "b.npy", "--queries", "q.npy"], "--queries"),
     ],

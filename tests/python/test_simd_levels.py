@@ -15,15 +15,20 @@ import faiss_turboquant
 
 faiss.omp_set_num_threads(2)
 rng = np.random.default_rng(0)
-for d, nbits, metric, centre in itertools.product(
+for d, nbits, (metric, centre, memory) in itertools.product(
     (1, 8, 16, 31, 32, 33, 64, 65, 100, 255, 256, 257, 384),
     (1, 2, 3, 4),
-    (faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT),
-    (False, True),
+    (
+        (faiss.METRIC_L2, False, 0),
+        (faiss.METRIC_L2, True, 0),
+        (faiss.METRIC_INNER_PRODUCT, False, 0),
+        (faiss.METRIC_INNER_PRODUCT, True, 0),
+        (faiss.METRIC_INNER_PRODUCT, False, 8),
+    ),
 ):
     digest = hashlib.sha256()
     x = rng.standard_normal((150, d), dtype="float32")
-    index = faiss.IndexTurboQuant(d, nbits, metric)
+    index = faiss.IndexTurboQuant(d, nbits, metric, memory=memory)
     if centre:
         index.train(x + 1)
     index.add(x)
@@ -37,7 +42,7 @@ for d, nbits, metric, centre in itertools.product(
                 digest.update(result)
             for result in index.range_search(xq, 0.5 * d, params=params):
                 digest.update(result)
-    print(d, nbits, metric, centre, digest.hexdigest())
+    print(d, nbits, metric, centre, memory, digest.hexdigest())
 print(faiss_turboquant.simd_level())
 """
 
@@ -55,7 +60,7 @@ def test_levels():
 
 def test_scalar_level(scalar):
     assert scalar[-1] == "scalar"
-    assert len(scalar) == 13 * 4 * 2 * 2 + 1
+    assert len(scalar) == 13 * 4 * 5 + 1
     assert len(set(scalar)) == len(scalar)
 
 

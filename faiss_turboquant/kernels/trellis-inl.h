@@ -1,0 +1,651 @@
+// Codes with a trellis: a part of simd.cpp, included there once per target,
+// inside the namespaces.
+
+// ------------------------------------------------------------------- encoder
+
+/** Path costs of all states after each coordinate, and where each state's path
+ * came from. States 2p and 2p + 1 follow states p and p + states / 2, so a
+ * register of p, two of costs and one table lookup per branch give two
+ * registers of new costs, which are then interleaved.
+ *
+ * @param positions  (d,), fine positions
+ * @param costs      (2, states), scratch
+ * @param decisions  (d, states / 8), bit p of a row: 2p came from p; bit
+ *                   states / 2 + p: 2p + 1 came from p; written
+ * @return  the first of the best states
+ * @tparam fixed_memory  the trellis's memory, or 0 for any */
+template <int fixed_memory>
+size_t viterbi(
+        const CodeLayout& layout,
+        const uint16_t* positions,
+        uint8_t* costs,
+        uint8_t* decisions) {
+    const Trellis& trellis = layout.trellis;
+    const int memory = fixed_memory ? fixed_memory : trellis.memory;
+    const size_t half = size_t(1) << (memory - 1);
+    const uint8_t* branches = layout.tables.branches.data();
+    const uint8_t* table = layout.tables.costs.data();
+    const int parities = layout.tables.parities;
+
+    // which entry of a row of costs goes to a branch that differs in the
+    // newest bit, the oldest, both
+    const U8 iota = hn::And(hn::Iota(du8, 0), hn::Set(du8, uint8_t{15}));
+    const uint8_t newest = trellis.subset_of_bit(0);
+    const uint8_t oldest = trellis.subset_of_bit(memory);
+    const U8 with_newest = hn::Xor(iota, hn::Set(du8, newest));
+    const U8 with_oldest = hn::Xor(iota, hn::Set(du8, oldest));
+    const U8 with_both = hn::Xor(with_newest, hn::Set(du8, oldest));
+
+    uint8_t* now = costs;
+    uint8_t* next = costs + 2 * half;
+    std::memset(now, 255, 2 * half);
+    now[0] = 0;
+    const size_t d = layout.d;
+    for (size_t t = 0; t < d; t++) {
+        const U8 row00 =
+                hn::LoadDup128(du8, table + (size_t(positions[t]) << parities));
+        const U8 row01 = hn::TableLookupBytes(row00, with_newest);
+        const U8 row10 = hn::TableLookupBytes(row00, with_oldest);
+        const U8 row11 = hn::TableLookupBytes(row00, with_both);
+        for (size_t p = 0; p < half; p += N8) {
+            const U8 branch = hn::LoadU(du8, branches + p);
+            const U8 lower = hn::LoadU(du8, now + p);
+            const U8 upper = hn::LoadU(du8, now + half + p);
+            const U8 a0 = hn::SaturatedAdd(
+                    lower, hn::TableLookupBytes(row00, branch));
+            const U8 b0 = hn::SaturatedAdd(
+                    upper, hn::TableLookupBytes(row10, branch));
+            const U8 a1 = hn::SaturatedAdd(
+                    lower, hn::TableLookupBytes(row01, branch));
+            const U8 b1 = hn::SaturatedAdd(
+                    upper, hn::TableLookupBytes(row11, branch));
+            const U8 least0 = hn::Min(a0, b0), least1 = hn::Min(a1, b1);
+            hn::StoreMaskBits(du8, hn::Eq(least0, a0), decisions + p / 8);
+            hn::StoreMaskBits(
+                    du8, hn::Eq(least1, a1), decisions + (half + p) / 8);
+            hn::StoreU(
+                    hn::InterleaveWholeLower(du8, least0, least1),
+                    du8,
+                    next + 2 * p);
+            hn::StoreU(
+                    hn::InterleaveWholeUpper(du8, least0, least1),
+                    du8,
+                    next + 2 * p + N8);
+        }
+        decisions += half / 4;
+        if (t % trellis_period == trellis_period - 1) {
+            U8 least = hn::LoadU(du8, next);
+            for (size_t i = N8; i < 2 * half; i += N8) {
+                least = hn::Min(least, hn::LoadU(du8, next + i));
+            }
+            least = hn::Set(du8, hn::ReduceMin(du8, least));
+            for (size_t i = 0; i < 2 * half; i += N8) {
+                hn::StoreU(
+                        hn::Sub(hn::LoadU(du8, next + i), least),
+                        du8,
+                        next + i);
+            }
+        }
+        std::swap(now, next);
+    }
+    return std::min_element(now, now + 2 * half) - now;
+}
+
+/** Back along the best path.
+ * @param coded  (d,), the coded bits, written
+ * @param rest   (d,), the uncoded bits, sign << 2 | others, written */
+template <int fixed_memory>
+void trace_back(
+        const CodeLayout& layout,
+        const uint16_t* positions,
+        const uint8_t* decisions,
+        size_t state,
+        uint8_t* coded,
+        uint8_t* rest) {
+    const Trellis& trellis = layout.trellis;
+    const size_t memory = fixed_memory ? fixed_memory : trellis.memory;
+    const size_t half = size_t(1) << (memory - 1);
+    const int parities = layout.tables.parities;
+    const uint8_t* branches = layout.tables.branches.data();
+    const uint8_t* choices = layout.tables.choices.data();
+    const size_t newest = trellis.subset_of_bit(0);
+    decisions += layout.d * (half / 4);
+    for (size_t t = layout.d; t-- > 0;) {
+        decisions -= half / 4;
+        const size_t u = state & 1;
+        const size_t p = state >> 1;
+        const size_t at = p + u * half;
+        uint64_t word;
+        std::memcpy(&word, decisions + at / 64 * 8, sizeof(word));
+        // the bits before the first coordinate are 0
+        const size_t from_upper = t < memory ? 0 : ~(word >> (at % 64)) & 1;
+        state = p | from_upper << (memory - 1);
+        const size_t z = branches[state] ^ (u * newest);
+        coded[t] = static_cast<uint8_t>(u);
+        rest[t] = choices[(size_t(positions[t]) << parities) + z];
+    }
+}
+
+float trellis_encode(
+        const CodeLayout& layout,
+        const float* y,
+        uint8_t* scratch,
+        uint8_t* planes) {
+    const size_t padded = layout.padded_dim();
+    uint8_t* coded = scratch;
+    uint8_t* rest = coded + padded + 64;
+    uint16_t* positions = reinterpret_cast<uint16_t*>(rest + padded + 64);
+    uint8_t* costs = scratch + 4 * (padded + 64);
+    uint8_t* decisions = costs + (size_t(2) << layout.trellis.memory);
+
+    const F32 factor = hn::Set(
+            df32,
+            layout.half_steps * static_cast<float>(1 << layout.tables.shift));
+    const float middle = static_cast<float>(layout.tables.positions / 2);
+    const F32 least = hn::Set(df32, -middle);
+    const F32 greatest = hn::Set(df32, middle - 1);
+    for (size_t i = 0; i < padded; i += 2 * N32) {
+        I32 fine[2];
+        for (size_t k = 0; k < 2; k++) {
+            const F32 v = hn::Floor(
+                    hn::Mul(hn::LoadU(df32, y + i + k * N32), factor));
+            fine[k] = hn::ConvertTo(
+                    di32,
+                    hn::Add(hn::Max(least, hn::Min(v, greatest)),
+                            hn::Set(df32, middle)));
+        }
+        hn::StoreU(
+                hn::OrderedDemote2To(du16, fine[0], fine[1]),
+                du16,
+                positions + i);
+    }
+
+    std::memset(coded + layout.d, 0, padded + 64 - layout.d);
+    std::memset(rest + layout.d, 0, padded + 64 - layout.d);
+    if (layout.trellis.memory == 8) {
+        const size_t best = viterbi<8>(layout, positions, costs, decisions);
+        trace_back<8>(layout, positions, decisions, best, coded, rest);
+    } else {
+        const size_t best = viterbi<0>(layout, positions, costs, decisions);
+        trace_back<0>(layout, positions, decisions, best, coded, rest);
+    }
+
+    const size_t m = layout.plane_size(1);
+    pack_plane<1>(coded, m, planes);
+    if (layout.nbits > 1) {
+        const U8 three = hn::Set(du8, uint8_t{3});
+        for (size_t i = 0; i < padded; i += N8) {
+            const U8 field = hn::LoadU(du8, rest + i);
+            const U8 sign = hn::And(shift_right<2>(field), three);
+            hn::StoreU(sign, du8, coded + i);
+            hn::StoreU(hn::And(field, three), du8, rest + i);
+        }
+        pack_plane<1>(coded, m, planes + m);
+    }
+    if (layout.nbits == 3) {
+        pack_plane<1>(rest, m, planes + 2 * m);
+    } else if (layout.nbits == 4) {
+        pack_plane<2>(rest, 2 * m, planes + 2 * m);
+    }
+
+    uint8_t* grid = coded;
+    trellis_decode(layout, planes, grid);
+    F32 acc[lanes / N32];
+    for (F32& a : acc) {
+        a = hn::Zero(df32);
+    }
+    const hn::Rebind<uint8_t, decltype(di32)> quarter;
+    for (size_t i = 0; i < padded; i += lanes) {
+        for (size_t k = 0; k < lanes / N32; k++) {
+            const size_t at = i + k * N32;
+            const I32 g = hn::PromoteTo(di32, hn::LoadU(quarter, grid + at));
+            const F32 odd = hn::ConvertTo(
+                    df32, hn::Sub(hn::Add(g, g), hn::Set(di32, 63)));
+            acc[k] = hn::Add(acc[k], hn::Mul(hn::LoadU(df32, y + at), odd));
+        }
+    }
+    return add_lanes(df32, acc);
+}
+
+// ------------------------------------------------------------------- decoder
+
+/// N8 bytes of the coded plane, and those up to 15 bytes earlier, from memory
+struct CodedBytes {
+    const uint8_t* at;
+
+    template <int k>
+    HWY_INLINE U8 earlier() const {
+        return hn::LoadU(du8, at - k);
+    }
+};
+
+/** The same for the first bytes of the plane, which have the last bytes,
+ * shifted left by one bit, before them. */
+struct FirstCodedBytes {
+    U8 bytes;
+    U8 before; ///< block i holds what precedes block i of bytes
+
+    HWY_INLINE FirstCodedBytes(const uint8_t* plane, size_t m) {
+        const hn::CappedTag<uint8_t, 16> block;
+        hn::Vec<decltype(block)> last;
+        if (m >= 16) {
+            last = hn::LoadU(block, plane + m - 16);
+        } else {
+            alignas(16) uint8_t copy[16] = {};
+            std::memcpy(copy + 16 - m, plane, m);
+            last = hn::Load(block, copy);
+        }
+        last = hn::Add(last, last);
+        bytes = m < N8 ? hn::LoadN(du8, plane, m) : hn::LoadU(du8, plane);
+        if constexpr (N8 == 16) {
+            before = hn::ResizeBitCast(du8, last);
+        } else {
+            before =
+                    hn::Or(hn::SlideUpBlocks<1>(du8, bytes),
+                           hn::ZeroExtendResizeBitCast(du8, block, last));
+        }
+    }
+
+    template <int k>
+    HWY_INLINE U8 earlier() const {
+        if constexpr (k == 0) {
+            return bytes;
+        } else {
+            return hn::CombineShiftRightBytes<16 - k>(du8, bytes, before);
+        }
+    }
+};
+
+/// XOR of the bytes k earlier, for the bits k of taps
+template <uint32_t taps, int k = 0, class Coded>
+HWY_INLINE U8 parity(const Coded& coded) {
+    if constexpr (taps == 0) {
+        return hn::Zero(du8);
+    } else if constexpr ((taps & 1) == 0) {
+        return parity<(taps >> 1), k + 1>(coded);
+    } else if constexpr (taps == 1) {
+        return coded.template earlier<k>();
+    } else {
+        return hn::Xor(
+                coded.template earlier<k>(), parity<(taps >> 1), k + 1>(coded));
+    }
+}
+
+template <class Coded, int k = 0>
+HWY_INLINE U8 parity_of(uint32_t taps, const Coded& coded, U8 sum) {
+    if (taps >> k & 1) {
+        sum = hn::Xor(sum, coded.template earlier<k>());
+    }
+    if constexpr (k < Trellis::max_memory) {
+        return parity_of<Coded, k + 1>(taps, coded, sum);
+    } else {
+        return sum;
+    }
+}
+
+/// a trellis known when this is compiled: row `row` of the table of codes
+template <int row>
+struct ShippedCode {
+    static constexpr const TrellisCode& code = trellis_codes[row];
+    static constexpr int nbits = code.nbits;
+
+    HWY_INLINE explicit ShippedCode(const Trellis&) {}
+
+    template <int p, class Coded>
+    HWY_INLINE U8 subset(const Coded& coded, U8 signs) const {
+        U8 z = parity<code.taps[p]>(coded);
+        if constexpr (code.sign_mask >> p & 1) {
+            z = hn::Xor(z, signs);
+        }
+        return z;
+    }
+};
+
+/// any trellis
+template <int nbits_>
+struct AnyCode {
+    static constexpr int nbits = nbits_;
+    const Trellis& trellis;
+
+    HWY_INLINE explicit AnyCode(const Trellis& trellis) : trellis(trellis) {}
+
+    template <int p, class Coded>
+    HWY_INLINE U8 subset(const Coded& coded, U8 signs) const {
+        const U8 start = trellis.sign_mask >> p & 1 ? signs : hn::Zero(du8);
+        return parity_of(trellis.taps[p], coded, start);
+    }
+};
+
+/** Constants of the decoder. Their values are hidden from the compiler, which
+ * would make some of them anew from general registers for each chunk. */
+struct Constants {
+    U8 one, even_bits, even_pairs, low_nibbles;
+    I16 ones;
+
+    HWY_INLINE Constants() {
+        const volatile int hidden = 1;
+        const int unit = hidden;
+        one = hn::Set(du8, static_cast<uint8_t>(unit));
+        even_bits = hn::Set(du8, static_cast<uint8_t>(0x55 * unit));
+        even_pairs = hn::Set(du8, static_cast<uint8_t>(0x33 * unit));
+        low_nibbles = hn::Set(du8, static_cast<uint8_t>(0x0f * unit));
+        ones = hn::Set(di16, static_cast<int16_t>(unit));
+    }
+};
+
+/** Bits j + bits of a and bits j of b change places, for the j in mask. With
+ * fields of `bits` bits this makes pairs of fields: those of even number in a,
+ * of odd number in b. */
+template <int bits>
+HWY_INLINE void swap_fields(U8& a, U8& b, U8 mask) {
+    const U8 differ = hn::And(hn::Xor(shift_right<bits>(a), b), mask);
+    b = hn::Xor(b, differ);
+    a = hn::Xor(a, shift_left<bits>(differ));
+}
+
+/// indices of the levels of 8 N8 coordinates
+struct Indices {
+    U8 pairs[4]; ///< register i: field i in the low nibble, i + 4 in the high
+    U8 signs;    ///< bit f is field f
+
+    template <int f>
+    HWY_INLINE U8 get(const Constants& constants) const {
+        U8 pair = pairs[f % 4];
+        if constexpr (f >= 4) {
+            pair = shift_right<4>(pair);
+        }
+        return hn::And(pair, constants.low_nibbles);
+    }
+};
+
+/** @param coded  N8 bytes of the coded plane
+ *  @param planes  the same bytes of the coded plane in memory
+ *  @param m       bytes of a plane
+ *  @param load    loads bytes of the other planes */
+template <class Code, class Coded, class Load>
+HWY_INLINE Indices get_indices(
+        const Code& code,
+        const Constants& constants,
+        const Coded& coded,
+        const uint8_t* planes,
+        size_t m,
+        Load load) {
+    Indices indices;
+    constexpr int parities = n_parities(Code::nbits);
+    U8 bits[4]; // of an index
+    indices.signs = Code::nbits > 1 ? load(planes + m) : hn::Zero(du8);
+    bits[0] = code.template subset<0>(coded, indices.signs);
+    bits[1] = code.template subset<1>(coded, indices.signs);
+    if constexpr (parities > 2) {
+        bits[2] = code.template subset<2>(coded, indices.signs);
+    }
+    if constexpr (parities > 3) {
+        bits[3] = code.template subset<3>(coded, indices.signs);
+    }
+    swap_fields<1>(bits[0], bits[1], constants.even_bits);
+    if constexpr (Code::nbits == 4) {
+        // a plane of two bits: fields of even number, then of odd number
+        bits[2] = load(planes + 2 * m);
+        bits[3] = load(planes + 3 * m);
+    } else {
+        if constexpr (Code::nbits == 3) {
+            bits[parities] = load(planes + 2 * m);
+        }
+        swap_fields<1>(bits[2], bits[3], constants.even_bits);
+    }
+    // fields 0 2 4 6 and 1 3 5 7, low and high halves of the indices
+    swap_fields<2>(bits[0], bits[2], constants.even_pairs);
+    swap_fields<2>(bits[1], bits[3], constants.even_pairs);
+    indices.pairs[0] = bits[0];
+    indices.pairs[1] = bits[1];
+    indices.pairs[2] = bits[2];
+    indices.pairs[3] = bits[3];
+    return indices;
+}
+
+/** Calls use(indices, where they begin in the plane, chunk) for chunks of N8
+ * bytes of the planes; the last one ends at m, over bytes that were covered
+ * before. */
+template <class Code, class Use>
+HWY_INLINE void for_each_chunk(
+        const Code& code,
+        const Constants& constants,
+        const uint8_t* planes,
+        size_t m,
+        Use use) {
+    const FirstCodedBytes first(planes, m);
+    if (m < N8) {
+        use(get_indices(
+                    code,
+                    constants,
+                    first,
+                    planes,
+                    m,
+                    [m](const uint8_t* p)
+                            HWY_ATTR { return hn::LoadN(du8, p, m); }),
+            0);
+        return;
+    }
+    const auto load = [](const uint8_t* p)
+                              HWY_ATTR { return hn::LoadU(du8, p); };
+    use(get_indices(code, constants, first, planes, m, load), 0);
+    for (size_t i = N8; i < m; i += N8) {
+        size_t at = chunk_start(i, m);
+        if (HWY_UNLIKELY(at < 16)) {
+            // not 16 bytes before it: m is less than N8 + 16
+            HWY_ALIGN uint8_t copy[16 + 2 * N8];
+            hn::StoreU(first.earlier<15>(), du8, copy + 1);
+            std::memcpy(copy + 16, planes, m);
+            const CodedBytes coded = {copy + 16 + at};
+            use(get_indices(code, constants, coded, planes + at, m, load), at);
+        } else {
+            const CodedBytes coded = {planes + at};
+            use(get_indices(code, constants, coded, planes + at, m, load), at);
+        }
+    }
+}
+
+/// levels of the indices of fields f, f + 1, .., n bytes each
+template <int nbits, int f = 0>
+HWY_INLINE void decode_indices(
+        const Indices& indices,
+        const Constants& constants,
+        U8 table,
+        U8 partners,
+        size_t m,
+        size_t n,
+        uint8_t* out) {
+    const U8 index = indices.get<f>(constants);
+    U8 g = hn::TableLookupBytes(table, index);
+    if constexpr (nbits > 1) {
+        const U8 partner = hn::TableLookupBytes(partners, index);
+#if HWY_TARGET <= HWY_AVX3
+        const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
+        g = hn::IfThenElse(hn::TestBit(indices.signs, bit), partner, g);
+#else
+        const U8 sign = shift_left<7 - f>(indices.signs);
+        g = hn::BitCast(
+                du8,
+                hn::IfNegativeThenElse(
+                        hn::BitCast(di8, sign),
+                        hn::BitCast(di8, partner),
+                        hn::BitCast(di8, g)));
+#endif
+    }
+    if (n == N8) {
+        hn::StoreU(g, du8, out);
+    } else {
+        hn::StoreN(g, du8, out, n);
+    }
+    if constexpr (f < 7) {
+        decode_indices<nbits, f + 1>(
+                indices, constants, table, partners, m, n, out + m);
+    }
+}
+
+template <class Code>
+void decode_code(
+        const CodeLayout& layout,
+        const uint8_t* planes,
+        uint8_t* grid) {
+    const Code code(layout.trellis);
+    const Constants constants;
+    const size_t m = layout.plane_size(1);
+    const U8 table = load_grid(layout);
+    const U8 partners = hn::Sub(hn::Set(du8, uint8_t{63}), table);
+    const size_t n = std::min(m, N8);
+    for_each_chunk(
+            code,
+            constants,
+            planes,
+            m,
+            [&](const Indices& indices, size_t at) HWY_ATTR {
+                decode_indices<Code::nbits>(
+                        indices, constants, table, partners, m, n, grid + at);
+            });
+}
+
+/** The query with the sign of field f: (2 g - 63) q is (2 table - 63) times
+ * that. */
+template <int f>
+HWY_INLINE I8 with_sign(I8 q, U8 signs, [[maybe_unused]] U8 one) {
+#if HWY_TARGET <= HWY_AVX3
+    const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
+    const auto negative = hn::RebindMask(di8, hn::TestBit(signs, bit));
+    return hn::MaskedSubOr(q, negative, hn::Zero(di8), q);
+#else
+    // bit f to the top; the lowest bit, set, keeps the byte from being zero
+    U8 sign;
+    if constexpr (f == 0) {
+        sign = hn::Or(shift_left<7>(signs), one);
+    } else {
+        sign = shift_left<7 - f>(hn::Or(signs, one));
+    }
+    return hn::IfNegativeThenNegOrUndefIfZero(hn::BitCast(di8, sign), q);
+#endif
+}
+
+/// levels of the indices of fields f, f + 1, .. times the query
+template <int nbits, int f = 0>
+HWY_INLINE void dot_indices(
+        const Indices& indices,
+        const Constants& constants,
+        U8 table,
+        const int8_t* query,
+        Accumulator& acc) {
+    I8 q0 = hn::LoadU(di8, query + f * N8);
+    I8 q1 = hn::LoadU(di8, query + (f + 1) * N8);
+    if constexpr (nbits > 1) {
+        q0 = with_sign<f>(q0, indices.signs, constants.one);
+        q1 = with_sign<f + 1>(q1, indices.signs, constants.one);
+    }
+    acc.add(hn::TableLookupBytes(table, indices.get<f>(constants)),
+            q0,
+            hn::TableLookupBytes(table, indices.get<f + 1>(constants)),
+            q1,
+            constants.ones);
+    if constexpr (f < 6) {
+        dot_indices<nbits, f + 2>(indices, constants, table, query, acc);
+    }
+}
+
+template <class Code>
+void dot_with_codes(
+        const CodeLayout& layout,
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        const int8_t* query,
+        int32_t sum,
+        int32_t* out) {
+    const Code code(layout.trellis);
+    const Constants constants;
+    const size_t m = layout.plane_size(1);
+    U8 table = load_grid(layout);
+    if constexpr (Code::nbits > 1) {
+        table = hn::Sub(hn::Add(table, table), hn::Set(du8, uint8_t{63}));
+    }
+    for_each_code(
+            layout, codes, rows, n, out, [&](const uint8_t* planes) HWY_ATTR {
+                Accumulator acc;
+                const int8_t* q = query;
+                for_each_chunk(
+                        code,
+                        constants,
+                        planes,
+                        m,
+                        [&](const Indices& indices, size_t) HWY_ATTR {
+                            dot_indices<Code::nbits>(
+                                    indices, constants, table, q, acc);
+                            q += 8 * N8;
+                        });
+                return acc.sum;
+            });
+    if constexpr (Code::nbits > 1) {
+        // from sum (2 g - 63) q to sum g q
+        for (size_t i = 0; i < n; i++) {
+            out[i] = (out[i] + 63 * sum) / 2;
+        }
+    }
+}
+
+/// do_it<Code>() with the code of a layout
+template <int row = 0, class Do>
+HWY_INLINE void with_shipped_code(int shipped, Do do_it) {
+    if constexpr (row < n_trellis_codes) {
+        if (shipped == row) {
+            do_it(static_cast<const ShippedCode<row>*>(nullptr));
+        } else {
+            with_shipped_code<row + 1>(shipped, do_it);
+        }
+    }
+}
+
+template <class Do>
+HWY_INLINE void with_code(const CodeLayout& layout, Do do_it) {
+    if (layout.tables.shipped >= 0) {
+        return with_shipped_code(layout.tables.shipped, do_it);
+    }
+    switch (layout.nbits) {
+        case 1:
+            return do_it(static_cast<const AnyCode<1>*>(nullptr));
+        case 2:
+            return do_it(static_cast<const AnyCode<2>*>(nullptr));
+        case 3:
+            return do_it(static_cast<const AnyCode<3>*>(nullptr));
+        default:
+            return do_it(static_cast<const AnyCode<4>*>(nullptr));
+    }
+}
+
+/// whether the bytes that a register's bits depend on wrap around once at most
+bool decodes_in_registers(const CodeLayout& layout) {
+    return layout.plane_size(1) >= size_t(layout.trellis.memory);
+}
+
+void trellis_decode(
+        const CodeLayout& layout,
+        const uint8_t* planes,
+        uint8_t* grid) {
+    if (!decodes_in_registers(layout)) {
+        decode_trellis_fields(layout, planes, grid);
+        return;
+    }
+    with_code(layout, [&](auto* code) HWY_ATTR {
+        decode_code<std::decay_t<decltype(*code)>>(layout, planes, grid);
+    });
+}
+
+void trellis_dot_codes(
+        const CodeLayout& layout,
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        const int8_t* query,
+        int32_t sum,
+        int32_t* out) {
+    with_code(layout, [&](auto* code) HWY_ATTR {
+        dot_with_codes<std::decay_t<decltype(*code)>>(
+                layout, codes, rows, n, query, sum, out);
+    });
+}
