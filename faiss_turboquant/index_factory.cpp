@@ -47,6 +47,14 @@ constexpr Codec codecs[] = {
         {"TQ2t", 2, 8},
         {"TQ3t", 3, 8},
         {"TQ4t", 4, 8},
+        {"TQ1t10", 1, 10},
+        {"TQ2t10", 2, 10},
+        {"TQ3t10", 3, 10},
+        {"TQ4t10", 4, 10},
+        {"TQ1t12", 1, 12},
+        {"TQ2t12", 2, 12},
+        {"TQ3t12", 3, 12},
+        {"TQ4t12", 4, 12},
 };
 
 /** FAISS indexes that a codec's place is kept with while FAISS parses the

@@ -269,7 +269,7 @@ TEST(IndexFactory, UnknownCodecs) {
                  {"TQ5", "\"TQ5\"", "TQ1, TQ2, TQ3, TQ4"},
                  {"TQ04", "\"TQ04\"", "nearest valid: TQ4"},
                  {"TQ5t", "\"TQ5t\"", "TQ1t, TQ2t, TQ3t, TQ4t"},
-                 {"TQ2t10", "\"TQ2t10\"", "nearest valid: TQ2t"},
+                 {"TQ2t9", "\"TQ2t9\"", "nearest valid: TQ2t"},
                  {"TQ2.5", "\"TQ2.5\"", "nearest valid: TQ2"},
                  {"TQ3mse", "\"TQ3mse\"", "nearest valid: TQ3"},
                  {"TQ1prod", "\"TQ1prod\"", "nearest valid: TQ1"},

@@ -234,6 +234,8 @@ const std::vector<std::string> descriptions = {
         "TQ2t",
         "TQ3t",
         "TQ4t",
+        "TQ2t10",
+        "TQ3t12",
         "TQ1t,Refine(TQ4t)",
         "TQ2",
         "TQ3",

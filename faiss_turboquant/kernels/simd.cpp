@@ -304,6 +304,10 @@ void trellis_dot_codes(
         int32_t sum,
         int32_t* out);
 bool decodes_in_registers(const CodeLayout& layout);
+void trellis_arrange_query(
+        const CodeLayout& layout,
+        const int8_t* q,
+        int8_t* out);
 
 float encode(
         const CodeLayout& layout,
@@ -516,6 +520,10 @@ size_t query_size(const CodeLayout& layout) {
 void arrange_query(const CodeLayout& layout, const int8_t* q, int8_t* out) {
     if (!planes_line_up(layout)) {
         std::memcpy(out, q, layout.padded_dim());
+        return;
+    }
+    if (layout.has_trellis()) {
+        trellis_arrange_query(layout, q, out);
         return;
     }
     const int b = query_field_bits(layout);

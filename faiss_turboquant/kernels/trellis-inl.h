@@ -256,18 +256,33 @@ struct FirstCodedBytes {
     }
 };
 
+constexpr int lowest_bit(uint32_t x) {
+    int k = 0;
+    for (; (x & 1) == 0; x >>= 1) {
+        k++;
+    }
+    return k;
+}
+
 /// XOR of the bytes k earlier, for the bits k of taps
-template <uint32_t taps, int k = 0, class Coded>
+template <uint32_t taps, class Coded>
 HWY_INLINE U8 parity(const Coded& coded) {
     if constexpr (taps == 0) {
         return hn::Zero(du8);
-    } else if constexpr ((taps & 1) == 0) {
-        return parity<(taps >> 1), k + 1>(coded);
-    } else if constexpr (taps == 1) {
-        return coded.template earlier<k>();
     } else {
-        return hn::Xor(
-                coded.template earlier<k>(), parity<(taps >> 1), k + 1>(coded));
+        constexpr uint32_t more = taps & (taps - 1);
+        constexpr uint32_t rest = more & (more - 1);
+        const U8 first = coded.template earlier<lowest_bit(taps)>();
+        if constexpr (more == 0) {
+            return first;
+        } else {
+            const U8 second = coded.template earlier<lowest_bit(more)>();
+            if constexpr (rest == 0) {
+                return hn::Xor(first, second);
+            } else {
+                return hn::Xor3(first, second, parity<rest>(coded));
+            }
+        }
     }
 }
 
@@ -338,9 +353,16 @@ struct Constants {
  * of odd number in b. */
 template <int bits>
 HWY_INLINE void swap_fields(U8& a, U8& b, U8 mask) {
+#if HWY_TARGET <= HWY_AVX3
+    // a selection is one instruction
+    const U8 even = hn::BitwiseIfThenElse(mask, a, shift_left<bits>(b));
+    b = hn::BitwiseIfThenElse(mask, shift_right<bits>(a), b);
+    a = even;
+#else
     const U8 differ = hn::And(hn::Xor(shift_right<bits>(a), b), mask);
     b = hn::Xor(b, differ);
     a = hn::Xor(a, shift_left<bits>(differ));
+#endif
 }
 
 /// indices of the levels of 8 N8 coordinates
@@ -403,15 +425,16 @@ HWY_INLINE Indices get_indices(
     return indices;
 }
 
-/** Calls use(indices, where they begin in the plane, chunk) for chunks of N8
- * bytes of the planes; the last one ends at m, over bytes that were covered
- * before. */
+/** Calls use(indices, where they begin in the plane) for chunks of N8 bytes of
+ * the planes, as many as begin before `end`; one that would pass m ends there,
+ * over bytes that were covered before. */
 template <class Code, class Use>
 HWY_INLINE void for_each_chunk(
         const Code& code,
         const Constants& constants,
         const uint8_t* planes,
         size_t m,
+        size_t end,
         Use use) {
     const FirstCodedBytes first(planes, m);
     if (m < N8) {
@@ -429,8 +452,8 @@ HWY_INLINE void for_each_chunk(
     const auto load = [](const uint8_t* p)
                               HWY_ATTR { return hn::LoadU(du8, p); };
     use(get_indices(code, constants, first, planes, m, load), 0);
-    for (size_t i = N8; i < m; i += N8) {
-        size_t at = chunk_start(i, m);
+    for (size_t i = N8; i < end; i += N8) {
+        const size_t at = chunk_start(i, m);
         if (HWY_UNLIKELY(at < 16)) {
             // not 16 bytes before it: m is less than N8 + 16
             HWY_ALIGN uint8_t copy[16 + 2 * N8];
@@ -499,6 +522,7 @@ void decode_code(
             constants,
             planes,
             m,
+            m,
             [&](const Indices& indices, size_t at) HWY_ATTR {
                 decode_indices<Code::nbits>(
                         indices, constants, table, partners, m, n, grid + at);
@@ -549,6 +573,117 @@ HWY_INLINE void dot_indices(
     }
 }
 
+/** What is left of a plane after its full registers, if that is at most half a
+ * register, is read from two codes at a time. */
+bool pairs_tails(size_t m) {
+    return N8 > 16 && m > N8 && (m - 1) % N8 < N8 / 2;
+}
+
+const hn::Half<decltype(du8)> half_du8;
+
+/// two halves of a register, from the same place of two codes
+HWY_INLINE U8 load_pair(const uint8_t* a, const uint8_t* b) {
+    return hn::Combine(du8, hn::LoadU(half_du8, b), hn::LoadU(half_du8, a));
+}
+
+/// CodedBytes of a pair
+struct PairedCodedBytes {
+    const uint8_t* a;
+    const uint8_t* b;
+
+    template <int k>
+    HWY_INLINE U8 earlier() const {
+        return load_pair(a - k, b - k);
+    }
+};
+
+/// [chunk][field][N8], zero for bytes that an earlier chunk covers. The tail
+/// of a pair is there twice.
+void trellis_arrange_query(
+        const CodeLayout& layout,
+        const int8_t* q,
+        int8_t* out) {
+    const size_t m = layout.plane_size(1);
+    std::memset(out, 0, query_size(layout));
+    for (size_t i = 0; i < m; i += N8) {
+        const size_t end = std::min(i + N8, m);
+        const bool twice = pairs_tails(m) && end - i < N8;
+        const size_t at = m < N8 ? 0 : twice ? m - N8 / 2 : chunk_start(i, m);
+        for (int f = 0; f < 8; f++, out += N8) {
+            std::memcpy(out + (i - at), q + f * m + i, end - i);
+            if (twice) {
+                std::memcpy(out + N8 / 2, out, N8 / 2);
+            }
+        }
+    }
+}
+
+/// dot products of one query with codes of one kind
+template <class Code>
+struct TrellisDot {
+    const CodeLayout& layout;
+    const int8_t* query;
+    const Code code;
+    const Constants constants;
+    const size_t m;
+    const size_t tail; ///< where the tail of a pair begins, or m
+    U8 table;
+
+    HWY_INLINE TrellisDot(const CodeLayout& layout, const int8_t* query)
+            : layout(layout),
+              query(query),
+              code(layout.trellis),
+              m(layout.plane_size(1)),
+              tail(pairs_tails(m) ? m / N8 * N8 : m),
+              table(load_grid(layout)) {
+        if constexpr (Code::nbits > 1) {
+            table = hn::Sub(hn::Add(table, table), hn::Set(du8, uint8_t{63}));
+        }
+    }
+
+    /// all but the tail of a pair
+    HWY_INLINE I32 dot_code(const uint8_t* planes) const {
+        Accumulator acc;
+        const int8_t* q = query;
+        for_each_chunk(
+                code,
+                constants,
+                planes,
+                m,
+                tail,
+                [&](const Indices& indices, size_t) HWY_ATTR {
+                    dot_indices<Code::nbits>(indices, constants, table, q, acc);
+                    q += 8 * N8;
+                });
+        return acc.sum;
+    }
+
+    /// adds the tails of two codes to their sums
+    HWY_INLINE void add_tails(
+            const uint8_t* a,
+            const uint8_t* b,
+            I32& sum_a,
+            I32& sum_b) const {
+        const size_t at = m - N8 / 2;
+        const ptrdiff_t apart = b - a;
+        const PairedCodedBytes coded = {a + at, b + at};
+        const Indices indices = get_indices(
+                code,
+                constants,
+                coded,
+                a + at,
+                m,
+                [apart](const uint8_t* p)
+                        HWY_ATTR { return load_pair(p, p + apart); });
+        Accumulator acc;
+        dot_indices<Code::nbits>(
+                indices, constants, table, query + tail * 8, acc);
+        const auto of_a = hn::FirstN(di32, N32 / 2);
+        sum_a = hn::Add(sum_a, hn::IfThenElseZero(of_a, acc.sum));
+        sum_b = hn::Add(sum_b, hn::IfThenZeroElse(of_a, acc.sum));
+    }
+};
+
 template <class Code>
 void dot_with_codes(
         const CodeLayout& layout,
@@ -558,29 +693,28 @@ void dot_with_codes(
         const int8_t* query,
         int32_t sum,
         int32_t* out) {
-    const Code code(layout.trellis);
-    const Constants constants;
-    const size_t m = layout.plane_size(1);
-    U8 table = load_grid(layout);
-    if constexpr (Code::nbits > 1) {
-        table = hn::Sub(hn::Add(table, table), hn::Set(du8, uint8_t{63}));
+    const TrellisDot<Code> dot(layout, query);
+    const auto code = [&](size_t i) HWY_ATTR {
+        return codes + (rows ? rows[i] : i) * layout.code_size;
+    };
+    for (size_t i = 0; i < n; i += 4) {
+        const size_t left = std::min<size_t>(n - i, 4);
+        const uint8_t* at[4];
+        I32 sums[4];
+        for (size_t k = 0; k < 4; k++) {
+            at[k] = code(i + std::min(k, left - 1));
+        }
+        for (size_t k = 0; k < 4; k++) {
+            sums[k] = k < left ? dot.dot_code(at[k]) : hn::Zero(di32);
+        }
+        if (dot.tail < dot.m) {
+            dot.add_tails(at[0], at[1], sums[0], sums[1]);
+            dot.add_tails(at[2], at[3], sums[2], sums[3]);
+        }
+        HWY_ALIGN int32_t four[4];
+        store_sums(sums[0], sums[1], sums[2], sums[3], four);
+        std::memcpy(out + i, four, left * sizeof(int32_t));
     }
-    for_each_code(
-            layout, codes, rows, n, out, [&](const uint8_t* planes) HWY_ATTR {
-                Accumulator acc;
-                const int8_t* q = query;
-                for_each_chunk(
-                        code,
-                        constants,
-                        planes,
-                        m,
-                        [&](const Indices& indices, size_t) HWY_ATTR {
-                            dot_indices<Code::nbits>(
-                                    indices, constants, table, q, acc);
-                            q += 8 * N8;
-                        });
-                return acc.sum;
-            });
     if constexpr (Code::nbits > 1) {
         // from sum (2 g - 63) q to sum g q
         for (size_t i = 0; i < n; i++) {
@@ -592,7 +726,7 @@ void dot_with_codes(
 /// do_it<Code>() with the code of a layout
 template <int row = 0, class Do>
 HWY_INLINE void with_shipped_code(int shipped, Do do_it) {
-    if constexpr (row < n_trellis_codes) {
+    if constexpr (row < n_compiled_trellis_codes) {
         if (shipped == row) {
             do_it(static_cast<const ShippedCode<row>*>(nullptr));
         } else {

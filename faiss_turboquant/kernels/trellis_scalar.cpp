@@ -114,7 +114,7 @@ TrellisTables make_trellis_tables(
         tables.branches[state] =
                 static_cast<uint8_t>(trellis.subset(2 * state));
     }
-    for (int i = 0; i < n_trellis_codes; i++) {
+    for (int i = 0; i < n_compiled_trellis_codes; i++) {
         const TrellisCode& code = trellis_codes[i];
         if (code.nbits == nbits && code.memory == trellis.memory &&
             code.sign_mask == trellis.sign_mask &&
