@@ -367,6 +367,9 @@ HWY_INLINE void swap_fields(U8& a, U8& b, U8 mask) {
 
 /// indices of the levels of 8 N8 coordinates
 struct Indices {
+    // not the compiler's own, which would be made outside of this target
+    HWY_INLINE Indices() {}
+
     U8 pairs[4]; ///< register i: field i in the low nibble, i + 4 in the high
     U8 signs;    ///< bit f is field f
 
