@@ -47,6 +47,12 @@ uint32_t entry_row(uint64_t entry) {
     return static_cast<uint32_t>(entry);
 }
 
+/// what a caller sees of a key. An L2 estimate can fall below zero, a squared
+/// distance cannot.
+float distance_of_key(bool is_l2, float key) {
+    return is_l2 ? std::max(key, 0.0f) : -key;
+}
+
 /** The k smallest of the entries it is given, rows ascending. Entries are
  * collected and thinned out in bulk, not kept in order. */
 struct Reservoir {
@@ -120,8 +126,7 @@ struct HandlerCollector {
         for (size_t i = 0; i < n; i++) {
             if (keys[i] < threshold) {
                 handler.add_result(
-                        is_l2 ? std::max(keys[i], 0.0f) : -keys[i],
-                        first_id + rows[i]);
+                        distance_of_key(is_l2, keys[i]), first_id + rows[i]);
                 follow_handler();
             }
         }
@@ -321,6 +326,29 @@ void for_each_block(
     }
 }
 
+/// the selected codes of [begin, end) for nq queries and their collectors
+template <class Collector>
+void scan_slice(
+        const CodeScanner& scanner,
+        const std::vector<uint64_t>& selected,
+        const PreparedQuery* queries,
+        size_t nq,
+        size_t begin,
+        size_t end,
+        std::vector<Collector>& collectors) {
+    SliceScan<Collector> scan(scanner.tq, queries, nq, collectors);
+    const uint8_t* codes =
+            scanner.codes + begin * scanner.tq.layout().code_size;
+    for_each_block(
+            selected,
+            begin,
+            end,
+            scan.max_block(),
+            [&](uint32_t first, const uint32_t* rows, size_t n) {
+                scan.scan_block(codes, first, rows, n);
+            });
+}
+
 /// how (queries, codes) are cut into tasks
 struct TaskGrid {
     size_t group_size = 0; ///< queries of a task
@@ -371,18 +399,14 @@ void run_tasks(
         for (size_t q = 0; q < nq; q++) {
             collectors.push_back(make());
         }
-        SliceScan<Collector> scan(
-                scanner.tq, queries.data() + q0, nq, collectors);
-        const uint8_t* codes =
-                scanner.codes + begin * scanner.tq.layout().code_size;
-        for_each_block(
+        scan_slice(
+                scanner,
                 selected,
+                queries.data() + q0,
+                nq,
                 begin,
                 end,
-                scan.max_block(),
-                [&](uint32_t first, const uint32_t* rows, size_t n) {
-                    scan.scan_block(codes, first, rows, n);
-                });
+                collectors);
         for (size_t q = 0; q < nq; q++) {
             take(q0 + q, slice, begin, collectors[q]);
         }
@@ -460,9 +484,7 @@ void CodeScanner::search(
             std::partial_sort(merged.begin(), merged.begin() + n, merged.end());
         }
         for (size_t i = 0; i < n; i++) {
-            const float key = merged[i].first;
-            // an estimate can fall below zero, a squared distance cannot
-            distances[q * k + i] = is_l2 ? std::max(key, 0.0f) : -key;
+            distances[q * k + i] = distance_of_key(is_l2, merged[i].first);
             labels[q * k + i] = merged[i].second;
         }
     }
@@ -497,7 +519,7 @@ std::vector<std::vector<std::pair<faiss::idx_t, float>>> CodeScanner::
             for (const auto& [row, key] : found[q * grid.nslices + slice]) {
                 results[q].emplace_back(
                         slice * grid.slice_size + row,
-                        is_l2 ? std::max(key, 0.0f) : -key);
+                        distance_of_key(is_l2, key));
             }
         }
     }
@@ -514,16 +536,14 @@ void CodeScanner::search1(
     for (size_t begin = 0; begin < ntotal; begin += slice_size) {
         std::vector<HandlerCollector> collectors = {
                 HandlerCollector(handler, is_l2, begin)};
-        SliceScan<HandlerCollector> scan(tq, &query, 1, collectors);
-        const uint8_t* slice = codes + begin * tq.layout().code_size;
-        for_each_block(
+        scan_slice(
+                *this,
                 selected_,
+                &query,
+                1,
                 begin,
                 std::min(begin + slice_size, ntotal),
-                scan.max_block(),
-                [&](uint32_t first, const uint32_t* rows, size_t n) {
-                    scan.scan_block(slice, first, rows, n);
-                });
+                collectors);
     }
 }
 #endif
