@@ -106,9 +106,6 @@ inline constexpr TrellisCode trellis_codes[] = {
          0.00571f},
 };
 
-inline constexpr int n_trellis_codes =
-        sizeof(trellis_codes) / sizeof(trellis_codes[0]);
-
 /// the first codes, those of memory 8, have kernels with taps known to the
 /// compiler, which is what makes compilation slow; the others share kernels
 /// that read taps at run time
