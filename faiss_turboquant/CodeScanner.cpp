@@ -5,6 +5,7 @@
 #include <limits>
 
 #include <omp.h>
+#include <unistd.h>
 
 namespace faiss_turboquant {
 
@@ -13,18 +14,39 @@ namespace {
 /// codes between two looks at the thresholds. Also the most that a reservoir
 /// takes in at once.
 constexpr size_t block_codes = 256;
-/// the same for batches: dot products of a group of queries with this many
-/// codes stay in the second-level cache
-constexpr size_t batch_codes = 64;
-/// queries that share the decoding of a panel: 96 * 1536 bytes fit in the
-/// second-level cache, and decoding costs about as much as two queries
-constexpr size_t group_queries = 96;
+/// the most queries that share the decoding of a panel, which costs about as
+/// much as two to eight of them
+constexpr size_t max_group_queries = 768;
 /// fewer queries than this are faster one by one, without panels
 constexpr size_t batch_queries = 4;
 /// a slice of fewer codes is not worth a thread
 constexpr size_t slice_codes = 4096;
 /// bytes of reservoirs a thread may hold
 constexpr size_t reservoir_bytes = size_t(64) << 20;
+
+size_t second_level_cache() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (bytes > 0) {
+        return bytes;
+    }
+#endif
+    return size_t(512) << 10;
+}
+
+/** Queries of a group, and codes of a batch, that fit in the second-level cache
+ * together, d bytes each. Every tile of queries meets every panel of the
+ * batch. */
+size_t group_queries(size_t d) {
+    return std::clamp<size_t>(
+            second_level_cache() / 10 * 3 / d / 32 * 32,
+            32,
+            max_group_queries);
+}
+size_t batch_codes(size_t d) {
+    return std::clamp<size_t>(
+            second_level_cache() / 4 / d / 64 * 64, 64, block_codes);
+}
 
 /** A key and a row as one integer, ordered by key, then by row. */
 uint64_t pack_entry(float key, uint32_t row) {
@@ -48,9 +70,9 @@ uint32_t entry_row(uint64_t entry) {
 }
 
 /// what a caller sees of a key. An L2 estimate can fall below zero, a squared
-/// distance cannot.
+/// distance cannot. No -0.
 float distance_of_key(bool is_l2, float key) {
-    return is_l2 ? std::max(key, 0.0f) : -key;
+    return 0.0f + (is_l2 ? std::max(key, 0.0f) : -key);
 }
 
 /** The k smallest of the entries it is given, rows ascending. Entries are
@@ -150,11 +172,10 @@ struct SliceScan {
     std::vector<uint32_t> kept;
 
     // of batches only
-    size_t quads = 0;
-    size_t ntiles = 0;
-    std::vector<int8_t> tiles; ///< [ntiles][quads][tile_queries][4]
+    size_t tile_size = 0;
+    size_t panel_stride = 0;
+    std::vector<int8_t> tiles; ///< tile_queries queries each
     std::vector<uint8_t> scratch, panels;
-    std::vector<int32_t> tile_dots;
 
     SliceScan(
             const TurboQuantizer& tq,
@@ -169,7 +190,7 @@ struct SliceScan {
               collectors(collectors),
               sign(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f),
               scales(block_codes),
-              offsets(block_codes),
+              offsets(layout.has_offset ? block_codes : 0),
               keys(block_codes),
               dots(block_codes),
               kept(block_codes) {
@@ -183,27 +204,28 @@ struct SliceScan {
     }
 
     size_t max_block() const {
-        return is_batch() ? batch_codes : block_codes;
+        return is_batch() ? batch_codes(layout.padded_dim()) : block_codes;
     }
 
     void prepare_batch() {
-        quads = (layout.d + 7) / 8 * 2;
-        ntiles = (nq + k.tile_queries - 1) / k.tile_queries;
-        tiles.resize(ntiles * quads * k.tile_queries * 4);
-        for (size_t q = 0; q < nq; q++) {
-            int8_t* tile = tiles.data() +
-                    q / k.tile_queries * quads * k.tile_queries * 4;
-            for (size_t quad = 0; quad < quads; quad++) {
-                std::memcpy(
-                        tile + (quad * k.tile_queries + q % k.tile_queries) * 4,
-                        queries[q].q.data() + quad * 4,
-                        4);
+        tile_size = layout.tile_size(k);
+        tiles.resize((nq + k.tile_queries - 1) / k.tile_queries * tile_size);
+        std::vector<const int8_t*> of_tile;
+        for (size_t q0 = 0; q0 < nq; q0 += k.tile_queries) {
+            of_tile.clear();
+            for (size_t q = q0; q < std::min(q0 + k.tile_queries, nq); q++) {
+                of_tile.push_back(queries[q].q.data());
             }
+            k.arrange_tile(
+                    of_tile.data(),
+                    of_tile.size(),
+                    layout.panel_quads(k),
+                    tiles.data() + q0 / k.tile_queries * tile_size);
         }
-        scratch.resize(panel_rows * layout.padded_dim());
-        panels.resize(batch_codes * layout.padded_dim());
-        tile_dots.resize(k.tile_queries * k.tile_panels * panel_rows);
-        dots.resize(ntiles * k.tile_queries * batch_codes);
+        panel_stride = panel_rows * layout.padded_dim();
+        scratch.resize(panel_stride);
+        panels.resize(max_block() * layout.padded_dim());
+        dots.resize(k.tile_queries * block_codes);
     }
 
     /** @param codes  the slice
@@ -217,50 +239,80 @@ struct SliceScan {
         if (!rows) {
             codes += first * layout.code_size;
         }
-        for (size_t i = 0; i < n; i++) {
-            const size_t row = rows ? rows[i] : i;
-            tq.load_factors(
-                    codes + row * layout.code_size, scales[i], offsets[i]);
-        }
         if (is_batch()) {
-            batch_dots(codes, rows, n);
+            decode_panels(codes, rows, n);
+            load_factors(codes, rows, n);
+            const int8_t* tile = tiles.data();
+            for (size_t q0 = 0; q0 < nq; q0 += k.tile_queries) {
+                k.dot_panels(
+                        panels.data(),
+                        panel_stride,
+                        (n + panel_rows - 1) / panel_rows,
+                        tile,
+                        layout.panel_quads(k),
+                        dots.data(),
+                        block_codes);
+                tile += tile_size;
+                for (size_t q = q0; q < std::min(q0 + k.tile_queries, nq);
+                     q++) {
+                    select(q, &dots[(q - q0) * block_codes], first, rows, n);
+                }
+            }
+            return;
         }
         for (size_t q = 0; q < nq; q++) {
-            const int32_t* query_dots = dots.data();
-            if (is_batch()) {
-                query_dots += q * batch_codes;
-            } else {
-                k.dot_codes(
-                        layout,
-                        codes,
-                        rows,
-                        n,
-                        queries[q].arranged.data(),
-                        queries[q].factors.sum,
-                        dots.data());
-            }
-            const size_t nkept = k.select(
-                    queries[q].factors,
-                    query_dots,
-                    scales.data(),
-                    offsets.data(),
+            k.dot_codes(
+                    layout,
+                    codes,
+                    rows,
                     n,
-                    sign,
-                    collectors[q].threshold,
-                    keys.data(),
-                    kept.data());
-            if (nkept > 0) {
-                for (size_t i = 0; i < nkept; i++) {
-                    kept[i] = rows ? rows[kept[i]] : first + kept[i];
-                }
-                collectors[q].add(keys.data(), kept.data(), nkept);
+                    queries[q].arranged.data(),
+                    queries[q].factors.sum,
+                    dots.data());
+            if (q == 0) {
+                // behind the dot products, which have prefetched the codes
+                load_factors(codes, rows, n);
             }
+            select(q, dots.data(), first, rows, n);
         }
     }
 
-    /// dots: [query][batch_codes]
-    void batch_dots(const uint8_t* codes, const uint32_t* rows, size_t n) {
-        const size_t stride = panel_rows * layout.padded_dim();
+    void load_factors(const uint8_t* codes, const uint32_t* rows, size_t n) {
+        tq.load_factors(
+                codes,
+                rows,
+                n,
+                scales.data(),
+                layout.has_offset ? offsets.data() : nullptr);
+    }
+
+    /// what of a block is better than the query's threshold to its collector
+    void select(
+            size_t q,
+            const int32_t* query_dots,
+            uint32_t first,
+            const uint32_t* rows,
+            size_t n) {
+        const size_t nkept = k.select(
+                queries[q].factors,
+                query_dots,
+                scales.data(),
+                layout.has_offset ? offsets.data() : nullptr,
+                n,
+                sign,
+                collectors[q].threshold,
+                keys.data(),
+                kept.data());
+        if (nkept == 0) {
+            return;
+        }
+        for (size_t i = 0; i < nkept; i++) {
+            kept[i] = rows ? rows[kept[i]] : first + kept[i];
+        }
+        collectors[q].add(keys.data(), kept.data(), nkept);
+    }
+
+    void decode_panels(const uint8_t* codes, const uint32_t* rows, size_t n) {
         for (size_t i = 0; i < n; i += panel_rows) {
             k.decode_panel(
                     layout,
@@ -268,26 +320,7 @@ struct SliceScan {
                     rows ? rows + i : nullptr,
                     std::min(panel_rows, n - i),
                     scratch.data(),
-                    panels.data() + i / panel_rows * stride);
-        }
-        const size_t width = k.tile_panels * panel_rows;
-        for (size_t i = 0; i < n; i += width) {
-            for (size_t tile = 0; tile < ntiles; tile++) {
-                k.dot_panels(
-                        panels.data() + i / panel_rows * stride,
-                        stride,
-                        tiles.data() + tile * quads * k.tile_queries * 4,
-                        quads,
-                        tile_dots.data());
-                for (size_t q = 0; q < k.tile_queries; q++) {
-                    std::memcpy(
-                            dots.data() +
-                                    (tile * k.tile_queries + q) * batch_codes +
-                                    i,
-                            tile_dots.data() + q * width,
-                            width * sizeof(int32_t));
-                }
-            }
+                    panels.data() + i / panel_rows * panel_stride);
         }
     }
 };
@@ -455,7 +488,7 @@ void CodeScanner::search(
     const size_t max_group = std::clamp<size_t>(
             reservoir_bytes / (Reservoir(nresults).capacity * sizeof(uint64_t)),
             1,
-            group_queries);
+            group_queries(tq.layout().padded_dim()));
     const TaskGrid grid(nq, ntotal, max_group);
     std::vector<std::vector<uint64_t>> found(nq * grid.nslices);
     run_tasks<Reservoir>(
@@ -500,7 +533,8 @@ std::vector<std::vector<std::pair<faiss::idx_t, float>>> CodeScanner::
     if (nq == 0 || ntotal == 0 || (is_l2 && !(radius > 0))) {
         return results;
     }
-    const TaskGrid grid(nq, ntotal, group_queries);
+    const TaskGrid grid(
+            nq, ntotal, group_queries(tq.layout().padded_dim()));
     std::vector<std::vector<std::pair<uint32_t, float>>> found(
             nq * grid.nslices);
     run_tasks<RangeCollector>(

@@ -16,6 +16,9 @@ const std::vector<const Kernels*>& available_kernels() {
         for (const Kernels* table : simd_kernels()) {
             tables.push_back(table);
         }
+        for (const Kernels* table : amx_kernels(*tables.back())) {
+            tables.push_back(table);
+        }
         return tables;
     }();
     return all;
@@ -68,6 +71,8 @@ const char* level_name(SimdLevel level) {
             return "avx512";
         case SimdLevel::avx512_vnni:
             return "avx512_vnni";
+        case SimdLevel::amx:
+            return "amx";
         case SimdLevel::neon:
             return "neon";
     }

@@ -18,6 +18,8 @@
 
 namespace faiss_turboquant {
 
+struct Kernels;
+
 /** Where the bits of a code are.
  *
  * A plane of b-bit fields (b = 1, 2, 4) over d coordinates takes
@@ -84,6 +86,10 @@ struct CodeLayout {
     size_t padded_dim() const {
         return (d + 63) / 64 * 64;
     }
+    /// quads of dimensions that dot_panels multiplies
+    size_t panel_quads(const Kernels& kernels) const;
+    /// bytes of a tile of queries
+    size_t tile_size(const Kernels& kernels) const;
     /// bytes that encode works in
     size_t scratch_size() const {
         const size_t fields = 2 * (padded_dim() + 64);
@@ -111,10 +117,12 @@ struct QueryFactors {
                           ///< a centre, else 0
 };
 
-enum class SimdLevel { scalar, sse4, avx2, avx512, avx512_vnni, neon };
+enum class SimdLevel { scalar, sse4, avx2, avx512, avx512_vnni, amx, neon };
 
 /// rows (codes) of a panel, see Kernels::decode_panel
 constexpr size_t panel_rows = 16;
+/// no dot_panels reads more panels at once
+constexpr size_t panel_group = 4;
 
 struct Kernels {
     SimdLevel level;
@@ -192,7 +200,7 @@ struct Kernels {
             int32_t sum,
             int32_t* out);
 
-    /** Decode up to panel_rows codes into a panel: [ceil(d / 8) * 2][row][4]
+    /** Decode up to panel_rows codes into a panel: [padded_dim / 4][row][4]
      * grid positions, so that a register holds four coordinates of
      * consecutive codes and a query's four coordinates are broadcast to it.
      * @param rows     as in dot_codes
@@ -207,27 +215,46 @@ struct Kernels {
             uint8_t* scratch,
             uint8_t* panel);
 
-    /// panels and queries that dot_panels multiplies at a time
-    size_t tile_panels;
+    /// queries of a tile
     size_t tile_queries;
+    /// dot_panels takes this many quads of dimensions at a time
+    size_t quad_step;
+    /// bytes of a tile for each query, besides its dimensions
+    size_t tile_pad;
 
-    /** Integer dot products of tile_panels panels, panel_stride bytes apart,
-     * with tile_queries queries.
-     * @param quads    dimensions / 4, even
-     * @param queries  [quads][tile_queries][4]
-     * @param out      (tile_queries, tile_panels * panel_rows), written */
+    /** Put quantized queries in the order in which dot_panels reads them.
+     * @param queries  n of them, (padded_dim,) each
+     * @param n        1 to tile_queries; the others get zeros
+     * @param quads    CodeLayout::panel_quads
+     * @param tile     (CodeLayout::tile_size,), written */
+    void (*arrange_tile)(
+            const int8_t* const* queries,
+            size_t n,
+            size_t quads,
+            int8_t* tile);
+
+    /** Integer dot products of panels with a tile of queries.
+     * @param panels        panels, panel_stride bytes apart; those up to the
+     *                      next multiple of panel_group are read too
+     * @param quads         CodeLayout::panel_quads
+     * @param out           (tile_queries, n_panels * panel_rows), rows
+     *                      out_stride apart, written, and so is what belongs
+     *                      to the panels up to the next multiple of
+     *                      panel_group */
     void (*dot_panels)(
             const uint8_t* panels,
             size_t panel_stride,
-            const int8_t* queries,
+            size_t n_panels,
+            const int8_t* tile,
             size_t quads,
-            int32_t* out);
+            int32_t* out,
+            size_t out_stride);
 
     /** Distances of n codes from their dot products, and those among them
      * that beat a threshold.
      * @param dots       (n,)
      * @param scales     (n,)
-     * @param offsets    (n,)
+     * @param offsets    (n,), or null for zeros
      * @param sign       +1 if small distances are better, -1 if large ones
      * @param threshold  keep sign * distance < threshold
      * @param keys       (n,), the kept sign * distance, written
@@ -245,6 +272,15 @@ struct Kernels {
             uint32_t* positions);
 };
 
+inline size_t CodeLayout::panel_quads(const Kernels& kernels) const {
+    const size_t step = 4 * kernels.quad_step;
+    return (d + step - 1) / step * kernels.quad_step;
+}
+
+inline size_t CodeLayout::tile_size(const Kernels& kernels) const {
+    return kernels.tile_queries * (panel_quads(kernels) * 4 + kernels.tile_pad);
+}
+
 /// one distance: what select computes
 inline float distance_from_dot(
         const QueryFactors& factors,
@@ -259,7 +295,7 @@ inline float distance_from_dot(
 /// levels that this build has and this CPU runs, scalar first
 std::vector<SimdLevel> available_levels();
 
-/// "scalar", "sse4", "avx2", "avx512", "avx512_vnni", "neon"
+/// "scalar", "sse4", "avx2", "avx512", "avx512_vnni", "amx", "neon"
 const char* level_name(SimdLevel level);
 
 /** The level in use: the best available one, or the one that the environment

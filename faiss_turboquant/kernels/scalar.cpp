@@ -198,16 +198,28 @@ void decode_panel(
     }
 }
 
+void arrange_tile(
+        const int8_t* const* queries,
+        size_t /*n*/,
+        size_t quads,
+        int8_t* tile) {
+    std::memcpy(tile, queries[0], quads * 4);
+}
+
 void dot_panels(
-        const uint8_t* panel,
-        size_t /*panel_stride*/,
+        const uint8_t* panels,
+        size_t panel_stride,
+        size_t n_panels,
         const int8_t* query,
         size_t quads,
-        int32_t* out) {
-    for (size_t i = 0; i < panel_rows; i++) {
+        int32_t* out,
+        size_t /*out_stride*/) {
+    for (size_t i = 0; i < n_panels * panel_rows; i++) {
+        const uint8_t* panel = panels + i / panel_rows * panel_stride;
         int32_t total = 0;
         for (size_t j = 0; j < quads * 4; j++) {
-            total += panel[(j / 4 * panel_rows + i) * 4 + j % 4] * query[j];
+            const size_t at = (j / 4 * panel_rows + i % panel_rows) * 4 + j % 4;
+            total += panel[at] * query[j];
         }
         out[i] = total;
     }
@@ -225,8 +237,9 @@ size_t select(
         uint32_t* positions) {
     size_t kept = 0;
     for (size_t i = 0; i < n; i++) {
-        const float key = sign *
-                distance_from_dot(factors, dots[i], scales[i], offsets[i]);
+        const float offset = offsets ? offsets[i] : 0;
+        const float key =
+                sign * distance_from_dot(factors, dots[i], scales[i], offset);
         if (key < threshold) {
             keys[kept] = key;
             positions[kept] = i;
@@ -253,8 +266,10 @@ const Kernels& scalar_kernels() {
             arrange_query,
             dot_codes,
             decode_panel,
-            /*tile_panels=*/1,
             /*tile_queries=*/1,
+            /*quad_step=*/2,
+            /*tile_pad=*/0,
+            arrange_tile,
             dot_panels,
             select,
     };

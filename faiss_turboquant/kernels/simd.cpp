@@ -26,6 +26,7 @@
 #define HWY_TARGET_INCLUDE "faiss_turboquant/kernels/simd.cpp"
 #include <hwy/foreach_target.h>
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 // SSE2 and emulation have no table lookup worth having: the scalar level
@@ -295,19 +296,14 @@ void trellis_decode(
         const CodeLayout& layout,
         const uint8_t* planes,
         uint8_t* grid);
+struct Codes;
 void trellis_dot_codes(
         const CodeLayout& layout,
-        const uint8_t* codes,
-        const uint32_t* rows,
-        size_t n,
+        const Codes& codes,
         const int8_t* query,
         int32_t sum,
         int32_t* out);
 bool decodes_in_registers(const CodeLayout& layout);
-void trellis_arrange_query(
-        const CodeLayout& layout,
-        const int8_t* q,
-        int8_t* out);
 
 float encode(
         const CodeLayout& layout,
@@ -516,24 +512,31 @@ size_t query_size(const CodeLayout& layout) {
     return chunks * N8 * (8 / b);
 }
 
-/// [chunk][field][N8], zero for bytes that an earlier chunk covers
+/** What is left of a plane after its full registers, if that is at most half a
+ * register, is read from two codes at a time. */
+bool pairs_tails(size_t m) {
+    return N8 > 16 && m > N8 && (m - 1) % N8 < N8 / 2;
+}
+
+/// [chunk][field][N8], zero for bytes that an earlier chunk covers. The tail
+/// of a pair is there twice.
 void arrange_query(const CodeLayout& layout, const int8_t* q, int8_t* out) {
     if (!planes_line_up(layout)) {
         std::memcpy(out, q, layout.padded_dim());
-        return;
-    }
-    if (layout.has_trellis()) {
-        trellis_arrange_query(layout, q, out);
         return;
     }
     const int b = query_field_bits(layout);
     const size_t m = layout.plane_size(b);
     std::memset(out, 0, query_size(layout));
     for (size_t i = 0; i < m; i += N8) {
-        const size_t at = m < N8 ? 0 : chunk_start(i, m);
         const size_t end = std::min(i + N8, m);
+        const bool twice = pairs_tails(m) && end - i < N8;
+        const size_t at = m < N8 ? 0 : twice ? m - N8 / 2 : chunk_start(i, m);
         for (int f = 0; f < 8 / b; f++, out += N8) {
             std::memcpy(out + (i - at), q + f * m + i, end - i);
+            if (twice) {
+                std::memcpy(out + N8 / 2, out, N8 / 2);
+            }
         }
     }
 }
@@ -579,234 +582,7 @@ struct Accumulator {
     }
 };
 
-/// fields f, f + 1, .. of a register of a plane, two at a time
-template <int b, int f = 0>
-HWY_INLINE void dot_fields(
-        U8 v,
-        U8 table,
-        const int8_t* query,
-        Accumulator& acc) {
-    acc.add(hn::TableLookupBytes(table, get_field<b, f>(v)),
-            hn::LoadU(di8, query + f * N8),
-            hn::TableLookupBytes(table, get_field<b, f + 1>(v)),
-            hn::LoadU(di8, query + (f + 1) * N8));
-    if constexpr (f + 2 < 8 / b) {
-        dot_fields<b, f + 2>(v, table, query, acc);
-    }
-}
-
-template <int b>
-HWY_INLINE I32
-dot_plane(const uint8_t* plane, size_t m, U8 table, const int8_t* query) {
-    Accumulator acc;
-    if (m < N8) {
-        const U8 bytes = hn::LoadN(du8, plane, m);
-        dot_fields<b>(bytes, table, query, acc);
-        return acc.sum;
-    }
-    size_t i = 0;
-    for (; i + N8 <= m; i += N8, query += N8 * (8 / b)) {
-        dot_fields<b>(hn::LoadU(du8, plane + i), table, query, acc);
-    }
-    if (i < m) {
-        dot_fields<b>(hn::LoadU(du8, plane + m - N8), table, query, acc);
-    }
-    return acc.sum;
-}
-
-/// bits f, f + 1, .. of a register of a plane times the query, in pairs
-template <int f = 0>
-HWY_INLINE I16 dot_bits(U8 v, const int8_t* query, I16 pairs) {
-    pairs = hn::Add(
-            pairs,
-            hn::SatWidenMulPairwiseAdd(
-                    di16, get_field<1, f>(v), hn::LoadU(di8, query + f * N8)));
-    if constexpr (f < 7) {
-        return dot_bits<f + 1>(v, query, pairs);
-    } else {
-        return pairs;
-    }
-}
-
-/** 1 bit: with bits for grid positions the products are s8, and 128 registers
- * of pairs fit in 16 bits. The caller puts the grid back. */
-HWY_INLINE I32
-dot_bit_plane(const uint8_t* plane, size_t m, const int8_t* query) {
-    const I16 ones = hn::Set(di16, int16_t{1});
-    I32 sum = hn::Zero(di32);
-    if (m < N8) {
-        const U8 bytes = hn::LoadN(du8, plane, m);
-        return hn::WidenMulPairwiseAdd(
-                di32, dot_bits(bytes, query, hn::Zero(di16)), ones);
-    }
-    for (size_t i = 0; i < m;) {
-        // 16 chunks of 8 fields
-        const size_t end = std::min(m, i + 16 * N8);
-        I16 pairs = hn::Zero(di16);
-        for (; i < end; i += N8, query += N8 * 8) {
-            const U8 v = hn::LoadU(du8, plane + chunk_start(i, m));
-            pairs = dot_bits(v, query, pairs);
-        }
-        sum = hn::Add(sum, hn::WidenMulPairwiseAdd(di32, pairs, ones));
-    }
-    return sum;
-}
-
-/** 3 bits, d a multiple of 8: byte i of the sign plane goes with bytes i and
- * m1 + i of the magnitude plane, sign field f with magnitude field f / 2 of
- * the first (f even) or the second (f odd). */
-template <int f = 0>
-HWY_INLINE void dot_3_bit_fields(
-        U8 a,
-        U8 b,
-        U8 signs,
-        U8 table,
-        const int8_t* query,
-        Accumulator& acc) {
-    const U8 four = hn::Set(du8, uint8_t{4});
-    U8 sign_a, sign_b;
-    if constexpr (f == 0) {
-        sign_a = shift_left<2>(signs);
-        sign_b = shift_left<1>(signs);
-    } else {
-        sign_a = shift_right<f - 2>(signs);
-        sign_b = shift_right<f - 1>(signs);
-    }
-    const U8 field_a = hn::Or(get_field<2, f / 2>(a), hn::And(sign_a, four));
-    const U8 field_b = hn::Or(get_field<2, f / 2>(b), hn::And(sign_b, four));
-    acc.add(hn::TableLookupBytes(table, field_a),
-            hn::LoadU(di8, query + f * N8),
-            hn::TableLookupBytes(table, field_b),
-            hn::LoadU(di8, query + (f + 1) * N8));
-    if constexpr (f + 2 < 8) {
-        dot_3_bit_fields<f + 2>(a, b, signs, table, query, acc);
-    }
-}
-
-HWY_INLINE I32
-dot_3_bits(const uint8_t* planes, size_t m1, U8 table, const int8_t* query) {
-    Accumulator acc;
-    if (m1 < N8) {
-        const U8 a = hn::LoadN(du8, planes, m1);
-        const U8 b = hn::LoadN(du8, planes + m1, m1);
-        const U8 signs = hn::LoadN(du8, planes + 2 * m1, m1);
-        dot_3_bit_fields(a, b, signs, table, query, acc);
-        return acc.sum;
-    }
-    for (size_t i = 0; i < m1; i += N8, query += N8 * 8) {
-        const uint8_t* at = planes + chunk_start(i, m1);
-        dot_3_bit_fields(
-                hn::LoadU(du8, at),
-                hn::LoadU(du8, at + m1),
-                hn::LoadU(du8, at + 2 * m1),
-                table,
-                query,
-                acc);
-    }
-    return acc.sum;
-}
-
-/// sums of the lanes of four registers
-HWY_INLINE void store_sums(I32 a, I32 b, I32 c, I32 d, int32_t* out) {
-    const auto interleave_add = [](I32 x, I32 y) HWY_ATTR {
-        return hn::Add(
-                hn::InterleaveLower(di32, x, y),
-                hn::InterleaveUpper(di32, x, y));
-    };
-    const auto ab = hn::BitCast(du64, interleave_add(a, b));
-    const auto cd = hn::BitCast(du64, interleave_add(c, d));
-    I32 abcd =
-            hn::Add(hn::BitCast(di32, hn::InterleaveLower(du64, ab, cd)),
-                    hn::BitCast(di32, hn::InterleaveUpper(du64, ab, cd)));
-    if constexpr (N32 > 8) {
-        abcd = hn::Add(abcd, hn::ConcatLowerUpper(di32, abcd, abcd));
-    }
-    if constexpr (N32 > 4) {
-        abcd = hn::Add(abcd, hn::SwapAdjacentBlocks(abcd));
-    }
-    const hn::CappedTag<int32_t, 4> block;
-    hn::StoreU(hn::ResizeBitCast(block, abcd), block, out);
-}
-
-/// out[i] = sum of the lanes of dot(code i), four codes at a time
-template <class Dot>
-HWY_INLINE void for_each_code(
-        const CodeLayout& layout,
-        const uint8_t* codes,
-        const uint32_t* rows,
-        size_t n,
-        int32_t* out,
-        Dot dot_code) {
-    const auto code = [&](size_t i) HWY_ATTR {
-        return codes + (rows ? rows[i] : i) * layout.code_size;
-    };
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        const I32 a = dot_code(code(i)), b = dot_code(code(i + 1));
-        const I32 c = dot_code(code(i + 2)), d = dot_code(code(i + 3));
-        store_sums(a, b, c, d, out + i);
-    }
-    for (; i < n; i++) {
-        out[i] = hn::ReduceSum(di32, dot_code(code(i)));
-    }
-}
-
-void dot_codes(
-        const CodeLayout& layout,
-        const uint8_t* codes,
-        const uint32_t* rows,
-        size_t n,
-        const int8_t* query,
-        int32_t sum,
-        int32_t* out) {
-    const U8 table = load_grid(layout);
-    const size_t m1 = layout.plane_size(1);
-    if (layout.has_trellis() && planes_line_up(layout)) {
-        trellis_dot_codes(layout, codes, rows, n, query, sum, out);
-    } else if (layout.nbits == 1 && !layout.has_trellis()) {
-        for_each_code(
-                layout, codes, rows, n, out, [&](const uint8_t* code) HWY_ATTR {
-                    return dot_bit_plane(code, m1, query);
-                });
-        const int32_t zero = layout.grid[0], step = layout.grid[1] - zero;
-        for (size_t i = 0; i < n; i++) {
-            out[i] = zero * sum + step * out[i];
-        }
-    } else if (layout.nbits == 2 && !layout.has_trellis()) {
-        const size_t m = layout.plane_size(2);
-        for_each_code(
-                layout, codes, rows, n, out, [&](const uint8_t* code) HWY_ATTR {
-                    return dot_plane<2>(code, m, table, query);
-                });
-    } else if (layout.nbits == 4 && !layout.has_trellis()) {
-        const size_t m = layout.plane_size(4);
-        for_each_code(
-                layout, codes, rows, n, out, [&](const uint8_t* code) HWY_ATTR {
-                    return dot_plane<4>(code, m, table, query);
-                });
-    } else if (planes_line_up(layout)) {
-        for_each_code(
-                layout, codes, rows, n, out, [&](const uint8_t* code) HWY_ATTR {
-                    return dot_3_bits(code, m1, table, query);
-                });
-    } else {
-        // zero past d, where decode leaves what it finds
-        std::vector<uint8_t> grid(layout.padded_dim());
-        for_each_code(
-                layout, codes, rows, n, out, [&](const uint8_t* code) HWY_ATTR {
-                    decode(layout, code, grid.data());
-                    Accumulator acc;
-                    for (size_t j = 0; j < grid.size(); j += N8) {
-                        acc.add(hn::LoadU(du8, &grid[j]),
-                                hn::LoadU(di8, query + j),
-                                hn::Zero(du8),
-                                hn::Zero(di8));
-                    }
-                    return acc.sum;
-                });
-    }
-}
-
+#include <faiss_turboquant/kernels/dot-inl.h>
 #include <faiss_turboquant/kernels/trellis-inl.h>
 
 // -------------------------------------------------------------------- panels
@@ -886,12 +662,33 @@ void decode_panel(
 constexpr size_t tile_panels = N8 == 64 ? 4 : 1;
 constexpr size_t tile_queries = N8 == 64 ? 6 : N8 == 32 ? 4 : 2;
 
-void dot_panels(
+/// [quads][tile_queries][4]
+void arrange_tile(
+        const int8_t* const* queries,
+        size_t n,
+        size_t quads,
+        int8_t* tile) {
+    if (n < tile_queries) {
+        std::memset(tile, 0, quads * tile_queries * 4);
+    }
+    for (size_t k = 0; k < n; k++) {
+        for (size_t quad = 0; quad < quads; quad++) {
+            std::memcpy(
+                    tile + (quad * tile_queries + k) * 4,
+                    queries[k] + quad * 4,
+                    4);
+        }
+    }
+}
+
+/// tile_panels panels with a tile of queries
+HWY_INLINE void dot_tile(
         const uint8_t* panels,
         size_t panel_stride,
         const int8_t* queries,
         size_t quads,
-        int32_t* out) {
+        int32_t* out,
+        size_t out_stride) {
     constexpr size_t regs = panel_rows * 4 / N8; // of a panel's quad
     constexpr size_t width = tile_panels * regs;
     // without a dot product of quads, two quads share one vpmaddwd
@@ -933,10 +730,63 @@ void dot_panels(
     for (size_t k = 0; k < tile_queries; k++) {
         HWY_UNROLL(8)
         for (size_t w = 0; w < width; w++) {
-            hn::StoreU(acc[k][w].sum, di32, out + (k * width + w) * N32);
+            hn::StoreU(acc[k][w].sum, di32, out + k * out_stride + w * N32);
         }
     }
 }
+
+void dot_panels(
+        const uint8_t* panels,
+        size_t panel_stride,
+        size_t n_panels,
+        const int8_t* tile,
+        size_t quads,
+        int32_t* out,
+        size_t out_stride) {
+    static_assert(panel_group % tile_panels == 0);
+    for (size_t p = 0; p < n_panels; p += tile_panels) {
+        dot_tile(
+                panels + p * panel_stride,
+                panel_stride,
+                tile,
+                quads,
+                out + p * panel_rows,
+                out_stride);
+    }
+}
+
+/** The keys of select, N32 at a time. The sign is in the multiplier and the
+ * bias: negation commutes with rounding. */
+struct KeyFormula {
+    const I32 shift;
+    const F32 multiplier, bias, sign;
+    const float* offsets;
+
+    HWY_INLINE KeyFormula(
+            const QueryFactors& factors,
+            const float* offsets,
+            float sign)
+            : shift(hn::Set(di32, 63 * factors.sum)),
+              multiplier(hn::Set(df32, sign * factors.multiplier)),
+              bias(hn::Set(
+                      df32,
+                      offsets ? factors.bias : sign * (0 + factors.bias))),
+              sign(hn::Set(df32, sign)),
+              offsets(offsets) {}
+
+    HWY_INLINE F32
+    operator()(const int32_t* dots, const float* scales, size_t i) const {
+        const I32 dot = hn::LoadU(di32, dots + i);
+        const F32 t = hn::ConvertTo(df32, hn::Sub(hn::Add(dot, dot), shift));
+        const F32 product =
+                hn::Mul(hn::Mul(t, hn::LoadU(df32, scales + i)), multiplier);
+        if (!offsets) {
+            return hn::Add(product, bias);
+        }
+        const F32 offset = hn::Add(hn::LoadU(df32, offsets + i), bias);
+        return hn::Add(product, hn::Mul(sign, offset));
+    }
+};
 
 size_t select(
         const QueryFactors& factors,
@@ -948,26 +798,26 @@ size_t select(
         float threshold,
         float* keys,
         uint32_t* positions) {
-    const I32 shift = hn::Set(di32, 63 * factors.sum);
-    const F32 multiplier = hn::Set(df32, factors.multiplier);
-    const F32 bias = hn::Set(df32, factors.bias);
-    const F32 signs = hn::Set(df32, sign);
+    const KeyFormula key_of(factors, offsets, sign);
     const F32 limit = hn::Set(df32, threshold);
+    constexpr size_t step = 4 * N32; // keys between two branches
+    HWY_ALIGN float all[step];
     size_t kept = 0;
     size_t i = 0;
-    for (; i + N32 <= n; i += N32) {
-        const I32 dot = hn::LoadU(di32, dots + i);
-        const F32 t = hn::ConvertTo(df32, hn::Sub(hn::Add(dot, dot), shift));
-        const F32 product =
-                hn::Mul(hn::Mul(t, hn::LoadU(df32, scales + i)), multiplier);
-        const F32 distance =
-                hn::Add(product, hn::Add(hn::LoadU(df32, offsets + i), bias));
-        const F32 key = hn::Mul(signs, distance);
-        const auto better = hn::Lt(key, limit);
+    for (; i + step <= n; i += step) {
+        const F32 a = key_of(dots, scales, i);
+        const F32 b = key_of(dots, scales, i + N32);
+        const F32 c = key_of(dots, scales, i + 2 * N32);
+        const F32 d = key_of(dots, scales, i + 3 * N32);
+        const auto better = hn::Or(
+                hn::Or(hn::Lt(a, limit), hn::Lt(b, limit)),
+                hn::Or(hn::Lt(c, limit), hn::Lt(d, limit)));
         if (HWY_UNLIKELY(!hn::AllFalse(df32, better))) {
-            HWY_ALIGN float all[N32];
-            hn::Store(key, df32, all);
-            for (size_t k = 0; k < N32; k++) {
+            hn::Store(a, df32, all);
+            hn::Store(b, df32, all + N32);
+            hn::Store(c, df32, all + 2 * N32);
+            hn::Store(d, df32, all + 3 * N32);
+            for (size_t k = 0; k < step; k++) {
                 if (all[k] < threshold) {
                     keys[kept] = all[k];
                     positions[kept] = static_cast<uint32_t>(i + k);
@@ -977,8 +827,9 @@ size_t select(
         }
     }
     for (; i < n; i++) {
-        const float key = sign *
-                distance_from_dot(factors, dots[i], scales[i], offsets[i]);
+        const float offset = offsets ? offsets[i] : 0;
+        const float key =
+                sign * distance_from_dot(factors, dots[i], scales[i], offset);
         if (key < threshold) {
             keys[kept] = key;
             positions[kept] = static_cast<uint32_t>(i);
@@ -1017,8 +868,10 @@ const Kernels& table() {
             arrange_query,
             dot_codes,
             decode_panel,
-            tile_panels,
             tile_queries,
+            /*quad_step=*/2,
+            /*tile_pad=*/0,
+            arrange_tile,
             dot_panels,
             select,
     };

@@ -12,4 +12,8 @@ const Kernels& scalar_kernels();
 /// the SIMD levels that this build has and this CPU runs, narrowest first
 std::vector<const Kernels*> simd_kernels();
 
+/// a table that does batches on AMX and the rest as `base` does, if `base` is
+/// avx512_vnni and the machine has AMX
+std::vector<const Kernels*> amx_kernels(const Kernels& base);
+
 } // namespace faiss_turboquant

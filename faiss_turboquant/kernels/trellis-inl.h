@@ -471,41 +471,103 @@ HWY_INLINE void for_each_chunk(
     }
 }
 
-/// levels of the indices of fields f, f + 1, .., n bytes each
+#if HWY_TARGET == HWY_AVX3_DL
+
+/** Grid positions of indices and signs. An index takes the low four bits of a
+ * table's six, the sign one of the two above: bit 4 for fields of even number,
+ * bit 5 for those of odd number, so that one shift of the sign plane serves
+ * two fields. */
+template <int nbits>
+struct Levels {
+    Table64 even, odd;
+    U8 low_nibbles;
+
+    HWY_INLINE Levels(const CodeLayout& layout, const Constants& constants)
+            : even([&](size_t i) { return position(layout, i, i >> 4 & 1); }),
+              odd([&](size_t i) { return position(layout, i, i >> 5); }),
+              low_nibbles(constants.low_nibbles) {}
+
+    static HWY_INLINE uint8_t
+    position(const CodeLayout& layout, size_t i, size_t sign) {
+        const uint8_t g = layout.grid[i & 15];
+        return nbits > 1 && sign ? 63 - g : g;
+    }
+
+    template <int f>
+    HWY_INLINE U8 get(const Indices& indices) const {
+        U8 index = indices.pairs[f % 4];
+        if constexpr (f >= 4) {
+            index = shift_right<4>(index);
+        }
+        if constexpr (nbits > 1) {
+            constexpr int up = 4 - f / 2 * 2;
+            U8 signs = indices.signs;
+            if constexpr (up > 0) {
+                signs = shift_left<up>(signs);
+            } else if constexpr (up < 0) {
+                signs = shift_right<-up>(signs);
+            }
+            index = hn::BitwiseIfThenElse(low_nibbles, index, signs);
+        }
+        return f % 2 ? odd[index] : even[index];
+    }
+};
+
+#else
+
+template <int nbits>
+struct Levels {
+    const Constants& constants;
+    U8 table, partners;
+
+    HWY_INLINE Levels(const CodeLayout& layout, const Constants& constants)
+            : constants(constants),
+              table(load_grid(layout)),
+              partners(hn::Sub(hn::Set(du8, uint8_t{63}), table)) {}
+
+    template <int f>
+    HWY_INLINE U8 get(const Indices& indices) const {
+        const U8 index = indices.get<f>(constants);
+        const U8 g = hn::TableLookupBytes(table, index);
+        if constexpr (nbits == 1) {
+            return g;
+        } else {
+            const U8 partner = hn::TableLookupBytes(partners, index);
+#if HWY_TARGET <= HWY_AVX3
+            const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
+            return hn::IfThenElse(
+                    hn::TestBit(indices.signs, bit), partner, g);
+#else
+            const U8 sign = shift_left<7 - f>(indices.signs);
+            return hn::BitCast(
+                    du8,
+                    hn::IfNegativeThenElse(
+                            hn::BitCast(di8, sign),
+                            hn::BitCast(di8, partner),
+                            hn::BitCast(di8, g)));
+#endif
+        }
+    }
+};
+
+#endif
+
+/// grid positions of fields f, f + 1, .., n bytes each
 template <int nbits, int f = 0>
 HWY_INLINE void decode_indices(
         const Indices& indices,
-        const Constants& constants,
-        U8 table,
-        U8 partners,
+        const Levels<nbits>& levels,
         size_t m,
         size_t n,
         uint8_t* out) {
-    const U8 index = indices.get<f>(constants);
-    U8 g = hn::TableLookupBytes(table, index);
-    if constexpr (nbits > 1) {
-        const U8 partner = hn::TableLookupBytes(partners, index);
-#if HWY_TARGET <= HWY_AVX3
-        const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
-        g = hn::IfThenElse(hn::TestBit(indices.signs, bit), partner, g);
-#else
-        const U8 sign = shift_left<7 - f>(indices.signs);
-        g = hn::BitCast(
-                du8,
-                hn::IfNegativeThenElse(
-                        hn::BitCast(di8, sign),
-                        hn::BitCast(di8, partner),
-                        hn::BitCast(di8, g)));
-#endif
-    }
+    const U8 g = levels.template get<f>(indices);
     if (n == N8) {
         hn::StoreU(g, du8, out);
     } else {
         hn::StoreN(g, du8, out, n);
     }
     if constexpr (f < 7) {
-        decode_indices<nbits, f + 1>(
-                indices, constants, table, partners, m, n, out + m);
+        decode_indices<nbits, f + 1>(indices, levels, m, n, out + m);
     }
 }
 
@@ -517,8 +579,7 @@ void decode_code(
     const Code code(layout.trellis);
     const Constants constants;
     const size_t m = layout.plane_size(1);
-    const U8 table = load_grid(layout);
-    const U8 partners = hn::Sub(hn::Set(du8, uint8_t{63}), table);
+    const Levels<Code::nbits> levels(layout, constants);
     const size_t n = std::min(m, N8);
     for_each_chunk(
             code,
@@ -528,66 +589,110 @@ void decode_code(
             m,
             [&](const Indices& indices, size_t at) HWY_ATTR {
                 decode_indices<Code::nbits>(
-                        indices, constants, table, partners, m, n, grid + at);
+                        indices, levels, m, n, grid + at);
             });
 }
 
-/** The query with the sign of field f: (2 g - 63) q is (2 table - 63) times
- * that. */
-template <int f>
-HWY_INLINE I8 with_sign(I8 q, U8 signs, [[maybe_unused]] U8 one) {
-#if HWY_TARGET <= HWY_AVX3
-    const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
-    const auto negative = hn::RebindMask(di8, hn::TestBit(signs, bit));
-    return hn::MaskedSubOr(q, negative, hn::Zero(di8), q);
+#if HWY_TARGET == HWY_AVX3_DL
+
+/// levels of fields f, f + 1, .. times the query
+template <int nbits>
+struct LevelProducts {
+    const Levels<nbits> levels;
+
+    HWY_INLINE LevelProducts(
+            const CodeLayout& layout,
+            const Constants& constants)
+            : levels(layout, constants) {}
+
+    template <int f = 0>
+    HWY_INLINE void add(
+            const Indices& indices,
+            const int8_t* query,
+            LongSums& sums) const {
+        sums.add(
+                levels.template get<f>(indices),
+                hn::LoadU(di8, query + f * N8),
+                levels.template get<f + 1>(indices),
+                hn::LoadU(di8, query + (f + 1) * N8));
+        if constexpr (f < 6) {
+            add<f + 2>(indices, query, sums);
+        }
+    }
+
+    /// sum of g q from the sum of what add() added
+    static int32_t grid_sum(int32_t added, int32_t) {
+        return added;
+    }
+};
+
 #else
-    // bit f to the top; the lowest bit, set, keeps the byte from being zero
-    U8 sign;
-    if constexpr (f == 0) {
-        sign = hn::Or(shift_left<7>(signs), one);
-    } else {
-        sign = shift_left<7 - f>(hn::Or(signs, one));
+
+/** Levels of fields f, f + 1, .. times the query. The sign goes to the query,
+ * and the table holds 2 g - 63, which is odd in the sign. */
+template <int nbits>
+struct LevelProducts {
+    const Constants& constants;
+    U8 table;
+
+    HWY_INLINE LevelProducts(
+            const CodeLayout& layout,
+            const Constants& constants)
+            : constants(constants), table(load_grid(layout)) {
+        if constexpr (nbits > 1) {
+            table = hn::Sub(hn::Add(table, table), hn::Set(du8, uint8_t{63}));
+        }
     }
-    return hn::IfNegativeThenNegOrUndefIfZero(hn::BitCast(di8, sign), q);
+
+    template <int f>
+    HWY_INLINE I8 with_sign(I8 q, U8 signs) const {
+        if constexpr (nbits == 1) {
+            return q;
+        } else {
+#if HWY_TARGET <= HWY_AVX3
+            const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
+            const auto negative = hn::RebindMask(di8, hn::TestBit(signs, bit));
+            return hn::MaskedSubOr(q, negative, hn::Zero(di8), q);
+#else
+            // bit f to the top; the lowest bit, set, keeps the byte from being
+            // zero
+            U8 sign;
+            if constexpr (f == 0) {
+                sign = hn::Or(shift_left<7>(signs), constants.one);
+            } else {
+                sign = shift_left<7 - f>(hn::Or(signs, constants.one));
+            }
+            return hn::IfNegativeThenNegOrUndefIfZero(
+                    hn::BitCast(di8, sign), q);
 #endif
-}
-
-/// levels of the indices of fields f, f + 1, .. times the query
-template <int nbits, int f = 0>
-HWY_INLINE void dot_indices(
-        const Indices& indices,
-        const Constants& constants,
-        U8 table,
-        const int8_t* query,
-        Accumulator& acc) {
-    I8 q0 = hn::LoadU(di8, query + f * N8);
-    I8 q1 = hn::LoadU(di8, query + (f + 1) * N8);
-    if constexpr (nbits > 1) {
-        q0 = with_sign<f>(q0, indices.signs, constants.one);
-        q1 = with_sign<f + 1>(q1, indices.signs, constants.one);
+        }
     }
-    acc.add(hn::TableLookupBytes(table, indices.get<f>(constants)),
-            q0,
-            hn::TableLookupBytes(table, indices.get<f + 1>(constants)),
-            q1,
-            constants.ones);
-    if constexpr (f < 6) {
-        dot_indices<nbits, f + 2>(indices, constants, table, query, acc);
+
+    template <int f = 0>
+    HWY_INLINE void add(
+            const Indices& indices,
+            const int8_t* query,
+            LongSums& sums) const {
+        const I8 q0 = hn::LoadU(di8, query + f * N8);
+        const I8 q1 = hn::LoadU(di8, query + (f + 1) * N8);
+        sums.add(
+                hn::TableLookupBytes(table, indices.get<f>(constants)),
+                with_sign<f>(q0, indices.signs),
+                hn::TableLookupBytes(table, indices.get<f + 1>(constants)),
+                with_sign<f + 1>(q1, indices.signs),
+                constants.ones);
+        if constexpr (f < 6) {
+            add<f + 2>(indices, query, sums);
+        }
     }
-}
 
-/** What is left of a plane after its full registers, if that is at most half a
- * register, is read from two codes at a time. */
-bool pairs_tails(size_t m) {
-    return N8 > 16 && m > N8 && (m - 1) % N8 < N8 / 2;
-}
+    /// sum of g q from the sum of what add() added
+    static int32_t grid_sum(int32_t added, int32_t query_sum) {
+        return nbits == 1 ? added : (added + 63 * query_sum) / 2;
+    }
+};
 
-const hn::Half<decltype(du8)> half_du8;
-
-/// two halves of a register, from the same place of two codes
-HWY_INLINE U8 load_pair(const uint8_t* a, const uint8_t* b) {
-    return hn::Combine(du8, hn::LoadU(half_du8, b), hn::LoadU(half_du8, a));
-}
+#endif
 
 /// CodedBytes of a pair
 struct PairedCodedBytes {
@@ -600,53 +705,44 @@ struct PairedCodedBytes {
     }
 };
 
-/// [chunk][field][N8], zero for bytes that an earlier chunk covers. The tail
-/// of a pair is there twice.
-void trellis_arrange_query(
-        const CodeLayout& layout,
-        const int8_t* q,
-        int8_t* out) {
-    const size_t m = layout.plane_size(1);
-    std::memset(out, 0, query_size(layout));
-    for (size_t i = 0; i < m; i += N8) {
-        const size_t end = std::min(i + N8, m);
-        const bool twice = pairs_tails(m) && end - i < N8;
-        const size_t at = m < N8 ? 0 : twice ? m - N8 / 2 : chunk_start(i, m);
-        for (int f = 0; f < 8; f++, out += N8) {
-            std::memcpy(out + (i - at), q + f * m + i, end - i);
-            if (twice) {
-                std::memcpy(out + N8 / 2, out, N8 / 2);
-            }
-        }
-    }
-}
-
 /// dot products of one query with codes of one kind
 template <class Code>
 struct TrellisDot {
-    const CodeLayout& layout;
     const int8_t* query;
     const Code code;
     const Constants constants;
+    const LevelProducts<Code::nbits> products;
     const size_t m;
     const size_t tail; ///< where the tail of a pair begins, or m
-    U8 table;
+    const size_t packed; ///< bytes of all planes
 
     HWY_INLINE TrellisDot(const CodeLayout& layout, const int8_t* query)
-            : layout(layout),
-              query(query),
+            : query(query),
               code(layout.trellis),
+              products(layout, constants),
               m(layout.plane_size(1)),
               tail(pairs_tails(m) ? m / N8 * N8 : m),
-              table(load_grid(layout)) {
-        if constexpr (Code::nbits > 1) {
-            table = hn::Sub(hn::Add(table, table), hn::Set(du8, uint8_t{63}));
+              packed(layout.packed_size()) {}
+
+    /// sums of the products in each lane
+    HWY_INLINE void dot(const CodeGroup& group, I32 (&sums)[group_codes])
+            const {
+        for (size_t r = 0; r < group_codes; r++) {
+            for (size_t byte = 0; byte < packed; byte += 64) {
+                hwy::Prefetch(group.later[r] + byte);
+            }
+            sums[r] = dot_code(group.at[r]);
+        }
+        if (tail < m) {
+            add_tails(group.at[0], group.at[1], sums[0], sums[1]);
+            add_tails(group.at[2], group.at[3], sums[2], sums[3]);
         }
     }
 
+   private:
     /// all but the tail of a pair
     HWY_INLINE I32 dot_code(const uint8_t* planes) const {
-        Accumulator acc;
+        LongSums sums;
         const int8_t* q = query;
         for_each_chunk(
                 code,
@@ -655,10 +751,10 @@ struct TrellisDot {
                 m,
                 tail,
                 [&](const Indices& indices, size_t) HWY_ATTR {
-                    dot_indices<Code::nbits>(indices, constants, table, q, acc);
+                    products.add(indices, q, sums);
                     q += 8 * N8;
                 });
-        return acc.sum;
+        return sums.total();
     }
 
     /// adds the tails of two codes to their sums
@@ -678,51 +774,22 @@ struct TrellisDot {
                 m,
                 [apart](const uint8_t* p)
                         HWY_ATTR { return load_pair(p, p + apart); });
-        Accumulator acc;
-        dot_indices<Code::nbits>(
-                indices, constants, table, query + tail * 8, acc);
-        const auto of_a = hn::FirstN(di32, N32 / 2);
-        sum_a = hn::Add(sum_a, hn::IfThenElseZero(of_a, acc.sum));
-        sum_b = hn::Add(sum_b, hn::IfThenZeroElse(of_a, acc.sum));
+        LongSums sums;
+        products.add(indices, query + tail * 8, sums);
+        add_pair(sums.total(), sum_a, sum_b);
     }
 };
 
 template <class Code>
 void dot_with_codes(
         const CodeLayout& layout,
-        const uint8_t* codes,
-        const uint32_t* rows,
-        size_t n,
+        const Codes& codes,
         const int8_t* query,
         int32_t sum,
         int32_t* out) {
-    const TrellisDot<Code> dot(layout, query);
-    const auto code = [&](size_t i) HWY_ATTR {
-        return codes + (rows ? rows[i] : i) * layout.code_size;
-    };
-    for (size_t i = 0; i < n; i += 4) {
-        const size_t left = std::min<size_t>(n - i, 4);
-        const uint8_t* at[4];
-        I32 sums[4];
-        for (size_t k = 0; k < 4; k++) {
-            at[k] = code(i + std::min(k, left - 1));
-        }
-        for (size_t k = 0; k < 4; k++) {
-            sums[k] = k < left ? dot.dot_code(at[k]) : hn::Zero(di32);
-        }
-        if (dot.tail < dot.m) {
-            dot.add_tails(at[0], at[1], sums[0], sums[1]);
-            dot.add_tails(at[2], at[3], sums[2], sums[3]);
-        }
-        HWY_ALIGN int32_t four[4];
-        store_sums(sums[0], sums[1], sums[2], sums[3], four);
-        std::memcpy(out + i, four, left * sizeof(int32_t));
-    }
-    if constexpr (Code::nbits > 1) {
-        // from sum (2 g - 63) q to sum g q
-        for (size_t i = 0; i < n; i++) {
-            out[i] = (out[i] + 63 * sum) / 2;
-        }
+    dot_groups(TrellisDot<Code>(layout, query), codes, out);
+    for (size_t i = 0; i < codes.n; i++) {
+        out[i] = LevelProducts<Code::nbits>::grid_sum(out[i], sum);
     }
 }
 
@@ -775,14 +842,12 @@ void trellis_decode(
 
 void trellis_dot_codes(
         const CodeLayout& layout,
-        const uint8_t* codes,
-        const uint32_t* rows,
-        size_t n,
+        const Codes& codes,
         const int8_t* query,
         int32_t sum,
         int32_t* out) {
     with_code(layout, [&](auto* code) HWY_ATTR {
         dot_with_codes<std::decay_t<decltype(*code)>>(
-                layout, codes, rows, n, query, sum, out);
+                layout, codes, query, sum, out);
     });
 }

@@ -390,12 +390,20 @@ float TurboQuantizer::distance_to_code(
 }
 
 void TurboQuantizer::load_factors(
-        const uint8_t* code,
-        float& scale,
-        float& offset) const {
-    const Factors factors = read_factors(layout_, code);
-    scale = factors.scale;
-    offset = factors.offset;
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        float* scales,
+        float* offsets) const {
+    const size_t stride = layout_.code_size;
+    codes += layout_.packed_size();
+    for (size_t i = 0; i < n; i++) {
+        const uint8_t* at = codes + (rows ? rows[i] : i) * stride;
+        std::memcpy(&scales[i], at, sizeof(float));
+        if (offsets) {
+            std::memcpy(&offsets[i], at + sizeof(float), sizeof(float));
+        }
+    }
 }
 
 float TurboQuantizer::symmetric_distance(

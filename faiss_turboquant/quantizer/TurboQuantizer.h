@@ -113,8 +113,17 @@ struct TurboQuantizer : faiss::Quantizer {
     /// distance or similarity between two encoded vectors
     float symmetric_distance(const uint8_t* code1, const uint8_t* code2) const;
 
-    /// the floats behind a code's planes; offset is 0 where there is none
-    void load_factors(const uint8_t* code, float& scale, float& offset) const;
+    /** The floats behind the planes of n codes.
+     * @param codes    codes, code_size apart
+     * @param rows     (n,) rows of codes to take; null for 0, 1, .. n - 1
+     * @param scales   (n,), written
+     * @param offsets  (n,), written, or null if not wanted or there are none */
+    void load_factors(
+            const uint8_t* codes,
+            const uint32_t* rows,
+            size_t n,
+            float* scales,
+            float* offsets) const;
 
     /// the code layout the kernels work on
     const CodeLayout& layout() const {

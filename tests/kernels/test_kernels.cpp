@@ -254,45 +254,57 @@ TEST_P(LevelTest, DotCodes) {
 
 TEST_P(LevelTest, Panels) {
     for (const CodeLayout& layout : layouts(faiss::METRIC_L2)) {
-        const size_t n = simd.tile_panels * panel_rows;
-        const auto codes = random_codes(layout, n, 17);
-        const size_t stride = panel_rows * layout.padded_dim();
-        std::vector<uint8_t> scratch(stride), panels(simd.tile_panels * stride);
-        for (size_t p = 0; p < simd.tile_panels; p++) {
-            simd.decode_panel(
-                    layout,
-                    codes.data() + p * panel_rows * layout.code_size,
-                    nullptr,
-                    panel_rows,
-                    scratch.data(),
-                    panels.data() + p * stride);
-        }
-        const size_t quads = (layout.d + 7) / 8 * 2;
-        std::vector<int8_t> tile(quads * simd.tile_queries * 4);
-        std::vector<std::vector<int8_t>> queries;
-        for (size_t k = 0; k < simd.tile_queries; k++) {
-            queries.push_back(random_query(layout, 23 + k));
-            for (size_t i = 0; i < quads * 4; i++) {
-                tile[(i / 4 * simd.tile_queries + k) * 4 + i % 4] =
-                        queries[k][i];
+        for (size_t n_panels : {1, 3, 4, 6}) {
+            const size_t n = n_panels * panel_rows;
+            const auto codes = random_codes(layout, n, 17);
+            const size_t stride = panel_rows * layout.padded_dim();
+            std::vector<uint8_t> scratch(stride), panels(8 * stride);
+            for (size_t p = 0; p < n_panels; p++) {
+                simd.decode_panel(
+                        layout,
+                        codes.data() + p * panel_rows * layout.code_size,
+                        nullptr,
+                        panel_rows,
+                        scratch.data(),
+                        panels.data() + p * stride);
             }
-        }
-        std::vector<int32_t> out(n * simd.tile_queries), expected(n);
-        simd.dot_panels(panels.data(), stride, tile.data(), quads, out.data());
-        for (size_t k = 0; k < simd.tile_queries; k++) {
-            scalar.dot_codes(
-                    layout,
-                    codes.data(),
-                    nullptr,
-                    n,
-                    queries[k].data(),
-                    sum_of(queries[k]),
-                    expected.data());
-            EXPECT_EQ(
-                    expected,
-                    std::vector<int32_t>(
-                            out.begin() + k * n, out.begin() + (k + 1) * n))
-                    << layout.d << " " << layout.nbits;
+            std::vector<std::vector<int8_t>> queries;
+            std::vector<const int8_t*> pointers;
+            // of a full tile, and of one that is not
+            const size_t nq = simd.tile_queries - (n_panels == 3 ? 1 : 0);
+            for (size_t k = 0; k < nq; k++) {
+                queries.push_back(random_query(layout, 23 + k));
+                pointers.push_back(queries.back().data());
+            }
+            const size_t quads = layout.panel_quads(simd);
+            std::vector<int8_t> tile(layout.tile_size(simd), 99);
+            if (nq > 0) {
+                simd.arrange_tile(pointers.data(), nq, quads, tile.data());
+            }
+            const size_t out_stride = 8 * panel_rows;
+            std::vector<int32_t> out(out_stride * simd.tile_queries);
+            simd.dot_panels(
+                    panels.data(),
+                    stride,
+                    n_panels,
+                    tile.data(),
+                    quads,
+                    out.data(),
+                    out_stride);
+            std::vector<int32_t> expected(n);
+            for (size_t k = 0; k < nq; k++) {
+                scalar.dot_codes(
+                        layout,
+                        codes.data(),
+                        nullptr,
+                        n,
+                        queries[k].data(),
+                        sum_of(queries[k]),
+                        expected.data());
+                const auto row = out.begin() + k * out_stride;
+                EXPECT_EQ(expected, std::vector<int32_t>(row, row + n))
+                        << layout.d << " " << layout.nbits;
+            }
         }
     }
 }
@@ -310,12 +322,13 @@ TEST_P(LevelTest, Select) {
             for (float threshold : {INFINITY, 0.0f, -INFINITY}) {
                 std::vector<float> ka(n), kb(n);
                 std::vector<uint32_t> pa(n), pb(n);
+                const float* given = n % 2 ? offsets.data() : nullptr;
                 const auto run = [&](const Kernels& k, auto& keys, auto& at) {
                     const size_t kept = k.select(
                             factors,
                             dots.data(),
                             scales.data(),
-                            offsets.data(),
+                            given,
                             n,
                             sign,
                             threshold,
@@ -347,6 +360,7 @@ TEST(Levels, UnavailableIsRefused) {
           SimdLevel::avx2,
           SimdLevel::avx512,
           SimdLevel::avx512_vnni,
+          SimdLevel::amx,
           SimdLevel::neon}) {
         if (std::count(available.begin(), available.end(), level)) {
             EXPECT_EQ(level, kernels(level).level);

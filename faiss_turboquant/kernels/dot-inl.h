@@ -1,0 +1,536 @@
+// dot_codes: one query, codes decoded in registers. A part of simd.cpp,
+// included there once per target, inside the namespaces.
+//
+// Four codes are taken at a time. They share the loads of the query, and the
+// codes that come a few kilobytes later are prefetched meanwhile: left alone,
+// the hardware reads at half of the memory's bandwidth.
+
+// -------------------------------------------------------------------- fields
+//
+// How PlaneDot reads a plane (or n_planes that line up) of n fields a byte:
+// Bytes is a register of its bytes, get<f>() the numbers that field f is
+// multiplied by, Sums holds sums over n_chunks registers.
+
+/** 32-bit sums, of any number of products. Two of them where one instruction
+ * adds them up: a chain of those would wait for its latency. */
+struct LongSums {
+    static constexpr size_t n_chunks = ~size_t(0);
+    Accumulator even;
+#if TQ_HAS_QUAD_DOT
+    Accumulator odd;
+#endif
+
+    HWY_INLINE LongSums() {}
+    HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1) {
+#if TQ_HAS_QUAD_DOT
+        even.add(g0, q0);
+        odd.add(g1, q1);
+#else
+        even.add(g0, q0, g1, q1);
+#endif
+    }
+    HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1, [[maybe_unused]] I16 ones) {
+#if TQ_HAS_QUAD_DOT
+        add(g0, q0, g1, q1);
+#else
+        even.add(g0, q0, g1, q1, ones);
+#endif
+    }
+    HWY_INLINE I32 total() const {
+#if TQ_HAS_QUAD_DOT
+        return hn::Add(even.sum, odd.sum);
+#else
+        return even.sum;
+#endif
+    }
+};
+
+#if HWY_TARGET == HWY_AVX3_DL
+
+/** Grid positions by six bits of an index; vpermb ignores the other two. Bits
+ * that do not belong to the field repeat the table, so nothing is masked. */
+struct Table64 {
+    U8 positions;
+
+    /// position(i) for the 64 values of the index
+    template <class Position>
+    HWY_INLINE explicit Table64(Position position) {
+        HWY_ALIGN uint8_t bytes[64];
+        for (size_t i = 0; i < 64; i++) {
+            bytes[i] = position(i);
+        }
+        positions = hn::Load(du8, bytes);
+    }
+
+    HWY_INLINE U8 operator[](U8 index) const {
+        return U8{_mm512_permutexvar_epi8(index.raw, positions.raw)};
+    }
+};
+
+/// a plane of b-bit fields
+template <int b>
+struct PlaneFields {
+    using Bytes = U8;
+    using Sums = LongSums;
+    static constexpr int n = 8 / b;
+    static constexpr size_t n_planes = 1;
+
+    /// fields in the low six bits have a table each
+    static constexpr int n_tables = 6 / b;
+    /// what brings the others there
+    static constexpr int shift = b == 4 ? 4 : 2;
+    Table64 tables[n_tables];
+
+    HWY_INLINE explicit PlaneFields(const CodeLayout& layout)
+            : PlaneFields(
+                      layout,
+                      std::make_integer_sequence<int, n_tables>()) {}
+
+    template <class Load>
+    HWY_INLINE U8 load(const uint8_t* at, Load load_bytes) const {
+        return load_bytes(at);
+    }
+
+    template <int f>
+    HWY_INLINE U8 get(U8 bytes) const {
+        if constexpr (f < n_tables) {
+            return tables[f][bytes];
+        } else {
+            return tables[f - shift / b][shift_right<shift>(bytes)];
+        }
+    }
+
+   private:
+    template <int... f>
+    HWY_INLINE PlaneFields(
+            const CodeLayout& layout,
+            std::integer_sequence<int, f...>)
+            : tables{Table64([&](size_t i) {
+                  return layout.grid[i >> (b * f) & ((1 << b) - 1)];
+              })...} {}
+};
+
+using BitFields = PlaneFields<1>;
+
+#else
+
+template <int b>
+struct PlaneFields {
+    using Bytes = U8;
+    using Sums = LongSums;
+    static constexpr int n = 8 / b;
+    static constexpr size_t n_planes = 1;
+
+    U8 table;
+
+    HWY_INLINE explicit PlaneFields(const CodeLayout& layout)
+            : table(load_grid(layout)) {}
+
+    template <class Load>
+    HWY_INLINE U8 load(const uint8_t* at, Load load_bytes) const {
+        return load_bytes(at);
+    }
+
+    template <int f>
+    HWY_INLINE U8 get(U8 bytes) const {
+        return hn::TableLookupBytes(table, get_field<b, f>(bytes));
+    }
+};
+
+/** A plane of bits, multiplied as they are, 0 or 1: dot_codes puts the grid
+ * back. Products are then s8, and 128 of them fit in 16 bits. */
+struct BitFields {
+    using Bytes = U8;
+    static constexpr int n = 8;
+    static constexpr size_t n_planes = 1;
+
+#if TQ_HAS_QUAD_DOT
+    using Sums = LongSums;
+#else
+    struct Sums {
+        static constexpr size_t n_chunks = 16;
+        I16 pairs;
+
+        HWY_INLINE Sums() : pairs(hn::Zero(di16)) {}
+        HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1) {
+            pairs = hn::Add(pairs, hn::SatWidenMulPairwiseAdd(di16, g0, q0));
+            pairs = hn::Add(pairs, hn::SatWidenMulPairwiseAdd(di16, g1, q1));
+        }
+        HWY_INLINE I32 total() const {
+            return hn::WidenMulPairwiseAdd(
+                    di32, pairs, hn::Set(di16, int16_t{1}));
+        }
+    };
+#endif
+
+    HWY_INLINE explicit BitFields(const CodeLayout&) {}
+
+    template <class Load>
+    HWY_INLINE U8 load(const uint8_t* at, Load load_bytes) const {
+        return load_bytes(at);
+    }
+
+    template <int f>
+    HWY_INLINE U8 get(U8 bytes) const {
+        return get_field<1, f>(bytes);
+    }
+};
+
+#endif
+
+/** 3 bits, d a multiple of 8: byte i of the sign plane goes with bytes i and
+ * m + i of the magnitude plane, sign field f with magnitude field f / 2 of the
+ * first (f even) or the second (f odd). */
+struct ThreeBitFields {
+    struct Bytes {
+        // not the compiler's own, which would be made outside of this target
+        HWY_INLINE Bytes() {}
+        U8 magnitudes[2];
+        U8 signs;
+    };
+    using Sums = LongSums;
+    static constexpr int n = 8;
+    static constexpr size_t n_planes = 3;
+
+    size_t m; ///< bytes of the sign plane
+
+    template <class Load>
+    HWY_INLINE Bytes load(const uint8_t* at, Load load_bytes) const {
+        Bytes bytes;
+        bytes.magnitudes[0] = load_bytes(at);
+        bytes.magnitudes[1] = load_bytes(at + m);
+        bytes.signs = load_bytes(at + 2 * m);
+        return bytes;
+    }
+
+#if HWY_TARGET == HWY_AVX3_DL
+    /// by place of the magnitude (bits 0, 2 or 4) and parity of the field
+    Table64 tables[3][2];
+
+    HWY_INLINE explicit ThreeBitFields(const CodeLayout& layout)
+            : m(layout.plane_size(1)),
+              tables{{make<0, 0>(layout), make<0, 1>(layout)},
+                     {make<1, 0>(layout), make<1, 1>(layout)},
+                     {make<2, 0>(layout), make<2, 1>(layout)}} {}
+
+    /// where the sign is, beside a magnitude in bits 2 place
+    static constexpr int sign_bit(int place, int odd) {
+        return (place == 1 ? 4 : 2) + odd;
+    }
+
+    template <int place, int odd>
+    static HWY_INLINE Table64 make(const CodeLayout& layout) {
+        return Table64([&](size_t i) {
+            const size_t sign = i >> sign_bit(place, odd) & 1;
+            return layout.grid[sign << 2 | (i >> (2 * place) & 3)];
+        });
+    }
+
+    template <int f>
+    HWY_INLINE U8 get(const Bytes& bytes) const {
+        constexpr int place = f < 6 ? f / 2 : 2;
+        constexpr int up = sign_bit(place, f % 2) - f;
+        U8 magnitude = bytes.magnitudes[f % 2], signs = bytes.signs;
+        if constexpr (f >= 6) {
+            magnitude = shift_right<2>(magnitude);
+        }
+        if constexpr (up > 0) {
+            signs = shift_left<up>(signs);
+        } else if constexpr (up < 0) {
+            signs = shift_right<-up>(signs);
+        }
+        const U8 mask = hn::Set(du8, static_cast<uint8_t>(3 << (2 * place)));
+        return tables[place][f % 2]
+                     [hn::BitwiseIfThenElse(mask, magnitude, signs)];
+    }
+#else
+    U8 table;
+
+    HWY_INLINE explicit ThreeBitFields(const CodeLayout& layout)
+            : m(layout.plane_size(1)), table(load_grid(layout)) {}
+
+    template <int f>
+    HWY_INLINE U8 get(const Bytes& bytes) const {
+        U8 sign;
+        if constexpr (f < 2) {
+            sign = shift_left<2 - f>(bytes.signs);
+        } else {
+            sign = shift_right<f - 2>(bytes.signs);
+        }
+        const U8 magnitude = get_field<2, f / 2>(bytes.magnitudes[f % 2]);
+        return hn::TableLookupBytes(
+                table,
+                hn::Or(magnitude, hn::And(sign, hn::Set(du8, uint8_t{4}))));
+    }
+#endif
+};
+
+// ---------------------------------------------------------------- four codes
+
+constexpr size_t group_codes = 4;
+
+/// bytes from a code that is read to one that is prefetched
+constexpr size_t prefetch_bytes = 4096;
+
+/// codes of one call of dot_codes
+struct Codes {
+    const uint8_t* codes;
+    const uint32_t* rows;
+    size_t n;
+    size_t code_size;
+
+    HWY_INLINE const uint8_t* operator[](size_t i) const {
+        return codes + (rows ? rows[i] : i) * code_size;
+    }
+};
+
+/// four codes, and those to prefetch meanwhile
+struct CodeGroup {
+    const uint8_t* at[group_codes];
+    const uint8_t* later[group_codes];
+
+    /// codes i .. i + 3, the last one again in place of those past the end
+    HWY_INLINE CodeGroup(const Codes& codes, size_t i) {
+        const size_t ahead = prefetch_bytes / codes.code_size + group_codes;
+        for (size_t r = 0; r < group_codes; r++) {
+            at[r] = codes[std::min(i + r, codes.n - 1)];
+            // without rows the next call's codes follow these
+            later[r] = codes.rows
+                    ? codes[std::min(i + r + ahead, codes.n - 1)]
+                    : codes.codes + (i + r + ahead) * codes.code_size;
+        }
+    }
+
+    HWY_INLINE void prefetch(size_t byte) const {
+        HWY_UNROLL(4)
+        for (size_t r = 0; r < group_codes; r++) {
+            hwy::Prefetch(later[r] + byte);
+        }
+    }
+};
+
+const hn::Half<decltype(du8)> half_du8;
+
+/// two halves of a register, from the same place of two codes
+HWY_INLINE U8 load_pair(const uint8_t* a, const uint8_t* b) {
+    return hn::Combine(du8, hn::LoadU(half_du8, b), hn::LoadU(half_du8, a));
+}
+
+/// the sums of a pair to those of its codes
+HWY_INLINE void add_pair(I32 pair, I32& a, I32& b) {
+    const auto of_a = hn::FirstN(di32, N32 / 2);
+    a = hn::Add(a, hn::IfThenElseZero(of_a, pair));
+    b = hn::Add(b, hn::IfThenZeroElse(of_a, pair));
+}
+
+/// fields f, f + 1, .. of the same bytes of `count` codes, two at a time
+template <int f = 0, class Fields, size_t count>
+HWY_INLINE void dot_fields(
+        const Fields& fields,
+        const typename Fields::Bytes (&bytes)[count],
+        const int8_t* query,
+        typename Fields::Sums (&sums)[count]) {
+    const I8 q0 = hn::LoadU(di8, query + f * N8);
+    const I8 q1 = hn::LoadU(di8, query + (f + 1) * N8);
+    HWY_UNROLL(4)
+    for (size_t r = 0; r < count; r++) {
+        sums[r].add(
+                fields.template get<f>(bytes[r]),
+                q0,
+                fields.template get<f + 1>(bytes[r]),
+                q1);
+    }
+    if constexpr (f + 2 < Fields::n) {
+        dot_fields<f + 2>(fields, bytes, query, sums);
+    }
+}
+
+/** Dot products of a query with planes.
+ *
+ * A class and not a lambda, as its like for the trellis: the compiler does not
+ * inline a lambda of this size. */
+template <class Fields>
+struct PlaneDot {
+    const Fields fields;
+    const int8_t* query;
+    const size_t m; ///< bytes of a plane
+
+    HWY_INLINE PlaneDot(const CodeLayout& layout, const int8_t* query)
+            : fields(layout),
+              query(query),
+              m(layout.plane_size(query_field_bits(layout))) {}
+
+    /// sums of the products in each lane
+    HWY_INLINE void dot(const CodeGroup& group, I32 (&totals)[group_codes])
+            const {
+        using Bytes = typename Fields::Bytes;
+        using Sums = typename Fields::Sums;
+        const auto load = [](const uint8_t* p)
+                                  HWY_ATTR { return hn::LoadU(du8, p); };
+        HWY_UNROLL(4)
+        for (size_t r = 0; r < group_codes; r++) {
+            totals[r] = hn::Zero(di32);
+        }
+        const int8_t* q = query;
+        size_t i = 0;
+        while (i + N8 <= m) {
+            Sums sums[group_codes];
+            for (size_t k = 0; k < Sums::n_chunks && i + N8 <= m; k++) {
+                prefetch(group, i);
+                const Bytes bytes[] = {
+                        fields.load(group.at[0] + i, load),
+                        fields.load(group.at[1] + i, load),
+                        fields.load(group.at[2] + i, load),
+                        fields.load(group.at[3] + i, load)};
+                dot_fields(fields, bytes, q, sums);
+                i += N8;
+                q += N8 * Fields::n;
+            }
+            add_totals(sums, totals);
+        }
+        if (i == m) {
+            return;
+        }
+        prefetch(group, i);
+        if (pairs_tails(m)) {
+            const Bytes bytes[] = {
+                    load_tails(group.at[0], group.at[1]),
+                    load_tails(group.at[2], group.at[3])};
+            Sums sums[2];
+            dot_fields(fields, bytes, q, sums);
+            add_pair(sums[0].total(), totals[0], totals[1]);
+            add_pair(sums[1].total(), totals[2], totals[3]);
+            return;
+        }
+        const size_t m = this->m;
+        const auto load_last = [m](const uint8_t* p) HWY_ATTR {
+            return m < N8 ? hn::LoadN(du8, p, m) : hn::LoadU(du8, p + m - N8);
+        };
+        const Bytes bytes[] = {
+                fields.load(group.at[0], load_last),
+                fields.load(group.at[1], load_last),
+                fields.load(group.at[2], load_last),
+                fields.load(group.at[3], load_last)};
+        Sums sums[group_codes];
+        dot_fields(fields, bytes, q, sums);
+        add_totals(sums, totals);
+    }
+
+   private:
+    using SumsOfGroup = typename Fields::Sums[group_codes];
+
+    HWY_INLINE void prefetch(const CodeGroup& group, size_t byte) const {
+        HWY_UNROLL(3)
+        for (size_t plane = 0; plane < Fields::n_planes; plane++) {
+            group.prefetch(plane * m + byte);
+        }
+    }
+
+    static HWY_INLINE void add_totals(
+            const SumsOfGroup& sums,
+            I32 (&totals)[group_codes]) {
+        HWY_UNROLL(4)
+        for (size_t r = 0; r < group_codes; r++) {
+            totals[r] = hn::Add(totals[r], sums[r].total());
+        }
+    }
+
+    HWY_INLINE typename Fields::Bytes load_tails(
+            const uint8_t* a,
+            const uint8_t* b) const {
+        const ptrdiff_t apart = b - a;
+        return fields.load(a + m - N8 / 2, [apart](const uint8_t* p) HWY_ATTR {
+            return load_pair(p, p + apart);
+        });
+    }
+};
+
+/// sums of the lanes of four registers
+HWY_INLINE void store_sums(const I32 (&sums)[4], int32_t* out) {
+    const auto interleave_add = [](I32 x, I32 y) HWY_ATTR {
+        return hn::Add(
+                hn::InterleaveLower(di32, x, y),
+                hn::InterleaveUpper(di32, x, y));
+    };
+    const auto ab = hn::BitCast(du64, interleave_add(sums[0], sums[1]));
+    const auto cd = hn::BitCast(du64, interleave_add(sums[2], sums[3]));
+    I32 abcd =
+            hn::Add(hn::BitCast(di32, hn::InterleaveLower(du64, ab, cd)),
+                    hn::BitCast(di32, hn::InterleaveUpper(du64, ab, cd)));
+    if constexpr (N32 > 8) {
+        abcd = hn::Add(abcd, hn::ConcatLowerUpper(di32, abcd, abcd));
+    }
+    if constexpr (N32 > 4) {
+        abcd = hn::Add(abcd, hn::SwapAdjacentBlocks(abcd));
+    }
+    const hn::CappedTag<int32_t, 4> block;
+    hn::StoreU(hn::ResizeBitCast(block, abcd), block, out);
+}
+
+/// out[i] = dot product of code i
+template <class Dot>
+HWY_INLINE void dot_groups(const Dot& dot, const Codes& codes, int32_t* out) {
+    I32 sums[group_codes];
+    size_t i = 0;
+    for (; i + group_codes <= codes.n; i += group_codes) {
+        dot.dot(CodeGroup(codes, i), sums);
+        store_sums(sums, out + i);
+    }
+    if (i < codes.n) {
+        HWY_ALIGN int32_t last[group_codes];
+        dot.dot(CodeGroup(codes, i), sums);
+        store_sums(sums, last);
+        std::memcpy(out + i, last, (codes.n - i) * sizeof(int32_t));
+    }
+}
+
+/// planes that do not line up: by way of memory
+void dot_decoded_codes(
+        const CodeLayout& layout,
+        const Codes& codes,
+        const int8_t* query,
+        int32_t* out) {
+    // zero past d, where decode leaves what it finds
+    std::vector<uint8_t> grid(layout.padded_dim());
+    for (size_t i = 0; i < codes.n; i++) {
+        decode(layout, codes[i], grid.data());
+        Accumulator acc;
+        for (size_t j = 0; j < grid.size(); j += N8) {
+            acc.add(hn::LoadU(du8, &grid[j]),
+                    hn::LoadU(di8, query + j),
+                    hn::Zero(du8),
+                    hn::Zero(di8));
+        }
+        out[i] = hn::ReduceSum(di32, acc.sum);
+    }
+}
+
+void dot_codes(
+        const CodeLayout& layout,
+        const uint8_t* first,
+        const uint32_t* rows,
+        size_t n,
+        const int8_t* query,
+        int32_t sum,
+        int32_t* out) {
+    const Codes codes = {first, rows, n, layout.code_size};
+    if (!planes_line_up(layout)) {
+        dot_decoded_codes(layout, codes, query, out);
+    } else if (layout.has_trellis()) {
+        trellis_dot_codes(layout, codes, query, sum, out);
+    } else if (layout.nbits == 1) {
+        dot_groups(PlaneDot<BitFields>(layout, query), codes, out);
+#if HWY_TARGET != HWY_AVX3_DL
+        const int32_t zero = layout.grid[0], step = layout.grid[1] - zero;
+        for (size_t i = 0; i < n; i++) {
+            out[i] = zero * sum + step * out[i];
+        }
+#endif
+    } else if (layout.nbits == 2) {
+        dot_groups(PlaneDot<PlaneFields<2>>(layout, query), codes, out);
+    } else if (layout.nbits == 3) {
+        dot_groups(PlaneDot<ThreeBitFields>(layout, query), codes, out);
+    } else {
+        dot_groups(PlaneDot<PlaneFields<4>>(layout, query), codes, out);
+    }
+}
