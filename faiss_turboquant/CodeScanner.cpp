@@ -1,19 +1,23 @@
 #include <faiss_turboquant/CodeScanner.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
 #include <omp.h>
 #include <unistd.h>
 
+#include <faiss/utils/AlignedTable.h>
+
 namespace faiss_turboquant {
 
 namespace {
 
-/// codes between two looks at the thresholds. Also the most that a reservoir
-/// takes in at once.
+/// codes between two looks at the thresholds
 constexpr size_t block_codes = 256;
+/// the same while there is no threshold
+constexpr size_t first_codes = 64;
 /// the most queries that share the decoding of a panel, which costs about as
 /// much as two to eight of them
 constexpr size_t max_group_queries = 768;
@@ -79,18 +83,24 @@ float distance_of_key(bool is_l2, float key) {
  * collected and thinned out in bulk, not kept in order. */
 struct Reservoir {
     size_t k;
-    size_t capacity;
+    size_t limit; ///< entries before they are thinned out
     std::vector<uint64_t> entries;
     float threshold = std::numeric_limits<float>::infinity();
 
-    explicit Reservoir(size_t k)
-            : k(k), capacity(std::max(2 * k, block_codes) + block_codes) {}
+    explicit Reservoir(size_t k) : k(k), limit(std::max(2 * k, k + 64)) {}
+
+    /// bytes that it grows to
+    static size_t bytes(size_t k) {
+        return (Reservoir(k).limit + block_codes) * sizeof(uint64_t);
+    }
 
     void add(const float* keys, const uint32_t* rows, size_t n) {
         for (size_t i = 0; i < n; i++) {
             entries.push_back(pack_entry(keys[i], rows[i]));
         }
-        if (entries.size() + block_codes > capacity) {
+        // the first threshold as soon as there is one: without it all is kept
+        const bool has_threshold = std::isfinite(threshold);
+        if (entries.size() >= (has_threshold ? limit : k + 1)) {
             shrink();
         }
     }
@@ -174,8 +184,8 @@ struct SliceScan {
     // of batches only
     size_t tile_size = 0;
     size_t panel_stride = 0;
-    std::vector<int8_t> tiles; ///< tile_queries queries each
-    std::vector<uint8_t> scratch, panels;
+    faiss::AlignedTable<int8_t, 64> tiles; ///< tile_queries queries each
+    faiss::AlignedTable<uint8_t, 64> scratch, panels;
 
     SliceScan(
             const TurboQuantizer& tq,
@@ -191,9 +201,9 @@ struct SliceScan {
               sign(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f),
               scales(block_codes),
               offsets(layout.has_offset ? block_codes : 0),
-              keys(block_codes),
+              keys(block_codes + select_slack),
               dots(block_codes),
-              kept(block_codes) {
+              kept(block_codes + select_slack) {
         if (is_batch()) {
             prepare_batch();
         }
@@ -293,23 +303,29 @@ struct SliceScan {
             uint32_t first,
             const uint32_t* rows,
             size_t n) {
-        const size_t nkept = k.select(
-                queries[q].factors,
-                query_dots,
-                scales.data(),
-                layout.has_offset ? offsets.data() : nullptr,
-                n,
-                sign,
-                collectors[q].threshold,
-                keys.data(),
-                kept.data());
-        if (nkept == 0) {
-            return;
+        Collector& collector = collectors[q];
+        for (size_t begin = 0; begin < n;) {
+            // without a threshold, a few first, to have one for the rest
+            const size_t end = std::isfinite(collector.threshold)
+                    ? n
+                    : std::min(n, begin + first_codes);
+            const size_t nkept = k.select(
+                    queries[q].factors,
+                    query_dots + begin,
+                    scales.data() + begin,
+                    layout.has_offset ? offsets.data() + begin : nullptr,
+                    end - begin,
+                    sign,
+                    collector.threshold,
+                    keys.data(),
+                    kept.data());
+            for (size_t i = 0; i < nkept; i++) {
+                const uint32_t row = begin + kept[i];
+                kept[i] = rows ? rows[row] : first + row;
+            }
+            collector.add(keys.data(), kept.data(), nkept);
+            begin = end;
         }
-        for (size_t i = 0; i < nkept; i++) {
-            kept[i] = rows ? rows[kept[i]] : first + kept[i];
-        }
-        collectors[q].add(keys.data(), kept.data(), nkept);
     }
 
     void decode_panels(const uint8_t* codes, const uint32_t* rows, size_t n) {
@@ -486,7 +502,7 @@ void CodeScanner::search(
         return;
     }
     const size_t max_group = std::clamp<size_t>(
-            reservoir_bytes / (Reservoir(nresults).capacity * sizeof(uint64_t)),
+            reservoir_bytes / Reservoir::bytes(nresults),
             1,
             group_queries(tq.layout().padded_dim()));
     const TaskGrid grid(nq, ntotal, max_group);

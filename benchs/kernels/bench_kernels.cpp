@@ -136,8 +136,8 @@ void count_products(
 }
 
 /// arranged is in the order of another level if that is the current one
-std::vector<int8_t> arrange(const Kernels& k, const Fixture& f) {
-    std::vector<int8_t> arranged(k.query_size(f.tq.layout()));
+faiss::AlignedTable<int8_t, 64> arrange(const Kernels& k, const Fixture& f) {
+    faiss::AlignedTable<int8_t, 64> arranged(k.query_size(f.tq.layout()));
     k.arrange_query(f.tq.layout(), f.query.q.data(), arranged.data());
     return arranged;
 }
@@ -150,7 +150,7 @@ void dot_codes(
         bool large) {
     const Fixture f(codec, d, large);
     const Kernels& k = kernels(level);
-    const std::vector<int8_t> arranged = arrange(k, f);
+    const auto arranged = arrange(k, f);
     std::vector<int32_t> dots(block);
     for (auto _ : state) {
         for (size_t i = 0; i < f.n; i += block) {
@@ -200,8 +200,10 @@ void dot_panels(benchmark::State& state, size_t d, SimdLevel level) {
     layout.d = d;
     const size_t stride = panel_rows * layout.padded_dim();
     constexpr size_t n_panels = 2 * panel_group;
-    std::vector<uint8_t> panels(n_panels * stride, 40);
-    std::vector<int8_t> tile(layout.tile_size(k), -3);
+    faiss::AlignedTable<uint8_t, 64> panels(n_panels * stride);
+    faiss::AlignedTable<int8_t, 64> tile(layout.tile_size(k));
+    std::memset(panels.data(), 40, panels.nbytes());
+    std::memset(tile.data(), -3, tile.nbytes());
     std::vector<int32_t> dots(k.tile_queries * n_panels * panel_rows);
     for (auto _ : state) {
         k.dot_panels(
@@ -221,8 +223,8 @@ void dot_panels(benchmark::State& state, size_t d, SimdLevel level) {
 void select(benchmark::State& state, SimdLevel level) {
     const Kernels& k = kernels(level);
     std::vector<int32_t> dots(block, 1000);
-    std::vector<float> scales(block, 1.f), keys(block);
-    std::vector<uint32_t> positions(block);
+    std::vector<float> scales(block, 1.f), keys(block + select_slack);
+    std::vector<uint32_t> positions(block + select_slack);
     QueryFactors factors;
     factors.multiplier = 1;
     for (auto _ : state) {
@@ -238,6 +240,16 @@ void select(benchmark::State& state, SimdLevel level) {
                 positions.data()));
     }
     count_items(state, block);
+}
+
+void hadamard(benchmark::State& state, size_t n, SimdLevel level) {
+    const Kernels& k = kernels(level);
+    std::vector<float> x(n, 0.f); // stays zero, however often
+    for (auto _ : state) {
+        k.hadamard(x.data(), n);
+        benchmark::DoNotOptimize(x.data());
+    }
+    count_items(state, 1);
 }
 
 /// rotation alone, at the current level
@@ -308,6 +320,8 @@ void add_all() {
                     count_products(state, products, level);
                 });
         add("select" + at, select, level);
+        add("hadamard/512" + at, hadamard, size_t(512), level);
+        add("hadamard/1024" + at, hadamard, size_t(1024), level);
         for (size_t d : {384, 1536}) {
             const std::string dim = "/" + std::to_string(d);
             add("dot_panels" + dim + at, dot_panels, d, level);

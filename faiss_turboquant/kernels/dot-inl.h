@@ -5,11 +5,9 @@
 // codes that come a few kilobytes later are prefetched meanwhile: left alone,
 // the hardware reads at half of the memory's bandwidth.
 
-// -------------------------------------------------------------------- fields
+// ---------------------------------------------------------------------- sums
 //
-// How PlaneDot reads a plane (or n_planes that line up) of n fields a byte:
-// Bytes is a register of its bytes, get<f>() the numbers that field f is
-// multiplied by, Sums holds sums over n_chunks registers.
+// Sums of products, over at most n_chunks registers of a plane.
 
 /** 32-bit sums, of any number of products. Two of them where one instruction
  * adds them up: a chain of those would wait for its latency. */
@@ -47,128 +45,16 @@ struct LongSums {
 
 #if HWY_TARGET == HWY_AVX3_DL
 
-/** Grid positions by six bits of an index; vpermb ignores the other two. Bits
- * that do not belong to the field repeat the table, so nothing is masked. */
-struct Table64 {
-    U8 positions;
-
-    /// position(i) for the 64 values of the index
-    template <class Position>
-    HWY_INLINE explicit Table64(Position position) {
-        HWY_ALIGN uint8_t bytes[64];
-        for (size_t i = 0; i < 64; i++) {
-            bytes[i] = position(i);
-        }
-        positions = hn::Load(du8, bytes);
-    }
-
-    HWY_INLINE U8 operator[](U8 index) const {
-        return U8{_mm512_permutexvar_epi8(index.raw, positions.raw)};
-    }
-};
-
-/// a plane of b-bit fields
-template <int b>
-struct PlaneFields {
-    using Bytes = U8;
-    using Sums = LongSums;
-    static constexpr int n = 8 / b;
-    static constexpr size_t n_planes = 1;
-
-    /// fields in the low six bits have a table each
-    static constexpr int n_tables = 6 / b;
-    /// what brings the others there
-    static constexpr int shift = b == 4 ? 4 : 2;
-    Table64 tables[n_tables];
-
-    HWY_INLINE explicit PlaneFields(const CodeLayout& layout)
-            : PlaneFields(
-                      layout,
-                      std::make_integer_sequence<int, n_tables>()) {}
-
-    template <class Load>
-    HWY_INLINE U8 load(const uint8_t* at, Load load_bytes) const {
-        return load_bytes(at);
-    }
-
-    template <int f>
-    HWY_INLINE U8 get(U8 bytes) const {
-        if constexpr (f < n_tables) {
-            return tables[f][bytes];
-        } else {
-            return tables[f - shift / b][shift_right<shift>(bytes)];
-        }
-    }
-
-   private:
-    template <int... f>
-    HWY_INLINE PlaneFields(
-            const CodeLayout& layout,
-            std::integer_sequence<int, f...>)
-            : tables{Table64([&](size_t i) {
-                  return layout.grid[i >> (b * f) & ((1 << b) - 1)];
-              })...} {}
-};
-
 using BitFields = PlaneFields<1>;
+using BitSums = LongSums;
 
 #else
-
-template <int b>
-struct PlaneFields {
-    using Bytes = U8;
-    using Sums = LongSums;
-    static constexpr int n = 8 / b;
-    static constexpr size_t n_planes = 1;
-
-    U8 table;
-
-    HWY_INLINE explicit PlaneFields(const CodeLayout& layout)
-            : table(load_grid(layout)) {}
-
-    template <class Load>
-    HWY_INLINE U8 load(const uint8_t* at, Load load_bytes) const {
-        return load_bytes(at);
-    }
-
-    template <int f>
-    HWY_INLINE U8 get(U8 bytes) const {
-        return hn::TableLookupBytes(table, get_field<b, f>(bytes));
-    }
-};
 
 /** A plane of bits, multiplied as they are, 0 or 1: dot_codes puts the grid
- * back. Products are then s8, and 128 of them fit in 16 bits. */
-struct BitFields {
-    using Bytes = U8;
-    static constexpr int n = 8;
-    static constexpr size_t n_planes = 1;
-
-#if TQ_HAS_QUAD_DOT
-    using Sums = LongSums;
-#else
-    struct Sums {
-        static constexpr size_t n_chunks = 16;
-        I16 pairs;
-
-        HWY_INLINE Sums() : pairs(hn::Zero(di16)) {}
-        HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1) {
-            pairs = hn::Add(pairs, hn::SatWidenMulPairwiseAdd(di16, g0, q0));
-            pairs = hn::Add(pairs, hn::SatWidenMulPairwiseAdd(di16, g1, q1));
-        }
-        HWY_INLINE I32 total() const {
-            return hn::WidenMulPairwiseAdd(
-                    di32, pairs, hn::Set(di16, int16_t{1}));
-        }
-    };
-#endif
-
-    HWY_INLINE explicit BitFields(const CodeLayout&) {}
-
-    template <class Load>
-    HWY_INLINE U8 load(const uint8_t* at, Load load_bytes) const {
-        return load_bytes(at);
-    }
+ * back. */
+struct BitFields : PlaneFields<1> {
+    HWY_INLINE explicit BitFields(const CodeLayout& layout)
+            : PlaneFields<1>(layout) {}
 
     template <int f>
     HWY_INLINE U8 get(U8 bytes) const {
@@ -176,94 +62,26 @@ struct BitFields {
     }
 };
 
-#endif
-
-/** 3 bits, d a multiple of 8: byte i of the sign plane goes with bytes i and
- * m + i of the magnitude plane, sign field f with magnitude field f / 2 of the
- * first (f even) or the second (f odd). */
-struct ThreeBitFields {
-    struct Bytes {
-        // not the compiler's own, which would be made outside of this target
-        HWY_INLINE Bytes() {}
-        U8 magnitudes[2];
-        U8 signs;
-    };
-    using Sums = LongSums;
-    static constexpr int n = 8;
-    static constexpr size_t n_planes = 3;
-
-    size_t m; ///< bytes of the sign plane
-
-    template <class Load>
-    HWY_INLINE Bytes load(const uint8_t* at, Load load_bytes) const {
-        Bytes bytes;
-        bytes.magnitudes[0] = load_bytes(at);
-        bytes.magnitudes[1] = load_bytes(at + m);
-        bytes.signs = load_bytes(at + 2 * m);
-        return bytes;
-    }
-
-#if HWY_TARGET == HWY_AVX3_DL
-    /// by place of the magnitude (bits 0, 2 or 4) and parity of the field
-    Table64 tables[3][2];
-
-    HWY_INLINE explicit ThreeBitFields(const CodeLayout& layout)
-            : m(layout.plane_size(1)),
-              tables{{make<0, 0>(layout), make<0, 1>(layout)},
-                     {make<1, 0>(layout), make<1, 1>(layout)},
-                     {make<2, 0>(layout), make<2, 1>(layout)}} {}
-
-    /// where the sign is, beside a magnitude in bits 2 place
-    static constexpr int sign_bit(int place, int odd) {
-        return (place == 1 ? 4 : 2) + odd;
-    }
-
-    template <int place, int odd>
-    static HWY_INLINE Table64 make(const CodeLayout& layout) {
-        return Table64([&](size_t i) {
-            const size_t sign = i >> sign_bit(place, odd) & 1;
-            return layout.grid[sign << 2 | (i >> (2 * place) & 3)];
-        });
-    }
-
-    template <int f>
-    HWY_INLINE U8 get(const Bytes& bytes) const {
-        constexpr int place = f < 6 ? f / 2 : 2;
-        constexpr int up = sign_bit(place, f % 2) - f;
-        U8 magnitude = bytes.magnitudes[f % 2], signs = bytes.signs;
-        if constexpr (f >= 6) {
-            magnitude = shift_right<2>(magnitude);
-        }
-        if constexpr (up > 0) {
-            signs = shift_left<up>(signs);
-        } else if constexpr (up < 0) {
-            signs = shift_right<-up>(signs);
-        }
-        const U8 mask = hn::Set(du8, static_cast<uint8_t>(3 << (2 * place)));
-        return tables[place][f % 2]
-                     [hn::BitwiseIfThenElse(mask, magnitude, signs)];
-    }
+#if TQ_HAS_QUAD_DOT
+using BitSums = LongSums;
 #else
-    U8 table;
+/// 16-bit sums: products with bits are s8, and 128 pairs of them fit
+struct BitSums {
+    static constexpr size_t n_chunks = 16;
+    I16 pairs;
 
-    HWY_INLINE explicit ThreeBitFields(const CodeLayout& layout)
-            : m(layout.plane_size(1)), table(load_grid(layout)) {}
-
-    template <int f>
-    HWY_INLINE U8 get(const Bytes& bytes) const {
-        U8 sign;
-        if constexpr (f < 2) {
-            sign = shift_left<2 - f>(bytes.signs);
-        } else {
-            sign = shift_right<f - 2>(bytes.signs);
-        }
-        const U8 magnitude = get_field<2, f / 2>(bytes.magnitudes[f % 2]);
-        return hn::TableLookupBytes(
-                table,
-                hn::Or(magnitude, hn::And(sign, hn::Set(du8, uint8_t{4}))));
+    HWY_INLINE BitSums() : pairs(hn::Zero(di16)) {}
+    HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1) {
+        pairs = hn::Add(pairs, hn::SatWidenMulPairwiseAdd(di16, g0, q0));
+        pairs = hn::Add(pairs, hn::SatWidenMulPairwiseAdd(di16, g1, q1));
     }
-#endif
+    HWY_INLINE I32 total() const {
+        return hn::WidenMulPairwiseAdd(di32, pairs, hn::Set(di16, int16_t{1}));
+    }
 };
+#endif
+
+#endif
 
 // ---------------------------------------------------------------- four codes
 
@@ -324,12 +142,12 @@ HWY_INLINE void add_pair(I32 pair, I32& a, I32& b) {
 }
 
 /// fields f, f + 1, .. of the same bytes of `count` codes, two at a time
-template <int f = 0, class Fields, size_t count>
+template <int f = 0, class Fields, class Sums, size_t count>
 HWY_INLINE void dot_fields(
         const Fields& fields,
         const typename Fields::Bytes (&bytes)[count],
         const int8_t* query,
-        typename Fields::Sums (&sums)[count]) {
+        Sums (&sums)[count]) {
     const I8 q0 = hn::LoadU(di8, query + f * N8);
     const I8 q1 = hn::LoadU(di8, query + (f + 1) * N8);
     HWY_UNROLL(4)
@@ -349,7 +167,7 @@ HWY_INLINE void dot_fields(
  *
  * A class and not a lambda, as its like for the trellis: the compiler does not
  * inline a lambda of this size. */
-template <class Fields>
+template <class Fields, class Sums = LongSums>
 struct PlaneDot {
     const Fields fields;
     const int8_t* query;
@@ -364,7 +182,6 @@ struct PlaneDot {
     HWY_INLINE void dot(const CodeGroup& group, I32 (&totals)[group_codes])
             const {
         using Bytes = typename Fields::Bytes;
-        using Sums = typename Fields::Sums;
         const auto load = [](const uint8_t* p)
                                   HWY_ATTR { return hn::LoadU(du8, p); };
         HWY_UNROLL(4)
@@ -417,8 +234,6 @@ struct PlaneDot {
     }
 
    private:
-    using SumsOfGroup = typename Fields::Sums[group_codes];
-
     HWY_INLINE void prefetch(const CodeGroup& group, size_t byte) const {
         HWY_UNROLL(3)
         for (size_t plane = 0; plane < Fields::n_planes; plane++) {
@@ -427,7 +242,7 @@ struct PlaneDot {
     }
 
     static HWY_INLINE void add_totals(
-            const SumsOfGroup& sums,
+            const Sums (&sums)[group_codes],
             I32 (&totals)[group_codes]) {
         HWY_UNROLL(4)
         for (size_t r = 0; r < group_codes; r++) {
@@ -519,7 +334,7 @@ void dot_codes(
     } else if (layout.has_trellis()) {
         trellis_dot_codes(layout, codes, query, sum, out);
     } else if (layout.nbits == 1) {
-        dot_groups(PlaneDot<BitFields>(layout, query), codes, out);
+        dot_groups(PlaneDot<BitFields, BitSums>(layout, query), codes, out);
 #if HWY_TARGET != HWY_AVX3_DL
         const int32_t zero = layout.grid[0], step = layout.grid[1] - zero;
         for (size_t i = 0; i < n; i++) {

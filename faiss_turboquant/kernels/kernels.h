@@ -124,12 +124,28 @@ constexpr size_t panel_rows = 16;
 /// no dot_panels reads more panels at once
 constexpr size_t panel_group = 4;
 
+/// elements past the end of what it keeps that Kernels::select may write
+constexpr size_t select_slack = 16;
+
 struct Kernels {
     SimdLevel level;
 
     /** Walsh-Hadamard transform in place, natural order, not normalised.
      * @param x  (n,), n a power of two */
     void (*hadamard)(float* x, size_t n);
+
+    /** y = x permuted by groups of elements, then multiplied:
+     * y[i * size + j] = x[starts[i] + j] * multiplier[i * size + j].
+     * @param starts  (n_groups,), where the groups are in x
+     * @param size    1, 2, 4, 8 or 16
+     * @param y       (n_groups * size,), not x */
+    void (*permute)(
+            const float* x,
+            const int32_t* starts,
+            const float* multiplier,
+            size_t n_groups,
+            size_t size,
+            float* y);
 
     /** y = M x, each row a sum in 32 lanes.
      * @param m  (rows, cols) */
@@ -257,8 +273,9 @@ struct Kernels {
      * @param offsets    (n,), or null for zeros
      * @param sign       +1 if small distances are better, -1 if large ones
      * @param threshold  keep sign * distance < threshold
-     * @param keys       (n,), the kept sign * distance, written
-     * @param positions  (n,), their positions, ascending, written
+     * @param keys       (n + select_slack,), the kept sign * distance, written
+     * @param positions  (n + select_slack,), their positions, ascending,
+     *                   written
      * @return  how many were kept */
     size_t (*select)(
             const QueryFactors& factors,

@@ -34,6 +34,18 @@ void hadamard(float* x, size_t n) {
     }
 }
 
+void permute(
+        const float* x,
+        const int32_t* starts,
+        const float* multiplier,
+        size_t n_groups,
+        size_t size,
+        float* y) {
+    for (size_t i = 0; i < n_groups * size; i++) {
+        y[i] = x[starts[i / size] + i % size] * multiplier[i];
+    }
+}
+
 void matvec(
         const float* m,
         size_t rows,
@@ -255,6 +267,7 @@ const Kernels& scalar_kernels() {
     static const Kernels table = {
             SimdLevel::scalar,
             hadamard,
+            permute,
             matvec,
             sum_of_squares,
             dot,

@@ -158,12 +158,15 @@ HWY_INLINE F32 butterfly_within(F32 v) {
         static_assert(h == 8);
         swapped = hn::ConcatLowerUpper(df32, v, v);
     }
-    // upper lanes get swapped - v: a + (-b) is a - b exactly
+    // upper lanes get swapped - v. The product with 1 or -1 is exact, so the
+    // sum is rounded once, fused or not.
     const auto upper = hn::TestBit(
             hn::Iota(du32, 0), hn::Set(du32, static_cast<uint32_t>(h)));
-    const F32 sign = hn::IfThenElseZero(
-            hn::RebindMask(df32, upper), hn::Set(df32, -0.0f));
-    return hn::Add(swapped, hn::Xor(v, sign));
+    const F32 sign = hn::IfThenElse(
+            hn::RebindMask(df32, upper),
+            hn::Set(df32, -1.0f),
+            hn::Set(df32, 1.0f));
+    return hn::MulAdd(v, sign, swapped);
 }
 
 HWY_INLINE F32 butterflies_within(F32 v) {
@@ -178,6 +181,41 @@ HWY_INLINE F32 butterflies_within(F32 v) {
     return v;
 }
 
+/// butterflies between registers h, 2 h, .. apart
+template <size_t regs, size_t h = 1>
+HWY_INLINE void butterflies_between(F32 (&v)[regs]) {
+    if constexpr (h < regs) {
+        HWY_UNROLL(8)
+        for (size_t i = 0; i < regs / 2; i++) {
+            const size_t j = i / h * 2 * h + i % h;
+            const F32 a = v[j], b = v[j + h];
+            v[j] = hn::Add(a, b);
+            v[j + h] = hn::Sub(a, b);
+        }
+        butterflies_between<regs, 2 * h>(v);
+    }
+}
+
+/// transforms of regs * N32 elements, of all n
+template <size_t regs>
+void hadamard_in_registers(float* x, size_t n) {
+    for (size_t i = 0; i < n; i += regs * N32) {
+        F32 v[regs];
+        HWY_UNROLL(16)
+        for (size_t k = 0; k < regs; k++) {
+            v[k] = butterflies_within(hn::LoadU(df32, x + i + k * N32));
+        }
+        butterflies_between(v);
+        HWY_UNROLL(16)
+        for (size_t k = 0; k < regs; k++) {
+            hn::StoreU(v[k], df32, x + i + k * N32);
+        }
+    }
+}
+
+/// half of the registers that there are
+constexpr size_t hadamard_regs = N32 == 16 ? 16 : 8;
+
 void hadamard(float* x, size_t n) {
     if (n < N32) {
         for (size_t h = 1; h < n; h *= 2) {
@@ -191,11 +229,24 @@ void hadamard(float* x, size_t n) {
         }
         return;
     }
-    // The order of the stages does not change the network, only which of them
-    // share a pass over x: those within a register, then two at a time.
-    size_t h = N32;
-    for (size_t i = 0; i < n; i += N32) {
-        hn::StoreU(butterflies_within(hn::LoadU(df32, x + i)), df32, x + i);
+    // The order of the stages does not change, only which of them share a
+    // pass over x: as many as registers allow, then two at a time.
+    size_t h = std::min(n, hadamard_regs * N32);
+    switch (h / N32) {
+        case 1:
+            hadamard_in_registers<1>(x, n);
+            break;
+        case 2:
+            hadamard_in_registers<2>(x, n);
+            break;
+        case 4:
+            hadamard_in_registers<4>(x, n);
+            break;
+        case 8:
+            hadamard_in_registers<8>(x, n);
+            break;
+        default:
+            hadamard_in_registers<hadamard_regs>(x, n);
     }
     for (; 2 * h < n; h *= 4) {
         for (size_t i = 0; i < n; i += 4 * h) {
@@ -220,6 +271,69 @@ void hadamard(float* x, size_t n) {
             hn::StoreU(hn::Add(a, b), df32, x + j);
             hn::StoreU(hn::Sub(a, b), df32, x + j + h);
         }
+    }
+}
+
+template <size_t size>
+void permute_groups(
+        const float* x,
+        const int32_t* starts,
+        const float* multiplier,
+        size_t n_groups,
+        float* y) {
+    constexpr size_t width = HWY_MIN(size, N32);
+    const hn::CappedTag<float, width> d;
+    for (size_t i = 0; i < n_groups; i++) {
+        for (size_t j = 0; j < size; j += width) {
+            hn::StoreU(
+                    hn::Mul(hn::LoadU(d, x + starts[i] + j),
+                            hn::LoadU(d, multiplier + j)),
+                    d,
+                    y + j);
+        }
+        multiplier += size;
+        y += size;
+    }
+}
+
+void permute_elements(
+        const float* x,
+        const int32_t* starts,
+        const float* multiplier,
+        size_t n,
+        float* y) {
+    size_t i = 0;
+#if HWY_TARGET <= HWY_AVX3
+    // narrower gathers are no faster than loads one by one
+    for (; i + N32 <= n; i += N32) {
+        const F32 v = hn::GatherIndex(df32, x, hn::LoadU(di32, starts + i));
+        hn::StoreU(
+                hn::Mul(v, hn::LoadU(df32, multiplier + i)), df32, y + i);
+    }
+#endif
+    for (; i < n; i++) {
+        y[i] = x[starts[i]] * multiplier[i];
+    }
+}
+
+void permute(
+        const float* x,
+        const int32_t* starts,
+        const float* multiplier,
+        size_t n_groups,
+        size_t size,
+        float* y) {
+    switch (size) {
+        case 1:
+            return permute_elements(x, starts, multiplier, n_groups, y);
+        case 2:
+            return permute_groups<2>(x, starts, multiplier, n_groups, y);
+        case 4:
+            return permute_groups<4>(x, starts, multiplier, n_groups, y);
+        case 8:
+            return permute_groups<8>(x, starts, multiplier, n_groups, y);
+        default:
+            return permute_groups<16>(x, starts, multiplier, n_groups, y);
     }
 }
 
@@ -390,42 +504,7 @@ float encode(
     return add_lanes(df32, acc);
 }
 
-/// table lookups of fields f, f + 1, .. of a register of a plane, n bytes
-template <int b, int f = 0>
-HWY_INLINE void decode_fields(
-        U8 v,
-        size_t m,
-        U8 table,
-        size_t n,
-        uint8_t* out) {
-    const U8 g = hn::TableLookupBytes(table, get_field<b, f>(v));
-    if (n == N8) {
-        hn::StoreU(g, du8, out);
-    } else {
-        hn::StoreN(g, du8, out, n);
-    }
-    if constexpr (f + 1 < 8 / b) {
-        decode_fields<b, f + 1>(v, m, table, n, out + m);
-    }
-}
-
-/** Table lookups of the fields of a plane, written in coordinate order. */
-template <int b>
-HWY_INLINE void decode_plane(
-        const uint8_t* plane,
-        size_t m,
-        U8 table,
-        uint8_t* out) {
-    if (m < N8) {
-        const U8 bytes = hn::LoadN(du8, plane, m);
-        decode_fields<b>(bytes, m, table, m, out);
-        return;
-    }
-    for (size_t i = 0; i < m; i += N8) {
-        const size_t at = chunk_start(i, m);
-        decode_fields<b>(hn::LoadU(du8, plane + at), m, table, N8, out + at);
-    }
-}
+#include <faiss_turboquant/kernels/fields-inl.h>
 
 /// g of a sign plane's field f, f + 1, .. to 63 - g, which is g ^ 63, where
 /// the sign is set
@@ -447,26 +526,41 @@ HWY_INLINE void flip_fields(const uint8_t* signs, size_t m, uint8_t* grid) {
     }
 }
 
+/// 3 bits are read in registers only if the fields of both planes line up
+bool planes_line_up(const CodeLayout& layout) {
+    if (layout.has_trellis()) {
+        return decodes_in_registers(layout);
+    }
+    return layout.nbits != 3 || layout.d % 8 == 0;
+}
+
 void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
     if (layout.has_trellis()) {
         trellis_decode(layout, planes, grid);
         return;
     }
-    const U8 table = load_grid(layout);
     const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
     switch (layout.nbits) {
         case 1:
-            decode_plane<1>(planes, m1, table, grid);
+            decode_fields(PlaneFields<1>(layout), planes, m1, grid);
             break;
         case 2:
-            decode_plane<2>(planes, m2, table, grid);
+            decode_fields(PlaneFields<2>(layout), planes, m2, grid);
             break;
         case 3:
-            decode_plane<2>(planes, m2, table, grid);
-            flip_fields(planes + m2, m1, grid);
+            if (planes_line_up(layout)) {
+                decode_fields(ThreeBitFields(layout), planes, m1, grid);
+            } else {
+                decode_fields(PlaneFields<2>(layout), planes, m2, grid);
+                flip_fields(planes + m2, m1, grid);
+            }
             break;
         default:
-            decode_plane<4>(planes, layout.plane_size(4), table, grid);
+            decode_fields(
+                    PlaneFields<4>(layout),
+                    planes,
+                    layout.plane_size(4),
+                    grid);
     }
 }
 
@@ -488,14 +582,6 @@ float quantize_query(const float* y, size_t n, int8_t* q) {
         hn::StoreU(demote(t[0], t[1], t[2], t[3]), di8, q + i);
     }
     return largest;
-}
-
-/// 3 bits are read in registers only if the fields of both planes line up
-bool planes_line_up(const CodeLayout& layout) {
-    if (layout.has_trellis()) {
-        return decodes_in_registers(layout);
-    }
-    return layout.nbits != 3 || layout.d % 8 == 0;
 }
 
 /// bits of the fields that the query is arranged for
@@ -800,11 +886,20 @@ size_t select(
         uint32_t* positions) {
     const KeyFormula key_of(factors, offsets, sign);
     const F32 limit = hn::Set(df32, threshold);
-    constexpr size_t step = 4 * N32; // keys between two branches
-    HWY_ALIGN float all[step];
     size_t kept = 0;
+    const auto keep = [&](F32 key, size_t i) HWY_ATTR {
+        const auto better = hn::Lt(key, limit);
+        const auto position =
+                hn::Add(hn::Iota(du32, 0), hn::Set(du32, uint32_t(i)));
+        hn::CompressStore(
+                position,
+                hn::RebindMask(du32, better),
+                du32,
+                positions + kept);
+        kept += hn::CompressStore(key, better, df32, keys + kept);
+    };
     size_t i = 0;
-    for (; i + step <= n; i += step) {
+    for (; i + 4 * N32 <= n; i += 4 * N32) {
         const F32 a = key_of(dots, scales, i);
         const F32 b = key_of(dots, scales, i + N32);
         const F32 c = key_of(dots, scales, i + 2 * N32);
@@ -813,17 +908,10 @@ size_t select(
                 hn::Or(hn::Lt(a, limit), hn::Lt(b, limit)),
                 hn::Or(hn::Lt(c, limit), hn::Lt(d, limit)));
         if (HWY_UNLIKELY(!hn::AllFalse(df32, better))) {
-            hn::Store(a, df32, all);
-            hn::Store(b, df32, all + N32);
-            hn::Store(c, df32, all + 2 * N32);
-            hn::Store(d, df32, all + 3 * N32);
-            for (size_t k = 0; k < step; k++) {
-                if (all[k] < threshold) {
-                    keys[kept] = all[k];
-                    positions[kept] = static_cast<uint32_t>(i + k);
-                    kept++;
-                }
-            }
+            keep(a, i);
+            keep(b, i + N32);
+            keep(c, i + 2 * N32);
+            keep(d, i + 3 * N32);
         }
     }
     for (; i < n; i++) {
@@ -857,6 +945,7 @@ const Kernels& table() {
     static const Kernels kernels = {
             level(),
             hadamard,
+            permute,
             matvec,
             sum_of_squares,
             dot,

@@ -483,14 +483,15 @@ struct Levels {
     U8 low_nibbles;
 
     HWY_INLINE Levels(const CodeLayout& layout, const Constants& constants)
-            : even([&](size_t i) { return position(layout, i, i >> 4 & 1); }),
-              odd([&](size_t i) { return position(layout, i, i >> 5); }),
-              low_nibbles(constants.low_nibbles) {}
-
-    static HWY_INLINE uint8_t
-    position(const CodeLayout& layout, size_t i, size_t sign) {
-        const uint8_t g = layout.grid[i & 15];
-        return nbits > 1 && sign ? 63 - g : g;
+            : low_nibbles(constants.low_nibbles) {
+        // g ^ 63 is 63 - g
+        const U8 grid = load_grid(layout);
+        const U8 index = hn::Iota(du8, 0);
+        const U8 flip = hn::Set(du8, static_cast<uint8_t>(nbits > 1 ? 63 : 0));
+        const auto bit4 = hn::TestBit(index, hn::Set(du8, uint8_t{16}));
+        const auto bit5 = hn::TestBit(index, hn::Set(du8, uint8_t{32}));
+        even.positions = hn::Xor(grid, hn::IfThenElseZero(bit4, flip));
+        odd.positions = hn::Xor(grid, hn::IfThenElseZero(bit5, flip));
     }
 
     template <int f>

@@ -23,85 +23,23 @@ float* scratch_floats(size_t n) {
     return buffer.data();
 }
 
-/// to = x * multiplier, for one group. The loop over groups stays without
-/// __restrict, which has GCC make vectors across groups instead, by shuffles.
-template <size_t size>
-inline void multiply_group(
-        const float* __restrict x,
-        const float* __restrict multiplier,
-        float* __restrict to) {
-    for (size_t j = 0; j < size; j++) {
-        to[j] = x[j] * multiplier[j];
-    }
-}
-
-/// to = from permuted by groups and multiplied; all (n_groups * size,)
-template <size_t size>
-void gather_groups(
-        const float* from,
-        const int32_t* permutation,
+/// the transpose of Kernels::permute
+void permute_back(
+        const float* y,
+        const int32_t* starts,
         const float* multiplier,
         size_t n_groups,
-        float* to) {
+        size_t size,
+        float* x) {
     for (size_t i = 0; i < n_groups; i++) {
-        multiply_group<size>(
-                from + permutation[i], multiplier + i * size, to + i * size);
-    }
-}
-
-/// the transpose of gather_groups
-template <size_t size>
-void scatter_groups(
-        const float* from,
-        const int32_t* permutation,
-        const float* multiplier,
-        size_t n_groups,
-        float* to) {
-    for (size_t i = 0; i < n_groups; i++) {
-        multiply_group<size>(
-                from + i * size, multiplier + i * size, to + permutation[i]);
+        for (size_t j = 0; j < size; j++) {
+            x[starts[i] + j] = y[i * size + j] * multiplier[i * size + j];
+        }
     }
 }
 
 constexpr size_t max_group_size = 16;
 constexpr size_t min_groups = 64;
-
-using MoveGroups = void (*)(
-        const float* from,
-        const int32_t* permutation,
-        const float* multiplier,
-        size_t n_groups,
-        float* to);
-
-MoveGroups gather_of(size_t group_size) {
-    switch (group_size) {
-        case 1:
-            return gather_groups<1>;
-        case 2:
-            return gather_groups<2>;
-        case 4:
-            return gather_groups<4>;
-        case 8:
-            return gather_groups<8>;
-        default:
-            return gather_groups<max_group_size>;
-    }
-}
-
-MoveGroups scatter_of(size_t group_size) {
-    switch (group_size) {
-        case 1:
-            return scatter_groups<1>;
-        case 2:
-            return scatter_groups<2>;
-        case 4:
-            return scatter_groups<4>;
-        case 8:
-            return scatter_groups<8>;
-        default:
-            return scatter_groups<max_group_size>;
-    }
-}
 
 } // namespace
 
@@ -276,8 +214,13 @@ void Rotation::apply(const float* x, float* y) const {
         float* to = r == 1 ? scratch : y;
         const std::vector<int32_t>& permutation = permutations_[r];
         const size_t n_groups = permutation.size();
-        const MoveGroups gather = gather_of(d / n_groups);
-        gather(from, permutation.data(), &multipliers_[r * d], n_groups, to);
+        kernels().permute(
+                from,
+                permutation.data(),
+                &multipliers_[r * d],
+                n_groups,
+                d / n_groups,
+                to);
         transform_blocks(to);
         from = to;
     }
@@ -312,9 +255,14 @@ void Rotation::apply_transpose(const float* y, float* x) const {
     for (int r = rounds - 1; r >= 0; r--) {
         const std::vector<int32_t>& permutation = permutations_[r];
         const size_t n_groups = permutation.size();
-        const MoveGroups scatter = scatter_of(d / n_groups);
         transform_blocks(from);
-        scatter(from, permutation.data(), &multipliers_[r * d], n_groups, to);
+        permute_back(
+                from,
+                permutation.data(),
+                &multipliers_[r * d],
+                n_groups,
+                d / n_groups,
+                to);
         std::swap(from, to);
     }
 }

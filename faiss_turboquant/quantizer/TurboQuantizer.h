@@ -6,6 +6,7 @@
 
 #include <faiss/MetricType.h>
 #include <faiss/impl/Quantizer.h>
+#include <faiss/utils/AlignedTable.h>
 
 #include <faiss_turboquant/kernels/kernels.h>
 #include <faiss_turboquant/quantizer/Codebook.h>
@@ -16,8 +17,9 @@ namespace faiss_turboquant {
 /** A query made ready for the integer kernels: rotated, quantized to int8,
  * with the float factors that turn an integer dot product into a distance. */
 struct PreparedQuery {
-    std::vector<int8_t> q;        ///< (padded_dim,), zero past d
-    std::vector<int8_t> arranged; ///< q in the order of Kernels::dot_codes
+    std::vector<int8_t> q; ///< (padded_dim,), zero past d
+    /// q in the order of Kernels::dot_codes
+    faiss::AlignedTable<int8_t, 64> arranged;
     QueryFactors factors;
 };
 

@@ -140,6 +140,32 @@ TEST_P(LevelTest, Hadamard) {
     }
 }
 
+TEST_P(LevelTest, Permute) {
+    for (size_t size : {1, 2, 4, 8, 16}) {
+        for (size_t n_groups : {1, 5, 96}) {
+            const size_t n = n_groups * size;
+            std::vector<int32_t> starts(n_groups);
+            for (size_t i = 0; i < n_groups; i++) {
+                starts[i] = int32_t(i * 77 % n_groups * size);
+            }
+            const auto x = random_floats(n, 1), multiplier = random_floats(n, 2);
+            std::vector<float> a(n), b(n);
+            const auto run = [&](const Kernels& k, float* y) {
+                k.permute(
+                        x.data(),
+                        starts.data(),
+                        multiplier.data(),
+                        n_groups,
+                        size,
+                        y);
+            };
+            run(scalar, a.data());
+            run(simd, b.data());
+            EXPECT_EQ(a, b) << size << " " << n_groups;
+        }
+    }
+}
+
 TEST_P(LevelTest, Matvec) {
     for (size_t cols : awkward_sizes) {
         const size_t rows = 5;
@@ -320,8 +346,8 @@ TEST_P(LevelTest, Select) {
         const auto scales = random_floats(n, 2), offsets = random_floats(n, 3);
         for (float sign : {1.0f, -1.0f}) {
             for (float threshold : {INFINITY, 0.0f, -INFINITY}) {
-                std::vector<float> ka(n), kb(n);
-                std::vector<uint32_t> pa(n), pb(n);
+                std::vector<float> ka(n + select_slack), kb(ka);
+                std::vector<uint32_t> pa(n + select_slack), pb(pa);
                 const float* given = n % 2 ? offsets.data() : nullptr;
                 const auto run = [&](const Kernels& k, auto& keys, auto& at) {
                     const size_t kept = k.select(
