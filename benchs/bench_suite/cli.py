@@ -7,7 +7,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from . import distortion
+from . import cpu_count, distortion
 from .errors import BenchError
 
 DESCRIPTION = """\
@@ -21,6 +21,11 @@ Prints tables and writes results.json, results.md and plots.
 squared error, inner-product error and bias on vectors uniform on the sphere,
 for several dimensions. Writes distortion.json, distortion.md and
 distortion.png; takes less than three minutes.
+
+--report speed instead measures search for one query and in batches of 32 and
+1000, k = 10 and 100, for each number of threads: nanoseconds per vector and
+query, queries per second, what that is of the time to read the codes from
+memory, and of the fastest peer. Writes speed.json, speed.md and plots.
 """
 
 EPILOG = """\
@@ -46,10 +51,11 @@ examples:
   bench_all.py --data vectors.npy --queries queries.npy
   bench_all.py --data gaussian:d=768,n=100000 --contenders TQ4 "PQ{d}x4fs"
   bench_all.py --report distortion
+  bench_all.py --report speed --data gaussian:d=384,n=1000000 --threads 1 2
 """
 
-# options of the search report that say nothing to the distortion report
-SEARCH_ONLY = (
+# options that say nothing to the distortion report
+NOT_DISTORTION = (
     "--data",
     "--queries",
     "--n-queries",
@@ -59,6 +65,7 @@ SEARCH_ONLY = (
     "--budget",
     "--recall-seconds",
     "--seconds",
+    "--threads",
 )
 
 
@@ -82,24 +89,28 @@ def parse_args(argv):
     )
     p.add_argument(
         "--report",
-        choices=("search", "distortion"),
+        choices=("search", "distortion", "speed"),
         default="search",
         help="search: recall, bytes and speed (default); distortion: errors "
         "next to their bounds, which takes --quick, --rows, --contenders "
-        "(bare TurboQuant codecs), --skip and --output only",
+        "(bare TurboQuant codecs), --skip and --output only; speed: search "
+        "next to the read bandwidth and the best peer",
     )
     p.add_argument(
         "--quick",
         action="store_true",
         help="one minute: glosses384 with 5,000 rows, fewer contenders, two "
         "repetitions; the options below override each of these. With "
-        "--report distortion: a quarter of the vectors, half of the rotations",
+        "--report distortion: a quarter of the vectors, half of the "
+        "rotations. With --report speed: 10,000 x 384, two repetitions",
     )
     p.add_argument(
         "--data",
         nargs="+",
         metavar="DATA",
-        help="what to search, see below (default: glosses384 glosses1536)",
+        help="what to search, see below (default: glosses384 glosses1536; "
+        "with --report speed gaussian:d=384,n=100000 "
+        "gaussian:d=1536,n=100000)",
     )
     p.add_argument(
         "--queries",
@@ -145,7 +156,7 @@ def parse_args(argv):
         type=positive(int),
         metavar="N",
         help="rows for training, at most (default: 10,000, about FAISS's "
-        "least for 8-bit PQ, 39 per centroid)",
+        "least for 8-bit PQ, 39 per centroid; with --report speed 2,000)",
     )
     p.add_argument(
         "--budget",
@@ -167,7 +178,15 @@ def parse_args(argv):
         type=positive(float),
         metavar="S",
         help="time for one measurement of speed, about (default: 0.6; with "
-        "--quick 0.3)",
+        "--quick 0.3; with --report speed 0.5, with --quick 0.05)",
+    )
+    p.add_argument(
+        "--threads",
+        nargs="+",
+        type=positive(int),
+        metavar="N",
+        help="numbers of threads, with --report speed only (default: 1 and "
+        f"all, here {cpu_count()})",
     )
     p.add_argument(
         "--output",
@@ -183,7 +202,7 @@ def parse_args(argv):
         except re.error as e:
             p.error(f"--skip {args.skip}: {e}")
     if args.report == "distortion":
-        for option in SEARCH_ONLY:
+        for option in NOT_DISTORTION:
             if getattr(args, option[2:].replace("-", "_")) is not None:
                 p.error(f"{option} does not go with --report distortion")
         if args.rows is not None and args.rows < distortion.MIN_ROWS:
@@ -193,18 +212,41 @@ def parse_args(argv):
             )
         return args
     quick = args.quick
+    args.repetitions = args.repetitions or (2 if quick else 3)
+    args.budget = args.budget or (20 if quick else 120)
+    args.recall_seconds = args.recall_seconds or (2 if quick else 8)
+    if args.report == "speed":
+        complete_speed_args(args, p)
+    else:
+        complete_search_args(args, p)
+    if args.queries and len(args.data) > 1:
+        p.error("--queries goes with one --data only")
+    return args
+
+
+def complete_search_args(args, p):
+    quick = args.quick
+    if args.threads is not None:
+        p.error("--threads goes with --report speed only")
     if args.data is None:
         args.data = ["glosses384"] if quick else ["glosses384", "glosses1536"]
         if quick and args.rows is None:
             args.rows = 5000
-    args.repetitions = args.repetitions or (2 if quick else 3)
     args.train_rows = args.train_rows or 10_000
-    args.budget = args.budget or (20 if quick else 120)
-    args.recall_seconds = args.recall_seconds or (2 if quick else 8)
     args.seconds = args.seconds or (0.3 if quick else 0.6)
-    if args.queries and len(args.data) > 1:
-        p.error("--queries goes with one --data only")
-    return args
+
+
+def complete_speed_args(args, p):
+    quick = args.quick
+    if args.data is None:
+        args.data = ["gaussian:d=384,n=100000", "gaussian:d=1536,n=100000"]
+        if quick:
+            args.data = ["gaussian:d=384,n=10000"]
+    args.train_rows = args.train_rows or 2000  # the speed is the same
+    args.seconds = args.seconds or (0.05 if quick else 0.5)
+    args.threads = list(dict.fromkeys(args.threads or [1, cpu_count()]))
+    if max(args.threads) > cpu_count():
+        p.error(f"--threads {max(args.threads)}: there are {cpu_count()} CPUs")
 
 
 def expand(name, d):
@@ -219,19 +261,23 @@ def expand(name, d):
     return re.sub(r"\{d(/(\d+))?\}", value, name)
 
 
-def bench_dataset(data, args, plugin_error):
-    """All contenders on one data set. Returns its part of the results."""
+def build_contenders(data, defaults, args, plugin_error):
+    """Trains, fills and queries the contenders asked for, or the defaults.
+
+    data: with ground truth.
+    Returns (contenders, first halves of their rows of results, skipped ones
+    with reasons).
+    """
     from tqdm import tqdm
 
     from . import contenders as co
-    from . import datasets, measure
+    from . import measure
 
     names = [expand(name, data.d) for name in args.contenders or ()]
-    names = names or co.default_names(data.d, args.quick)
+    names = names or defaults
     if args.skip:
         names = [n for n in names if not re.match(args.skip, n)]
     names = list(dict.fromkeys(names))
-    datasets.add_ground_truth(data)
     unit_length = data.has_unit_length()
     ready, rows, skipped = [], [], []
 
@@ -263,7 +309,18 @@ def bench_dataset(data, args, plugin_error):
         rows.append(row)
     if not rows:
         raise BenchError(f"no contender is left on {data.name}")
+    return ready, rows, skipped
 
+
+def bench_dataset(data, args, plugin_error):
+    """All contenders on one data set. Returns its part of the results."""
+    from tqdm import tqdm
+
+    from . import contenders, datasets, measure
+
+    datasets.add_ground_truth(data)
+    defaults = contenders.default_names(data.d, args.quick)
+    ready, rows, skipped = build_contenders(data, defaults, args, plugin_error)
     # Round after round over all contenders, so that a disturbance of the
     # machine meets all of them and the medians none.
     runs = {row["name"]: [] for row in rows}
@@ -352,9 +409,53 @@ def run_search(args):
         print("wrote " + ", ".join(map(str, paths)) + "\n")
 
 
+def run_speed(args):
+    from . import contenders, datasets, report, speed
+
+    plugin_error = contenders.import_plugin()
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = {
+        "machine": report.machine_facts(),
+        "date": now(),
+        "settings": {
+            "quick": args.quick,
+            "repetitions": args.repetitions,
+            "train_rows": args.train_rows,
+            "budget_s": args.budget,
+            "recall_seconds": args.recall_seconds,
+            "seconds": args.seconds,
+            "threads": args.threads,
+        },
+        "datasets": [],
+    }
+    for spec in args.data:
+        data = datasets.load(
+            spec, args.queries, args.rows, args.n_queries, args.metric
+        )
+        ready, rows, skipped = build_contenders(
+            speed.with_recall_queries(data),
+            speed.default_names(data.d),
+            args,
+            plugin_error,
+        )
+        result = speed.run(
+            data, ready, rows, args.threads, args.repetitions, args.seconds
+        )
+        result["skipped"] = skipped
+        results["datasets"].append(result)
+        print("\n" + speed.text(result), flush=True)
+        # after each data set, so that a later failure loses nothing
+        paths = speed.write(results, args.output)
+        print("wrote " + ", ".join(map(str, paths)) + "\n")
+
+
 def main(argv=None):
     args = parse_args(argv)
-    run = {"search": run_search, "distortion": run_distortion}[args.report]
+    run = {
+        "search": run_search,
+        "distortion": run_distortion,
+        "speed": run_speed,
+    }[args.report]
     start = time.time()
     try:
         run(args)

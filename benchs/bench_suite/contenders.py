@@ -138,18 +138,22 @@ class FaissContender:
         return self.faiss.serialize_index(self.index).nbytes
 
     @contextmanager
-    def one_thread(self):
+    def threads(self, n):
         before = self.faiss.omp_get_max_threads()
-        self.faiss.omp_set_num_threads(1)
+        self.faiss.omp_set_num_threads(n)
         try:
             yield
         finally:
             self.faiss.omp_set_num_threads(before)
 
+    def one_thread(self):
+        return self.threads(1)
+
 
 class TurbovecContender:
     """turbovec's own index. Its thread pool has a fixed size, so all
-    threads of the process are bound to one CPU for the 1-thread figures."""
+    threads of the process are bound to as many CPUs as there shall be
+    threads."""
 
     def __init__(self, name, d, metric):
         import turbovec
@@ -182,17 +186,20 @@ class TurbovecContender:
         return len(self.index.to_bytes())
 
     @contextmanager
-    def one_thread(self):
+    def threads(self, n):
         def bind(cpus):
             for thread in os.listdir("/proc/self/task"):
                 os.sched_setaffinity(int(thread), cpus)
 
         before = os.sched_getaffinity(0)
-        bind({min(before)})
+        bind(sorted(before)[:n])
         try:
             yield
         finally:
             bind(before)
+
+    def one_thread(self):
+        return self.threads(1)
 
 
 @dataclass
@@ -211,13 +218,17 @@ def import_plugin():
     return None
 
 
+def is_turboquant(name):
+    return bool(re.match(r"(.*,)?TQ\d", name))
+
+
 def make(name, d, metric, unit_length=False, plugin_error=None):
     """A contender, empty and untrained, or Skipped with the reason.
 
     unit_length: all vectors and queries have length 1.
     plugin_error: what import_plugin() returned.
     """
-    if plugin_error and re.match(r"(.*,)?TQ\d", name):
+    if plugin_error and is_turboquant(name):
         return Skipped(name, plugin_error)
     try:
         if not name.startswith("turbovec"):

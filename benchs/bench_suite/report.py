@@ -281,11 +281,15 @@ def plot(result, x_of, xlabel, path):
     plt.close(fig)
 
 
+def stem(result):
+    """The name of a data set as a part of file names."""
+    return "".join(c if c.isalnum() else "_" for c in result["name"])
+
+
 def write_plots(result, folder):
     """Writes the two plots of a data set; returns their paths."""
-    stem = "".join(c if c.isalnum() else "_" for c in result["name"])
-    bytes_path = folder / f"recall_bytes_{stem}.png"
-    qps_path = folder / f"recall_qps_{stem}.png"
+    bytes_path = folder / f"recall_bytes_{stem(result)}.png"
+    qps_path = folder / f"recall_qps_{stem(result)}.png"
     plot(
         result,
         lambda row: row["bytes_per_vector"],
