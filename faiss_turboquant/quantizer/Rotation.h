@@ -62,6 +62,23 @@ struct Rotation {
     /// x = P^T y. x and y: (d,), may not overlap. Thread-safe.
     void apply_transpose(const float* y, float* x) const;
 
+    // What apply() does, for other implementations of it. Dense: y = M x.
+    // Hadamard: in each round, groups of d / n_groups coordinates are gathered
+    // and multiplied, then the blocks transformed.
+
+    /// M, (d, d), row major; empty for a Hadamard rotation
+    const std::vector<float>& matrix() const {
+        return matrix_;
+    }
+    /// (rounds, d)
+    const std::vector<float>& multipliers() const {
+        return multipliers_;
+    }
+    /// (n_groups,): where a group comes from; empty for the identity
+    const std::vector<int32_t>& permutation(int round) const {
+        return permutations_[round];
+    }
+
    private:
     void draw_hadamard();
     void draw_haar();

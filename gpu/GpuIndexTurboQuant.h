@@ -1,0 +1,108 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include <faiss/Index.h>
+
+#include <faiss_turboquant/IndexTurboQuant.h>
+#include <gpu/GpuResources.h>
+
+namespace faiss {
+namespace gpu {
+
+/** IndexTurboQuant with its codes on a GPU: the same codes, and the same ids
+ * and distances, bit for bit.
+ *
+ * Vectors, queries and results may be in host memory or on the device; which,
+ * is found out from the pointer. Work is issued on the stream of the resources,
+ * and inputs on the device have to be ready on it. Before it returns, a call
+ * waits until its input has been checked, and for results that go to the host;
+ * results on the device are in the stream's order.
+ *
+ * Searches may run in several threads at once; nothing else may run beside a
+ * call that changes the index. It needs nothing but a CPU build of FAISS. */
+struct GpuIndexTurboQuant : Index {
+    using Resources = faiss_turboquant::gpu::GpuResources;
+
+    /// greatest k of a search
+    static constexpr idx_t max_k = 2048;
+    /// greatest number of vectors
+    static constexpr idx_t max_ntotal = (idx_t(1) << 32) - 4096;
+
+    /// an empty index; parameters as of IndexTurboQuant, d up to 16384
+    GpuIndexTurboQuant(
+            std::shared_ptr<Resources> resources,
+            idx_t d,
+            int nbits = 4,
+            MetricType metric = METRIC_L2,
+            faiss_turboquant::RotationType rotation_type =
+                    faiss_turboquant::RotationType::Hadamard,
+            uint64_t seed = faiss_turboquant::TurboQuantizer::default_seed,
+            int memory = 0);
+
+    /// a copy of an index on the CPU
+    GpuIndexTurboQuant(
+            std::shared_ptr<Resources> resources,
+            const IndexTurboQuant& index);
+
+    ~GpuIndexTurboQuant() override;
+
+    /// take the parameters and vectors of an index on the CPU in place of
+    /// one's own. On an exception this is unchanged.
+    void copyFrom(const IndexTurboQuant* index);
+
+    /// give them to an index on the CPU, in place of its own
+    void copyTo(IndexTurboQuant* index) const;
+
+    const faiss_turboquant::TurboQuantizer& quantizer() const {
+        return tq;
+    }
+
+    /// room for so many vectors in all
+    void reserve(idx_t n);
+
+    /// Optional. Sets the centre to the mean of x, as IndexTurboQuant does.
+    void train(idx_t n, const float* x) override;
+
+    /// on an exception the index is unchanged
+    void add(idx_t n, const float* x) override;
+
+    /// k is 1 to max_k; otherwise as IndexTurboQuant
+    void search(
+            idx_t n,
+            const float* x,
+            idx_t k,
+            float* distances,
+            idx_t* labels,
+            const SearchParameters* params = nullptr) const override;
+
+    void range_search(
+            idx_t n,
+            const float* x,
+            float radius,
+            RangeSearchResult* result,
+            const SearchParameters* params = nullptr) const override;
+
+    void reset() override;
+
+    size_t remove_ids(const IDSelector& sel) override;
+
+    /// recons: (d,), on the host or the device
+    void reconstruct(idx_t key, float* recons) const override;
+
+    /// recons: (ni, d), on the host or the device
+    void reconstruct_n(idx_t i0, idx_t ni, float* recons) const override;
+
+    size_t sa_code_size() const override;
+
+   private:
+    struct Storage;
+
+    std::shared_ptr<Resources> resources_;
+    faiss_turboquant::TurboQuantizer tq;
+    std::unique_ptr<Storage> storage_;
+};
+
+} // namespace gpu
+} // namespace faiss

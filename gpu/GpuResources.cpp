@@ -1,0 +1,115 @@
+#include <gpu/GpuResources.h>
+
+#include <cstdint>
+
+#include <gpu/kernels/cuda_utils.h>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+GpuResources::GpuResources(
+        int device,
+        cudaStream_t stream,
+        size_t workspace_limit)
+        : device(device), workspace_limit(workspace_limit), stream_(stream) {
+    int count = 0;
+    TQ_CUDA(cudaGetDeviceCount(&count));
+    FAISS_THROW_IF_NOT_FMT(
+            device >= 0 && device < count,
+            "GpuResources: device %d is not in 0 .. %d",
+            device,
+            count - 1);
+    int major = 0;
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &major, cudaDevAttrComputeCapabilityMajor, device));
+    FAISS_THROW_IF_NOT_FMT(
+            major >= 8,
+            "GpuResources: device %d has compute capability %d, 8 is needed",
+            device,
+            major);
+    const DeviceScope scope(device);
+    cudaMemPoolProps properties = {};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = device;
+    TQ_CUDA(cudaMemPoolCreate(&pool_, &properties));
+    // what is released stays at hand up to the limit
+    uint64_t threshold = workspace_limit;
+    TQ_CUDA(cudaMemPoolSetAttribute(
+            pool_, cudaMemPoolAttrReleaseThreshold, &threshold));
+    if (!stream_) {
+        TQ_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+        owns_stream_ = true;
+    }
+}
+
+GpuResources::~GpuResources() {
+    // errors of the last calls have no one left to hear them
+    cudaStreamSynchronize(stream_);
+    for (const Mailbox& mailbox : mailboxes_) {
+        cudaEventDestroy(mailbox.written);
+        cudaFreeHost(mailbox.memory);
+    }
+    if (owns_stream_) {
+        cudaStreamDestroy(stream_);
+    }
+    cudaMemPoolDestroy(pool_);
+}
+
+void* GpuResources::allocate(size_t bytes) const {
+    if (bytes == 0) {
+        return nullptr;
+    }
+    void* memory = nullptr;
+    const cudaError_t error =
+            cudaMallocFromPoolAsync(&memory, bytes, pool_, stream_);
+    if (error != cudaSuccess) {
+        cudaGetLastError(); // it is reported here, not at the next launch
+    }
+    FAISS_THROW_IF_NOT_FMT(
+            error == cudaSuccess,
+            "GpuResources: no %zd bytes on device %d: %s",
+            bytes,
+            device,
+            cudaGetErrorString(error));
+    return memory;
+}
+
+void GpuResources::release(void* memory) const {
+    cudaFreeAsync(memory, stream_);
+}
+
+void GpuResources::synchronize() const {
+    TQ_CUDA(cudaStreamSynchronize(stream_));
+}
+
+GpuResources::Mailbox GpuResources::take_mailbox() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (mailboxes_.empty()) {
+        Mailbox mailbox;
+        TQ_CUDA(cudaMallocHost(&mailbox.memory, Mailbox::size));
+        TQ_CUDA(cudaEventCreateWithFlags(
+                &mailbox.written, cudaEventDisableTiming));
+        return mailbox;
+    }
+    const Mailbox mailbox = mailboxes_.back();
+    mailboxes_.pop_back();
+    return mailbox;
+}
+
+void GpuResources::give_mailbox(const Mailbox& mailbox) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    mailboxes_.push_back(mailbox);
+}
+
+DeviceScope::DeviceScope(int device) {
+    TQ_CUDA(cudaGetDevice(&before_));
+    TQ_CUDA(cudaSetDevice(device));
+}
+
+DeviceScope::~DeviceScope() {
+    cudaSetDevice(before_);
+}
+
+} // namespace gpu
+} // namespace faiss_turboquant

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <faiss/impl/FaissAssert.h>
+
+/// throws a FaissException that names the call and CUDA's error
+#define TQ_CUDA(call)                      \
+    do {                                   \
+        const cudaError_t error = (call);  \
+        FAISS_THROW_IF_NOT_FMT(            \
+                error == cudaSuccess,      \
+                "CUDA: %s (%s) in %s",     \
+                cudaGetErrorString(error), \
+                cudaGetErrorName(error),   \
+                #call);                    \
+    } while (0)
+
+namespace faiss_turboquant {
+namespace gpu {
+
+template <class T>
+constexpr T ceil_div(T a, T b) {
+    return (a + b - 1) / b;
+}
+
+template <class T>
+constexpr T round_up(T a, T b) {
+    return ceil_div(a, b) * b;
+}
+
+/// Lets a kernel use all the shared memory that a block can have. Always the
+/// same value, so that threads with kernels of different needs do not disagree.
+template <class Kernel>
+void allow_shared_memory(Kernel kernel) {
+    int device = 0, available = 0;
+    cudaFuncAttributes attributes;
+    TQ_CUDA(cudaGetDevice(&device));
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    TQ_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+    TQ_CUDA(cudaFuncSetAttribute(
+            kernel,
+            cudaFuncAttributeMaxDynamicSharedMemorySize,
+            available - int(attributes.sharedSizeBytes)));
+}
+
+} // namespace gpu
+} // namespace faiss_turboquant

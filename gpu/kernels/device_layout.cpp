@@ -1,0 +1,59 @@
+#include <gpu/kernels/device_layout.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include <faiss/impl/FaissAssert.h>
+
+#include <gpu/kernels/cuda_utils.h>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+DeviceLayout::DeviceLayout(const TurboQuantizer& tq) {
+    FAISS_THROW_IF_NOT_FMT(
+            tq.d <= size_t(max_dim),
+            "GpuIndexTurboQuant: d = %zd is greater than %d",
+            tq.d,
+            max_dim);
+    const CodeLayout& layout = tq.layout();
+    d = int(layout.d);
+    dims = round_up(d, dims_unit);
+    nbits = layout.nbits;
+    memory = layout.trellis.memory;
+    is_l2 = tq.metric_type == faiss::METRIC_L2;
+    has_offset = layout.has_offset;
+    std::copy_n(layout.grid, 16, grid);
+    std::copy_n(layout.thresholds, 7, thresholds);
+    half_steps = layout.half_steps;
+    half_level = tq.codebook.step / (2 * std::sqrt(double(d)));
+    if (!has_trellis() && nbits == 1) {
+        // dot = 128 sum q + 127 (sum of q where the bit is set), and division
+        // by 127, which leaves no rest, is multiplication by its inverse
+        uint32_t inverse = 127;
+        for (int i = 0; i < 5; i++) {
+            inverse *= 2 - 127 * inverse;
+        }
+        const uint32_t level = 2 * grid[0] - 63;
+        slope = -(2 * level * inverse);
+        base = -(level + 256 * level * inverse);
+    }
+    if (!has_trellis()) {
+        return;
+    }
+    shipped = layout.tables.shipped;
+    sign_mask = layout.trellis.sign_mask;
+    parities = layout.tables.parities;
+    shift = layout.tables.shift;
+    positions = layout.tables.positions;
+    oldest_bit = layout.trellis.subset_of_bit(memory);
+    newest_bit = layout.trellis.subset_of_bit(0);
+    for (size_t p = 0; p < Trellis::max_parities; p++) {
+        for (int k = 0; k < max_taps; k++) {
+            taps[p][k] = -(uint32_t(layout.trellis.taps[p]) >> k & 1);
+        }
+    }
+}
+
+} // namespace gpu
+} // namespace faiss_turboquant

@@ -1,0 +1,799 @@
+#include <gpu/kernels/encode.h>
+
+#include <algorithm>
+
+#include <gpu/kernels/cuda_utils.h>
+#include <gpu/kernels/decode.cuh>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+namespace {
+
+constexpr int scalar_threads = 128;
+constexpr int query_threads = 256;
+/// words of decisions that the way back through a trellis has at hand
+constexpr int decision_words = 2048;
+
+int trellis_threads(const DeviceLayout& layout) {
+    return std::min(512, 1 << (layout.memory - 1));
+}
+
+__device__ void refuse(uint64_t& first, uint64_t row) {
+    atomicMin(reinterpret_cast<unsigned long long*>(&first), row);
+}
+
+/// scale and offset, once norm, <u, v> and <x - c, c> are known; by one thread
+__device__ void write_factors(
+        const DeviceLayout& layout,
+        double norm,
+        float product,
+        double along,
+        size_t row,
+        uint64_t input_row,
+        float* scales,
+        float* offsets,
+        Refused* refused) {
+    if (!isfinite(norm)) {
+        refuse(refused->not_finite, input_row);
+        return;
+    }
+    const double offset =
+            layout.is_l2 ? norm * norm : (layout.has_offset ? along : 0);
+    if (norm * norm > largest_float || fabs(offset) > largest_float) {
+        refuse(refused->too_long, input_row);
+    }
+    scales[row] = norm > 0 ? float(norm / (product * layout.half_level)) : 0.0f;
+    if (offsets) {
+        offsets[row] = float(offset);
+    }
+}
+
+/// sum of y_i (2 g_i - 63) in 32 lanes, by one warp; the result is lane 0's
+template <class Position>
+__device__ float level_product(SharedVector y, int d, Position position) {
+    float sum = 0;
+    for (int i = threadIdx.x % 32; i < d; i += 32) {
+        sum += y[i] * float(2 * position(i) - 63);
+    }
+    return add_lanes(sum);
+}
+
+/// byte i of a plane of b-bit fields over `dims` coordinates
+template <class Field>
+__device__ uint32_t pack_byte(int dims, int b, int i, Field field) {
+    const int m = dims * b / 8;
+    uint32_t byte = 0;
+    for (int f = 0; f < 8 / b; f++) {
+        byte |= field(f * m + i) << f * b;
+    }
+    return byte;
+}
+
+// ------------------------------------------------------------ scalar codes
+
+/// sign << (nbits - 1) | magnitude
+__device__ int scalar_field(const DeviceLayout& layout, float y) {
+    const float t = floorf(y * layout.half_steps);
+    const int h = int(fminf(fmaxf(t, -128.0f), 127.0f));
+    const int sign = h < 0;
+    const int distance = sign ? ~h : h;
+    int magnitude = 0;
+#pragma unroll
+    for (int i = 0; i < 7; i++) {
+        magnitude += i < (1 << (layout.nbits - 1)) - 1 &&
+                distance >= layout.thresholds[i];
+    }
+    return sign << (layout.nbits - 1) | magnitude;
+}
+
+__global__ void __launch_bounds__(scalar_threads) encode_scalar_kernel(
+        Encoder encoder,
+        const float* x,
+        size_t n,
+        uint64_t first_row,
+        uint8_t* planes,
+        float* scales,
+        float* offsets,
+        Refused* refused) {
+    extern __shared__ float shared[];
+    __shared__ double norm, along;
+    const DeviceLayout& layout = encoder.layout;
+    const int d = layout.d;
+    const int size = shared_vector_size(d);
+    const SharedVector work{shared}, y{shared + size};
+    uint8_t* fields = reinterpret_cast<uint8_t*>(shared + 2 * size);
+    __shared__ uint8_t grid[16]; // looked up by each thread for itself
+    if (threadIdx.x < 16) {
+        grid[threadIdx.x] = layout.grid[threadIdx.x];
+    }
+    for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
+        rotate_direction(
+                encoder.rotation,
+                x + row * d,
+                encoder.centre,
+                work,
+                y,
+                norm,
+                along);
+        for (int i = threadIdx.x; i < layout.dims; i += blockDim.x) {
+            fields[i] = i < d ? scalar_field(layout, y[i]) : 0;
+        }
+        __syncthreads();
+        const int nbits = layout.nbits;
+        const int m2 = 2 * layout.plane_size();
+        uint8_t* code = planes + row * layout.row_size();
+        for (int i = threadIdx.x; i < layout.row_size(); i += blockDim.x) {
+            if (nbits != 3) {
+                code[i] = pack_byte(layout.dims, nbits, i, [&](int j) {
+                    return fields[j];
+                });
+            } else if (i < m2) {
+                code[i] = pack_byte(layout.dims, 2, i, [&](int j) {
+                    return fields[j] & 3;
+                });
+            } else {
+                code[i] = pack_byte(layout.dims, 1, i - m2, [&](int j) {
+                    return fields[j] >> 2;
+                });
+            }
+        }
+        if (threadIdx.x < 32) {
+            const float product =
+                    level_product(y, d, [&](int i) { return grid[fields[i]]; });
+            if (threadIdx.x == 0) {
+                write_factors(
+                        layout,
+                        norm,
+                        product,
+                        along,
+                        row,
+                        first_row + row,
+                        scales,
+                        offsets,
+                        refused);
+            }
+        }
+        __syncthreads();
+    }
+}
+
+// ------------------------------------------------- codes with a trellis
+
+/** Viterbi's algorithm. Costs are bytes that saturate, reduced by the least of
+ * them every trellis_period coordinates.
+ *
+ * States 2 j and 2 j + 1 follow j and j + n_states / 2. Decisions are bits:
+ * those of states 2 j in word j / 32 * 2 of a coordinate, those of 2 j + 1 in
+ * the word after.
+ *
+ * @param positions  (d,) on the fine grid
+ * @param costs      (2, n_states), scratch
+ * @param decisions  (d, n_states / 32), written
+ * @return  the first of the best states */
+__device__ int viterbi(
+        const DeviceLayout& layout,
+        const uint8_t* branches,
+        const uint8_t* branch_costs,
+        const uint16_t* positions,
+        uint8_t* costs,
+        uint32_t* decisions) {
+    __shared__ uint32_t least_of_warp[16];
+    __shared__ uint32_t best;
+    const int n_states = 1 << layout.memory;
+    const int half = n_states / 2;
+    const int n_warps = blockDim.x / 32;
+    uint8_t* current = costs;
+    uint8_t* next = costs + n_states;
+    for (int s = threadIdx.x; s < n_states; s += blockDim.x) {
+        current[s] = s == 0 ? 0 : 255;
+    }
+    if (threadIdx.x == 0) {
+        best = ~0u;
+    }
+    __syncthreads();
+    for (int t = 0; t < layout.d; t++) {
+        const uint8_t* cost = branch_costs + (positions[t] << layout.parities);
+        uint32_t reduce = 0;
+        if (t > 0 && t % trellis_period == 0) {
+            reduce = 255;
+            for (int w = 0; w < n_warps; w++) {
+                reduce = min(reduce, least_of_warp[w]);
+            }
+        }
+        uint32_t least = 255;
+        for (int j = threadIdx.x; j < half; j += blockDim.x) {
+            const uint32_t lower = current[j] - reduce;
+            const uint32_t upper = current[j + half] - reduce;
+            const int z = branches[j];
+            const uint32_t a0 = min(lower + cost[z], 255);
+            const uint32_t b0 = min(upper + cost[z ^ layout.oldest_bit], 255);
+            const int z1 = z ^ layout.newest_bit;
+            const uint32_t a1 = min(lower + cost[z1], 255);
+            const uint32_t b1 = min(upper + cost[z1 ^ layout.oldest_bit], 255);
+            const uint32_t cost0 = min(a0, b0), cost1 = min(a1, b1);
+            reinterpret_cast<uint16_t*>(next)[j] = cost0 | cost1 << 8;
+            least = min(least, min(cost0, cost1));
+            const uint32_t even = __ballot_sync(0xffffffff, b0 < a0);
+            const uint32_t odd = __ballot_sync(0xffffffff, b1 < a1);
+            if (threadIdx.x % 32 == 0) {
+                reinterpret_cast<uint2*>(
+                        decisions + size_t(t) * n_states / 32)[j / 32] =
+                        make_uint2(even, odd);
+            }
+        }
+        if (t % trellis_period == trellis_period - 1) {
+            least = __reduce_min_sync(0xffffffff, least);
+            if (threadIdx.x % 32 == 0) {
+                least_of_warp[threadIdx.x / 32] = least;
+            }
+        }
+        __syncthreads();
+        uint8_t* swapped = current;
+        current = next;
+        next = swapped;
+    }
+    for (int s = threadIdx.x; s < n_states; s += blockDim.x) {
+        atomicMin(&best, uint32_t(current[s]) << 16 | s);
+    }
+    __syncthreads();
+    return best & 0xffff;
+}
+
+/** Back along the best path.
+ * @param window  scratch of decision_words
+ * @param path    (d,), written: the last memory + 1 coded bits */
+__device__ void trace_back(
+        const DeviceLayout& layout,
+        const uint32_t* decisions,
+        int state,
+        uint32_t* window,
+        uint16_t* path) {
+    const int words = (1 << layout.memory) / 32;
+    const int at_hand = decision_words / words;
+    for (int end = layout.d; end > 0; end -= at_hand) {
+        const int begin = max(0, end - at_hand);
+        for (int i = threadIdx.x; i < (end - begin) * words; i += blockDim.x) {
+            window[i] = decisions[size_t(begin) * words + i];
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            for (int t = end - 1; t >= begin; t--) {
+                const int word = state >> 6 << 1 | (state & 1);
+                // the bits before the first coordinate are 0
+                const int bit = t < layout.memory
+                        ? 0
+                        : window[(t - begin) * words + word] >>
+                                        (state >> 1 & 31) &
+                                1;
+                const int w = state | bit << layout.memory;
+                path[t] = w;
+                state = w >> 1;
+            }
+        }
+        __syncthreads();
+    }
+}
+
+/// parities of the last memory + 1 coded bits
+__device__ int subset_of(
+        const DeviceLayout& layout,
+        const uint8_t* branches,
+        int w) {
+    // branches are by the state before: w without its newest bit
+    const int state = w >> 1 & ((1 << layout.memory) - 1);
+    return branches[state] ^ (w & 1 ? layout.newest_bit : 0);
+}
+
+__device__ int trellis_position(
+        const DeviceLayout& layout,
+        int subset,
+        int choice) {
+    const int sign = choice >> 2, others = choice & 3;
+    const int index = (subset ^ (sign ? layout.sign_mask : 0)) |
+            others << layout.parities;
+    return sign ? 63 - layout.grid[index] : layout.grid[index];
+}
+
+__global__ void encode_trellis_kernel(
+        Encoder encoder,
+        const float* x,
+        size_t n,
+        uint64_t first_row,
+        uint8_t* planes,
+        float* scales,
+        float* offsets,
+        Refused* refused,
+        uint8_t* workspace,
+        size_t workspace_of_block) {
+    extern __shared__ float shared[];
+    __shared__ double norm, along;
+    const DeviceLayout& layout = encoder.layout;
+    const int d = layout.d, dims = layout.dims;
+    const int costs_size = layout.positions << layout.parities;
+    // work; then fine positions and the path
+    const int size = shared_vector_size(d);
+    const SharedVector work{shared}, y{shared + size};
+    uint16_t* positions = reinterpret_cast<uint16_t*>(shared);
+    uint16_t* path = positions + d;
+    uint32_t* window = reinterpret_cast<uint32_t*>(shared + 2 * size);
+    uint8_t* costs = reinterpret_cast<uint8_t*>(window + decision_words);
+    uint8_t* branches = costs + (2 << layout.memory);
+    uint8_t* branch_costs = branches + (1 << layout.memory);
+    uint8_t* choices = branch_costs + costs_size; // of the path
+    uint32_t* decisions = reinterpret_cast<uint32_t*>(
+            workspace + blockIdx.x * workspace_of_block);
+    for (int i = threadIdx.x; i < costs_size; i += blockDim.x) {
+        branch_costs[i] = encoder.tables.costs[i];
+    }
+    for (int i = threadIdx.x; i < 1 << layout.memory; i += blockDim.x) {
+        branches[i] = encoder.tables.branches[i];
+    }
+    const float factor = layout.half_steps * float(1 << layout.shift);
+    const float half = float(layout.positions / 2);
+
+    for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
+        rotate_direction(
+                encoder.rotation,
+                x + row * d,
+                encoder.centre,
+                work,
+                y,
+                norm,
+                along);
+        for (int i = threadIdx.x; i < d; i += blockDim.x) {
+            const float fine = floorf(y[i] * factor);
+            positions[i] = int(fminf(fmaxf(fine, -half), half - 1) + half);
+        }
+        __syncthreads();
+        const int state = viterbi(
+                layout, branches, branch_costs, positions, costs, decisions);
+        trace_back(layout, decisions, state, window, path);
+        for (int i = threadIdx.x; i < dims; i += blockDim.x) {
+            // coded bit, then what encode calls the choice
+            choices[i] = 0;
+            if (i < d) {
+                const int z = subset_of(layout, branches, path[i]);
+                const int choice =
+                        encoder.tables
+                                .choices[(positions[i] << layout.parities) + z];
+                choices[i] = choice << 1 | (path[i] & 1);
+            }
+        }
+        __syncthreads();
+        const int m = layout.plane_size();
+        uint8_t* code = planes + row * layout.row_size();
+        for (int i = threadIdx.x; i < layout.row_size(); i += blockDim.x) {
+            if (i < 2 * m) { // coded bits, then signs
+                const int shift = i < m ? 0 : 3;
+                code[i] = pack_byte(dims, 1, i % m, [&](int j) {
+                    return choices[j] >> shift & 1;
+                });
+            } else {
+                const int b = layout.nbits - 2;
+                code[i] = pack_byte(dims, b, i - 2 * m, [&](int j) {
+                    return choices[j] >> 1 & ((1 << b) - 1);
+                });
+            }
+        }
+        if (threadIdx.x < 32) {
+            const float product = level_product(y, d, [&](int i) {
+                return trellis_position(
+                        layout,
+                        subset_of(layout, branches, path[i]),
+                        choices[i] >> 1);
+            });
+            if (threadIdx.x == 0) {
+                write_factors(
+                        layout,
+                        norm,
+                        product,
+                        along,
+                        row,
+                        first_row + row,
+                        scales,
+                        offsets,
+                        refused);
+            }
+        }
+        __syncthreads();
+    }
+}
+
+size_t encode_shared_size(const DeviceLayout& layout) {
+    const size_t vectors =
+            2 * shared_vector_size(layout.d) * sizeof(float) + layout.dims;
+    if (!layout.has_trellis()) {
+        return vectors;
+    }
+    return vectors + decision_words * sizeof(uint32_t) +
+            (size_t(3) << layout.memory) +
+            (size_t(layout.positions) << layout.parities);
+}
+
+// -------------------------------------------------------------- queries
+
+__global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
+        Encoder encoder,
+        const float* x,
+        size_t nq,
+        uint64_t first_row,
+        int units,
+        int group_size,
+        uint8_t* image,
+        DeviceQueryFactors* factors,
+        Refused* refused) {
+    extern __shared__ float shared[];
+    __shared__ double norm, along;
+    __shared__ float largest_of_warp[query_threads / 32];
+    __shared__ int sum;
+    const DeviceLayout& layout = encoder.layout;
+    const int d = layout.d, dims = layout.dims;
+    const size_t q = blockIdx.x;
+    const int size = shared_vector_size(d);
+    const SharedVector work{shared}, y{shared + size};
+    int8_t* quantized = reinterpret_cast<int8_t*>(shared + 2 * size);
+
+    // the query's words in the image, i = (fragment * 4 + t) * 4 + word
+    const int tile = group_size ? group_size : 8;
+    const int in_tile = int(q % tile);
+    uint32_t* words =
+            reinterpret_cast<uint32_t*>(image) + (q - in_tile) * (dims / 4);
+    const auto word_index = [&](int i) {
+        return group_size
+                ? ((i / 16 * 4 + i % 4) * group_size + in_tile) * 4 + i / 4 % 4
+                : i / 16 * 128 + in_tile * 16 + i % 16;
+    };
+    if (q >= nq) {
+        for (int i = threadIdx.x; i < dims / 4; i += blockDim.x) {
+            words[word_index(i)] = 0;
+        }
+        if (threadIdx.x == 0) {
+            factors[q] = {0, nanf(""), 0};
+        }
+        return;
+    }
+    const float* query = x + q * d;
+    rotate_direction(
+            encoder.rotation, query, encoder.centre, work, y, norm, along);
+
+    float largest = 0;
+    for (int i = threadIdx.x; i < d; i += blockDim.x) {
+        largest = fmaxf(largest, fabsf(y[i]));
+    }
+    for (int half = 16; half > 0; half /= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, half));
+    }
+    if (threadIdx.x % 32 == 0) {
+        largest_of_warp[threadIdx.x / 32] = largest;
+    }
+    if (threadIdx.x == 0) {
+        sum = 0;
+    }
+    __syncthreads();
+    for (int w = 0; w < query_threads / 32; w++) {
+        largest = fmaxf(largest, largest_of_warp[w]);
+    }
+    const float factor = largest > 0 ? 127 / largest : 0;
+    int partial_sum = 0;
+    for (int i = threadIdx.x; i < dims; i += blockDim.x) {
+        const int value = i < d ? __float2int_rn(y[i] * factor) : 0;
+        quantized[i] = value;
+        partial_sum += value;
+    }
+    atomicAdd(&sum, partial_sum);
+    __syncthreads();
+
+    const int bits = fragment_bits(layout.nbits, layout.has_trellis());
+    const Fragment order{bits, units};
+    for (int i = threadIdx.x; i < dims / 4; i += blockDim.x) {
+        const int fragment = i / 16, t = i / 4 % 4;
+        const int step = fragment / (2 * units);
+        const int p = fragment % (2 * units) * 4 + i % 4;
+        uint32_t word = 0;
+        for (int j = 0; j < 4; j++) {
+            const int c = order.coordinate(dims, step, t, p, j);
+            word |= uint32_t(uint8_t(quantized[c])) << 8 * j;
+        }
+        words[word_index(i)] = word;
+    }
+
+    if (threadIdx.x != 0) {
+        return;
+    }
+    if (!isfinite(norm)) {
+        refuse(refused->not_finite, first_row + q);
+    }
+    const double multiplier =
+            norm * (double(largest) / 127) * layout.half_level;
+    double bias = 0;
+    if (layout.is_l2) {
+        bias = norm * norm;
+    } else if (encoder.centre) {
+        for (int j = 0; j < d; j++) {
+            bias += double(query[j]) * encoder.centre[j];
+        }
+    }
+    if (!(fabs(bias) <= largest_float && norm * norm <= largest_float)) {
+        refuse(refused->too_long, first_row + q);
+    }
+    const float sign = layout.is_l2 ? 1 : -1;
+    // rounding is symmetric, so the sign may go in first
+    factors[q] = {
+            layout.base * uint32_t(sum),
+            sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
+            sign * float(bias)};
+}
+
+// ----------------------------------------------------------- conversion
+
+/// a plane of b-bit fields, and where it is in a code
+struct Plane {
+    int b;
+    int cpu_begin, cpu_size;
+    int begin, size;
+};
+
+struct Planes {
+    Plane planes[3];
+    int count = 0;
+    int cpu_size = 0; ///< bytes of all
+    int size = 0;
+
+    void append(int d, int dims, int b) {
+        const int m = ceil_div(d * b, 8), device_m = dims * b / 8;
+        planes[count++] = {b, cpu_size, m, size, device_m};
+        cpu_size += m;
+        size += device_m;
+    }
+};
+
+Planes planes_of(const DeviceLayout& layout) {
+    Planes planes;
+    const int nbits = layout.nbits;
+    if (layout.has_trellis()) {
+        const int d = round_up(layout.d, 8);
+        planes.append(d, layout.dims, 1);
+        if (nbits >= 2) {
+            planes.append(d, layout.dims, 1);
+        }
+        if (nbits >= 3) {
+            planes.append(d, layout.dims, nbits - 2);
+        }
+    } else if (nbits == 3) {
+        planes.append(layout.d, layout.dims, 2);
+        planes.append(layout.d, layout.dims, 1);
+    } else {
+        planes.append(layout.d, layout.dims, nbits);
+    }
+    return planes;
+}
+
+/// byte i of a plane of `to_size` bytes, from one of `from_size` bytes
+__device__ uint8_t repack_byte(
+        const uint8_t* from,
+        int from_size,
+        int to_size,
+        int b,
+        int i,
+        int d) {
+    uint32_t byte = 0;
+    for (int f = 0; f < 8 / b; f++) {
+        const int c = f * to_size + i;
+        if (c < d) {
+            const uint32_t field =
+                    from[c % from_size] >> c / from_size * b & ((1 << b) - 1);
+            byte |= field << f * b;
+        }
+    }
+    return byte;
+}
+
+__device__ float load_float(const uint8_t* bytes) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 4; i++) {
+        bits |= uint32_t(bytes[i]) << 8 * i;
+    }
+    return __uint_as_float(bits);
+}
+
+__device__ void store_float(float x, uint8_t* bytes) {
+    for (int i = 0; i < 4; i++) {
+        bytes[i] = __float_as_uint(x) >> 8 * i;
+    }
+}
+
+__global__ void import_codes_kernel(
+        Planes planes,
+        int d,
+        const uint8_t* codes,
+        size_t n,
+        size_t code_size,
+        uint8_t* out,
+        float* scales,
+        float* offsets) {
+    for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
+        const uint8_t* code = codes + row * code_size;
+        for (int p = 0; p < planes.count; p++) {
+            const Plane& plane = planes.planes[p];
+            for (int i = threadIdx.x; i < plane.size; i += blockDim.x) {
+                out[row * planes.size + plane.begin + i] = repack_byte(
+                        code + plane.cpu_begin,
+                        plane.cpu_size,
+                        plane.size,
+                        plane.b,
+                        i,
+                        d);
+            }
+        }
+        if (threadIdx.x == 0) {
+            scales[row] = load_float(code + planes.cpu_size);
+            if (offsets) {
+                offsets[row] = load_float(code + planes.cpu_size + 4);
+            }
+        }
+    }
+}
+
+__global__ void export_codes_kernel(
+        Planes planes,
+        int d,
+        const uint8_t* rows,
+        const float* scales,
+        const float* offsets,
+        size_t n,
+        size_t code_size,
+        uint8_t* codes) {
+    for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
+        uint8_t* code = codes + row * code_size;
+        for (int p = 0; p < planes.count; p++) {
+            const Plane& plane = planes.planes[p];
+            for (int i = threadIdx.x; i < plane.cpu_size; i += blockDim.x) {
+                code[plane.cpu_begin + i] = repack_byte(
+                        rows + row * planes.size + plane.begin,
+                        plane.size,
+                        plane.cpu_size,
+                        plane.b,
+                        i,
+                        d);
+            }
+        }
+        if (threadIdx.x == 0) {
+            store_float(scales[row], code + planes.cpu_size);
+            if (offsets) {
+                store_float(offsets[row], code + planes.cpu_size + 4);
+            }
+        }
+    }
+}
+
+int conversion_blocks(size_t n) {
+    return int(std::min<size_t>(n, 65536));
+}
+
+} // namespace
+
+size_t encode_workspace_of_block(const DeviceLayout& layout) {
+    return layout.has_trellis() ? (size_t(layout.d) << layout.memory) / 8 : 0;
+}
+
+int encode_blocks(const DeviceLayout& layout, int device, size_t n) {
+    int sms = 0, per_sm = 0;
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &sms, cudaDevAttrMultiProcessorCount, device));
+    const size_t shared = encode_shared_size(layout);
+    if (layout.has_trellis()) {
+        allow_shared_memory(encode_trellis_kernel);
+        TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                &per_sm,
+                encode_trellis_kernel,
+                trellis_threads(layout),
+                shared));
+    } else {
+        allow_shared_memory(encode_scalar_kernel);
+        TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                &per_sm, encode_scalar_kernel, scalar_threads, shared));
+    }
+    return int(std::min<size_t>(n, size_t(sms) * per_sm));
+}
+
+void encode(
+        const Encoder& encoder,
+        const float* x,
+        size_t n,
+        uint64_t first_row,
+        uint8_t* planes,
+        float* scales,
+        float* offsets,
+        Refused* refused,
+        uint8_t* workspace,
+        int blocks,
+        cudaStream_t stream) {
+    const DeviceLayout& layout = encoder.layout;
+    const size_t shared = encode_shared_size(layout);
+    if (layout.has_trellis()) {
+        allow_shared_memory(encode_trellis_kernel);
+        encode_trellis_kernel<<<
+                blocks,
+                trellis_threads(layout),
+                shared,
+                stream>>>(
+                encoder,
+                x,
+                n,
+                first_row,
+                planes,
+                scales,
+                offsets,
+                refused,
+                workspace,
+                encode_workspace_of_block(layout));
+    } else {
+        allow_shared_memory(encode_scalar_kernel);
+        encode_scalar_kernel<<<blocks, scalar_threads, shared, stream>>>(
+                encoder, x, n, first_row, planes, scales, offsets, refused);
+    }
+    TQ_CUDA(cudaGetLastError());
+}
+
+void prepare_queries(
+        const Encoder& encoder,
+        const float* x,
+        size_t nq,
+        uint64_t first_row,
+        int units,
+        int group_size,
+        size_t padded_nq,
+        uint8_t* image,
+        DeviceQueryFactors* factors,
+        Refused* refused,
+        cudaStream_t stream) {
+    const DeviceLayout& layout = encoder.layout;
+    const size_t shared =
+            2 * shared_vector_size(layout.d) * sizeof(float) + layout.dims;
+    allow_shared_memory(prepare_queries_kernel);
+    prepare_queries_kernel<<<padded_nq, query_threads, shared, stream>>>(
+            encoder,
+            x,
+            nq,
+            first_row,
+            units,
+            group_size,
+            image,
+            factors,
+            refused);
+    TQ_CUDA(cudaGetLastError());
+}
+
+void import_codes(
+        const DeviceLayout& layout,
+        const uint8_t* codes,
+        size_t n,
+        uint8_t* planes,
+        float* scales,
+        float* offsets,
+        cudaStream_t stream) {
+    const Planes list = planes_of(layout);
+    const size_t code_size = list.cpu_size + (offsets ? 8 : 4);
+    import_codes_kernel<<<conversion_blocks(n), 128, 0, stream>>>(
+            list, layout.d, codes, n, code_size, planes, scales, offsets);
+    TQ_CUDA(cudaGetLastError());
+}
+
+void export_codes(
+        const DeviceLayout& layout,
+        const uint8_t* planes,
+        const float* scales,
+        const float* offsets,
+        size_t n,
+        uint8_t* codes,
+        cudaStream_t stream) {
+    const Planes list = planes_of(layout);
+    const size_t code_size = list.cpu_size + (offsets ? 8 : 4);
+    export_codes_kernel<<<conversion_blocks(n), 128, 0, stream>>>(
+            list, layout.d, planes, scales, offsets, n, code_size, codes);
+    TQ_CUDA(cudaGetLastError());
+}
+
+} // namespace gpu
+} // namespace faiss_turboquant

@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_runtime.h>
+
+#include <gpu/kernels/device_layout.h>
+#include <gpu/kernels/rotation.cuh>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+constexpr uint64_t no_row = ~uint64_t(0);
+
+/// the first rows of an input that are refused, or no_row
+struct Refused {
+    uint64_t not_finite;
+    uint64_t too_long;
+};
+
+/// TrellisTables in device memory
+struct DeviceTrellisTables {
+    const uint8_t* costs = nullptr;
+    const uint8_t* choices = nullptr;
+    const uint8_t* branches = nullptr;
+};
+
+struct Encoder {
+    DeviceLayout layout;
+    DeviceRotation rotation;
+    const float* centre = nullptr; ///< (d,) on the device, or null
+    DeviceTrellisTables tables;
+};
+
+/// bytes in which encode works for one block, and blocks that it has use for
+size_t encode_workspace_of_block(const DeviceLayout& layout);
+int encode_blocks(const DeviceLayout& layout, int device, size_t n);
+
+/** @param x          (n, d)
+ *  @param first_row  of the input, for `refused`
+ *  @param planes     (n, row_size), written
+ *  @param scales     (n,), written
+ *  @param offsets    (n,), written; null if the codes have none
+ *  @param workspace  blocks times encode_workspace_of_block bytes */
+void encode(
+        const Encoder& encoder,
+        const float* x,
+        size_t n,
+        uint64_t first_row,
+        uint8_t* planes,
+        float* scales,
+        float* offsets,
+        Refused* refused,
+        uint8_t* workspace,
+        int blocks,
+        cudaStream_t stream);
+
+/// what turns a dot product into a key, the better the smaller: the distance
+/// for L2, its negative for the inner product
+struct DeviceQueryFactors {
+    uint32_t base; ///< DeviceLayout::base times the sum of q
+    float multiplier;
+    float bias;
+};
+
+/** Rotate and quantize queries, and put them in the order of `Fragment`, four
+ * words of each lane being a fragment. For the matrix instructions of a warp:
+ * [eight queries][fragment][query][lane of the row][word]. For those of four
+ * warps: [group][fragment][word][query][lane of the row]. Queries past nq are
+ * such that nothing is ever near them.
+ * @param x           (nq, d)
+ * @param units       of Fragment
+ * @param group_size  0 for the first order
+ * @param padded_nq   multiple of 8, and of group_size
+ * @param image       (padded_nq, dims), written
+ * @param factors     (padded_nq,), written */
+void prepare_queries(
+        const Encoder& encoder,
+        const float* x,
+        size_t nq,
+        uint64_t first_row,
+        int units,
+        int group_size,
+        size_t padded_nq,
+        uint8_t* image,
+        DeviceQueryFactors* factors,
+        Refused* refused,
+        cudaStream_t stream);
+
+/** Between codes as the CPU has them and codes on the device. Nothing is
+ * written past d.
+ * @param codes    (n, code_size)
+ * @param planes   (n, row_size)
+ * @param offsets  null if the codes have none */
+void import_codes(
+        const DeviceLayout& layout,
+        const uint8_t* codes,
+        size_t n,
+        uint8_t* planes,
+        float* scales,
+        float* offsets,
+        cudaStream_t stream);
+void export_codes(
+        const DeviceLayout& layout,
+        const uint8_t* planes,
+        const float* scales,
+        const float* offsets,
+        size_t n,
+        uint8_t* codes,
+        cudaStream_t stream);
+
+} // namespace gpu
+} // namespace faiss_turboquant

@@ -1,0 +1,217 @@
+#pragma once
+
+/** The float steps of a vector, by one block. The operations on each float are
+ * those of the CPU, in its order (compile with -fmad=false). */
+
+#include <cstdint>
+
+#include <gpu/kernels/device_layout.h>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+/// a Rotation in device memory
+struct DeviceRotation {
+    int d = 0;
+    const float* multipliers = nullptr;  ///< (rounds, d)
+    const int32_t* permutations[3] = {}; ///< null when there is one block
+    int group_shifts[3] = {};            ///< log2 of the size of a group
+    const float* matrix = nullptr; ///< (d, d) of a dense rotation, else null
+};
+
+/// floats of a SharedVector
+TQ_HOST_DEVICE constexpr int shared_vector_size(int d) {
+    return d + (d + 7) / 8;
+}
+
+#ifdef __CUDACC__
+
+/** A vector in shared memory, with a gap after every eight floats, so that
+ * threads whose elements are eight apart use different banks. */
+struct SharedVector {
+    float* data;
+
+    __device__ float& operator[](int i) const {
+        return data[i + (i >> 3)];
+    }
+};
+
+/// lanes as a binary tree of halves; the result is lane 0's
+template <class T>
+__device__ T add_lanes(T x) {
+    for (int half = 16; half > 0; half /= 2) {
+        x += __shfl_down_sync(0xffffffff, x, half);
+    }
+    return x;
+}
+
+/// sum of a_i b_i in double, by one warp; the result is lane 0's
+template <class A, class B>
+__device__ double warp_dot(A a, B b, int n) {
+    double sum = 0;
+    for (int i = threadIdx.x % 32; i < n; i += 32) {
+        sum += double(a[i]) * b[i];
+    }
+    return add_lanes(sum);
+}
+
+/// stages on `rows` values, of which the last may belong to smaller blocks
+template <int radix>
+__device__ void butterflies(float (&v)[radix], int rows) {
+#pragma unroll
+    for (int distance = 1; distance < radix; distance *= 2) {
+#pragma unroll
+        for (int i = 0; i < radix; i++) {
+            const int end = (i / (2 * distance) + 1) * 2 * distance;
+            if ((i & distance) == 0 && end <= rows) {
+                const float a = v[i], b = v[i + distance];
+                v[i] = a + b;
+                v[i + distance] = a - b;
+            }
+        }
+    }
+}
+
+/** The stages of distance h, 2 h .. radix / 2 * h of the Walsh-Hadamard
+ * transforms of all blocks of x.
+ *
+ * Blocks are the powers of two in d, largest first, so stage h acts on pairs
+ * in the first d / 2h * 2h coordinates. A thread has `radix` values h apart; of
+ * the last group there may be fewer. */
+template <int h, int radix>
+__device__ void hadamard_stages(SharedVector x, int d) {
+    constexpr int stride = h < 8 ? h : h + h / 8; // in memory
+    const unsigned n_items = (d + radix * h - 1) / (radix * h) * h;
+    for (unsigned item = threadIdx.x; item < n_items; item += blockDim.x) {
+        const int begin = item / h * radix * h;
+        const int rows = min(radix, (d - begin) / h);
+        float* at = &x[begin + item % h];
+        float v[radix];
+        if (rows == radix) {
+#pragma unroll
+            for (int i = 0; i < radix; i++) {
+                v[i] = at[i * stride];
+            }
+            butterflies(v, radix);
+#pragma unroll
+            for (int i = 0; i < radix; i++) {
+                at[i * stride] = v[i];
+            }
+        } else if (rows >= 2) {
+#pragma unroll
+            for (int i = 0; i < radix; i++) {
+                v[i] = i < rows ? at[i * stride] : 0;
+            }
+            butterflies(v, rows);
+#pragma unroll
+            for (int i = 0; i < radix; i++) {
+                if (i < rows) {
+                    at[i * stride] = v[i];
+                }
+            }
+        }
+    }
+    __syncthreads();
+}
+
+/// up to three stages, as many as d has from h on
+template <int h>
+__device__ void hadamard_pass(SharedVector x, int d) {
+    if (d >= 8 * h) {
+        hadamard_stages<h, 8>(x, d);
+    } else if (d >= 4 * h) {
+        hadamard_stages<h, 4>(x, d);
+    } else if (d >= 2 * h) {
+        hadamard_stages<h, 2>(x, d);
+    }
+}
+
+/** y = P x by the block.
+ * @param x  (d,) in shared memory, overwritten
+ * @param y  (d,) in shared memory */
+__device__ inline void rotate(
+        const DeviceRotation& r,
+        SharedVector x,
+        SharedVector y) {
+    const int d = r.d;
+    if (r.matrix) {
+        for (int row = threadIdx.x / 32; row < d; row += blockDim.x / 32) {
+            float sum = 0;
+            for (int i = threadIdx.x % 32; i < d; i += 32) {
+                sum += r.matrix[size_t(row) * d + i] * x[i];
+            }
+            sum = add_lanes(sum);
+            if (threadIdx.x % 32 == 0) {
+                y[row] = sum;
+            }
+        }
+        __syncthreads();
+        return;
+    }
+    for (int round = 0; round < Rotation::rounds; round++) {
+        const SharedVector from = round % 2 == 0 ? x : y;
+        const SharedVector to = round % 2 == 0 ? y : x;
+        const float* multiplier = r.multipliers + round * d;
+        const int32_t* permutation = r.permutations[round];
+        const int shift = r.group_shifts[round];
+        for (int i = threadIdx.x; i < d; i += blockDim.x) {
+            const int source = permutation
+                    ? permutation[i >> shift] + (i & ((1 << shift) - 1))
+                    : i;
+            to[i] = from[source] * multiplier[i];
+        }
+        __syncthreads();
+        hadamard_pass<1>(to, d);
+        hadamard_pass<8>(to, d);
+        hadamard_pass<64>(to, d);
+        hadamard_pass<512>(to, d);
+        hadamard_pass<4096>(to, d);
+    }
+}
+
+/** The rotated unit direction of v - centre.
+ * @param v       (d,) in global memory
+ * @param centre  (d,), or null
+ * @param x       (d,) in shared memory, overwritten
+ * @param y       (d,) in shared memory: the result
+ * @param norm    shared: |v - centre|; y is unspecified if it is not finite
+ * @param along   shared: <v - centre, centre>, if there is a centre */
+__device__ inline void rotate_direction(
+        const DeviceRotation& r,
+        const float* v,
+        const float* centre,
+        SharedVector x,
+        SharedVector y,
+        double& norm,
+        double& along) {
+    for (int i = threadIdx.x; i < r.d; i += blockDim.x) {
+        x[i] = centre ? v[i] - centre[i] : v[i];
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        const double squared = warp_dot(x, x, r.d);
+        if (threadIdx.x == 0) {
+            norm = sqrt(squared);
+        }
+        if (centre) {
+            const double product = warp_dot(x, centre, r.d);
+            if (threadIdx.x == 0) {
+                along = product;
+            }
+        }
+    }
+    __syncthreads();
+    const double factor = norm > 0 ? 1 / norm : 0;
+    for (int i = threadIdx.x; i < r.d; i += blockDim.x) {
+        x[i] = float(x[i] * factor);
+    }
+    __syncthreads();
+    rotate(r, x, y);
+}
+
+constexpr double largest_float = 3.4028234663852886e38;
+
+#endif // __CUDACC__
+
+} // namespace gpu
+} // namespace faiss_turboquant

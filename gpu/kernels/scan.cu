@@ -1,0 +1,284 @@
+#include <gpu/kernels/scan.h>
+
+#include <algorithm>
+
+#include <gpu/kernels/scan_kernel.cuh>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+namespace {
+
+constexpr int merge_threads = 512;
+constexpr int merge_batch = 4; ///< entries of a thread at a time
+
+const ScanKernels& kernels_of(const DeviceLayout& layout) {
+    static const ScanKernels* const scalar[] = {
+            &scan_kernels_tq1,
+            &scan_kernels_tq2,
+            &scan_kernels_tq3,
+            &scan_kernels_tq4};
+    static const ScanKernels* const shipped[] = {
+            &scan_kernels_tq1t,
+            &scan_kernels_tq2t,
+            &scan_kernels_tq3t,
+            &scan_kernels_tq4t};
+    static const ScanKernels* const any[] = {
+            &scan_kernels_tq1t_any,
+            &scan_kernels_tq2t_any,
+            &scan_kernels_tq3t_any,
+            &scan_kernels_tq4t_any};
+    const auto& table = !layout.has_trellis() ? scalar
+            : layout.shipped >= 0             ? shipped
+                                              : any;
+    return *table[layout.nbits - 1];
+}
+
+ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
+    const ScanKernels& kernels = kernels_of(layout);
+    if (plan.uses_wgmma) {
+        return kernels.wgmma[plan.group_tiles / 16];
+    }
+    switch (plan.group_tiles) {
+        case 1:
+            return kernels.few[plan.units / 2];
+        case 4:
+            return kernels.many[0];
+        case 8:
+            return kernels.many[1];
+        default:
+            return kernels.many[2];
+    }
+}
+
+int threads_of(const ScanPlan& plan) {
+    return plan.uses_wgmma ? ScanShape<16, true>::threads
+                           : ScanShape<16, false>::threads;
+}
+
+size_t image_size(const DeviceLayout& layout, int group_tiles) {
+    return size_t(8) * group_tiles * layout.dims;
+}
+
+/// whether a group of so many tiles fits in shared memory
+bool fits(const DeviceLayout& layout, int group_tiles, int device) {
+    int available = 0;
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    // and what kernels have besides
+    const size_t others = sizeof(GroupState<max_group>) +
+            ScanShape<1, true>::warps * radix_size * sizeof(uint32_t);
+    return image_size(layout, group_tiles) + others <= size_t(available);
+}
+
+__global__ void __launch_bounds__(merge_threads) merge_kernel(
+        Reservoirs r,
+        ScanPlan plan,
+        bool is_l2,
+        int k_out,
+        int buffer_size,
+        float* distances,
+        int64_t* labels) {
+    extern __shared__ Entry buffer[];
+    __shared__ int count;
+    const size_t q = blockIdx.x, padded_nq = plan.padded_nq();
+    Entry last = r.thresholds[q];
+    if (threadIdx.x == 0) {
+        count = 0;
+    }
+    __syncthreads();
+    // sorts, and keeps the k best
+    const auto thin_out = [&] {
+        const int n = count;
+        int size = 1;
+        while (size < n) {
+            size *= 2;
+        }
+        for (int i = n + threadIdx.x; i < size; i += merge_threads) {
+            buffer[i] = no_entry;
+        }
+        __syncthreads();
+        block_sort(buffer, size);
+        if (r.k > 0 && n >= r.k) {
+            last = min(last, buffer[r.k - 1]);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            count = min(n, r.k);
+        }
+        __syncthreads();
+    };
+    // a slice has at most k
+    const int total = plan.n_slices * r.k;
+    for (int begin = 0; begin < total; begin += merge_batch * merge_threads) {
+        Entry loaded[merge_batch];
+#pragma unroll
+        for (int b = 0; b < merge_batch; b++) {
+            const int i = begin + b * merge_threads + threadIdx.x;
+            const int rank = i % r.k;
+            const size_t reservoir = i / r.k * padded_nq + q;
+            loaded[b] = i < total && rank < r.counts[reservoir]
+                    ? r.entries[reservoir * r.capacity + rank]
+                    : no_entry;
+        }
+#pragma unroll
+        for (int b = 0; b < merge_batch; b++) {
+            if (loaded[b] < no_entry && loaded[b] <= last) {
+                buffer[atomicAdd(&count, 1)] = loaded[b];
+            }
+        }
+        if (__syncthreads_or(
+                    count > buffer_size - merge_batch * merge_threads)) {
+            thin_out();
+        }
+    }
+    thin_out();
+    for (int i = threadIdx.x; i < k_out; i += merge_threads) {
+        const bool is_found = i < count;
+        const float key = is_found ? entry_key(buffer[i]) : FLT_MAX;
+        // a squared distance is not below zero, though its estimate may be
+        distances[q * k_out + i] = !is_l2 ? 0.0f - key
+                : is_found                ? fmaxf(key, 0.0f)
+                                          : FLT_MAX;
+        labels[q * k_out + i] = is_found ? int64_t(uint32_t(buffer[i])) : -1;
+    }
+}
+
+void launch(const ScanArgs& args, const ScanPlan& plan, cudaStream_t stream) {
+    const DeviceLayout& layout = args.codes.layout;
+    const ScanKernel kernel = kernel_of(layout, plan);
+    const size_t shared = image_size(layout, plan.group_tiles);
+    allow_shared_memory(kernel);
+    kernel<<<plan.n_groups * plan.n_slices, threads_of(plan), shared, stream>>>(
+            args);
+    TQ_CUDA(cudaGetLastError());
+}
+
+ScanArgs make_args(
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        const uint8_t* image,
+        const DeviceQueryFactors* factors) {
+    ScanArgs args;
+    args.codes = codes;
+    args.image = image;
+    args.factors = factors;
+    args.n_groups = plan.n_groups;
+    args.slice_rows = plan.slice_rows;
+    args.padded_nq = plan.padded_nq();
+    return args;
+}
+
+} // namespace
+
+ScanPlan plan_scan(
+        const DeviceLayout& layout,
+        uint32_t n,
+        size_t nq,
+        int device) {
+    ScanPlan plan;
+    for (const int tiles : {4, 8, 16}) {
+        if (nq > size_t(4 * tiles) && nq > 8 && fits(layout, tiles, device)) {
+            plan.group_tiles = tiles;
+        }
+    }
+    int major = 0;
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &major, cudaDevAttrComputeCapabilityMajor, device));
+    plan.uses_wgmma = major == 9 && plan.group_tiles >= 8;
+    const int bits = fragment_bits(layout.nbits, layout.has_trellis());
+    while (plan.group_tiles == 1 && bits * plan.units < 4 &&
+           layout.dims % (2 * plan.units * dims_unit) == 0) {
+        plan.units *= 2;
+    }
+    plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
+
+    const ScanKernel kernel = kernel_of(layout, plan);
+    const size_t shared = image_size(layout, plan.group_tiles);
+    allow_shared_memory(kernel);
+    int sms = 0, per_sm = 0;
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &sms, cudaDevAttrMultiProcessorCount, device));
+    TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+            &per_sm, kernel, threads_of(plan), shared));
+    // Blocks come in waves of all that run at once. Until a block's thresholds
+    // are good, it works for longer: as if it had so many rows more.
+    constexpr double start = 8192;
+    const int at_once = sms * per_sm;
+    const uint32_t rows = max_round_rows;
+    const int most = int(std::clamp<uint32_t>(
+            n / (4 * rows), 1, ceil_div(4 * at_once, plan.n_groups)));
+    double least = 0;
+    for (int n_slices = 1; n_slices <= most; n_slices++) {
+        const double waves = ceil_div(plan.n_groups * n_slices, at_once);
+        const double time = waves * (double(n) / n_slices + start);
+        if (n_slices == 1 || time < least) {
+            least = time;
+            plan.n_slices = n_slices;
+        }
+    }
+    plan.slice_rows =
+            round_up(std::max(1u, ceil_div(n, uint32_t(plan.n_slices))), rows);
+    plan.n_slices = int(ceil_div(n, plan.slice_rows));
+    return plan;
+}
+
+size_t reservoir_capacity(int k) {
+    // room for two rounds of the largest blocks before it has to be thinned
+    return round_up(2 * k, 32) + 2 * max_round_rows;
+}
+
+void scan_top_k(
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        const uint8_t* image,
+        const DeviceQueryFactors* factors,
+        const Reservoirs& reservoirs,
+        cudaStream_t stream) {
+    TQ_CUDA(cudaMemsetAsync(
+            reservoirs.thresholds,
+            0xff,
+            plan.padded_nq() * sizeof(Entry),
+            stream));
+    ScanArgs args = make_args(codes, plan, image, factors);
+    args.reservoirs = reservoirs;
+    launch(args, plan, stream);
+}
+
+void scan_range(
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        const uint8_t* image,
+        const DeviceQueryFactors* factors,
+        const RangeSink& sink,
+        cudaStream_t stream) {
+    TQ_CUDA(cudaMemsetAsync(
+            sink.counts, 0, plan.padded_nq() * sizeof(sink.counts[0]), stream));
+    ScanArgs args = make_args(codes, plan, image, factors);
+    args.range = sink;
+    launch(args, plan, stream);
+}
+
+void merge_slices(
+        const Reservoirs& reservoirs,
+        const ScanPlan& plan,
+        size_t nq,
+        bool is_l2,
+        int k_out,
+        float* distances,
+        int64_t* labels,
+        cudaStream_t stream) {
+    // the k best, and a batch
+    int buffer_size = 2 * merge_batch * merge_threads;
+    while (buffer_size < 2 * reservoirs.k) {
+        buffer_size *= 2;
+    }
+    const size_t shared = buffer_size * sizeof(Entry);
+    allow_shared_memory(merge_kernel);
+    merge_kernel<<<nq, merge_threads, shared, stream>>>(
+            reservoirs, plan, is_l2, k_out, buffer_size, distances, labels);
+    TQ_CUDA(cudaGetLastError());
+}
+
+} // namespace gpu
+} // namespace faiss_turboquant

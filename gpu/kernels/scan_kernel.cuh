@@ -1,0 +1,438 @@
+#pragma once
+
+#include <cfloat>
+#include <cstdint>
+
+#include <gpu/kernels/cuda_utils.h>
+#include <gpu/kernels/scan.h>
+#include <gpu/kernels/decode.cuh>
+#include <gpu/kernels/wgmma.cuh>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+constexpr int tile_rows = 16; ///< of a warp in a matrix instruction
+
+/** How a kernel is made. A warp takes two tiles of rows at once where there are
+ * many queries, which then need fewer bytes of shared memory a row; wgmma reads
+ * them once for 64 rows. */
+template <int group_tiles, bool uses_wgmma>
+struct ScanShape {
+    static constexpr int threads = uses_wgmma ? 512 : 256;
+    static constexpr int warps = threads / 32;
+    static constexpr int row_tiles = group_tiles == 1 || uses_wgmma ? 1 : 2;
+    static constexpr int warp_rows = row_tiles * tile_rows;
+    static constexpr int round_rows = warps * warp_rows;
+    static constexpr int group_size = 8 * group_tiles;
+};
+
+/// steps that are loaded ahead. With few queries, memory is the bound, and
+/// there is room for so many words.
+constexpr int steps_ahead(int nbits, int units, int group_tiles) {
+    const int words = nbits * units;
+    return group_tiles > 1 || words > 8 ? 1 : 16 / words;
+}
+
+/// rows of a block in a round, at most
+constexpr int max_round_rows = 256;
+
+constexpr int max_group = 128;
+
+struct ScanArgs {
+    DeviceCodes codes;
+    const uint8_t* image;
+    const DeviceQueryFactors* factors;
+    int n_groups;
+    uint32_t slice_rows;
+    size_t padded_nq;
+    Reservoirs reservoirs; ///< k is 0 in a range search
+    RangeSink range;
+};
+
+using ScanKernel = void (*)(ScanArgs);
+
+/// kernels of one codec
+struct ScanKernels {
+    ScanKernel few[3];   ///< one tile of queries; units 1, 2, 4; or null
+    ScanKernel many[3];  ///< 4, 8 and 16 tiles; units 1
+    ScanKernel wgmma[2]; ///< 8 and 16 tiles; units 1
+};
+
+#ifdef __CUDACC__
+
+__device__ inline void multiply_tile(
+        int* c,
+        uint32_t a0,
+        uint32_t a1,
+        uint32_t a2,
+        uint32_t a3,
+        uint32_t b0,
+        uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/// sums of a unit: all tiles of rows by all tiles of queries
+template <int n_row_tiles, int n_sums>
+__device__ inline void multiply(
+        int (&sums)[n_row_tiles][n_sums],
+        const uint32_t (&a)[n_row_tiles][2][8],
+        const uint4* image,
+        int fragments) {
+#pragma unroll
+    for (int p = 0; p < 8; p += 4, image += 32) {
+#pragma unroll
+        for (int q = 0; q < n_sums / 4; q++) {
+            const uint4 b = image[q * fragments * 32];
+#pragma unroll
+            for (int m = 0; m < n_row_tiles; m++) {
+                const auto& x = a[m][0];
+                const auto& y = a[m][1];
+                int* c = sums[m] + 4 * q;
+                multiply_tile(c, x[p], y[p], x[p + 1], y[p + 1], b.x, b.y);
+                multiply_tile(
+                        c, x[p + 2], y[p + 2], x[p + 3], y[p + 3], b.z, b.w);
+            }
+        }
+    }
+}
+
+/// what a block knows about its queries, in shared memory
+template <int group_size>
+struct GroupState {
+    Entry last[group_size];     ///< the last entry of interest
+    float last_key[group_size]; ///< its key
+    DeviceQueryFactors factors[group_size];
+    int counts[group_size]; ///< of the reservoirs
+};
+
+__device__ __noinline__ inline void collect(
+        const RangeSink& range,
+        size_t query,
+        float key,
+        uint32_t row) {
+    const Entry at = atomicAdd(&range.counts[query], 1ull);
+    if (range.entries) {
+        range.entries[range.begins[query] + at] = pack_entry(key, row);
+    }
+}
+
+/// thin out the reservoirs that hold more than `limit`
+template <int group_size, int warps>
+__device__ __noinline__ void thin_out(
+        const Reservoirs& r,
+        GroupState<group_size>& state,
+        Entry* reservoirs,
+        size_t first_query,
+        int limit) {
+    __shared__ uint32_t histograms[warps][radix_size];
+    const int warp = threadIdx.x / 32;
+    for (int q = warp; q < group_size; q += warps) {
+        const int n = state.counts[q];
+        if (n <= limit) {
+            continue;
+        }
+        Entry* entries = reservoirs + size_t(q) * r.capacity;
+        const Entry last = warp_select(entries, n, r.k, histograms[warp]);
+        warp_keep(entries, n, last);
+        if (threadIdx.x % 32 == 0) {
+            state.counts[q] = r.k;
+            if (last < state.last[q]) {
+                state.last[q] = last;
+                state.last_key[q] = entry_key(last);
+                atomicMin(&r.thresholds[first_query + q], last);
+            }
+        }
+        __syncwarp();
+    }
+    __syncthreads();
+}
+
+template <int nbits, int trellis, int units, int group_tiles, bool uses_wgmma>
+__global__ void __launch_bounds__(
+        ScanShape<group_tiles, uses_wgmma>::threads,
+        group_tiles > 1 ? 1 : 2)
+        scan_kernel(const __grid_constant__ ScanArgs args) {
+    using Decoder = RowDecoder<nbits, trellis, units>;
+    using Shape = ScanShape<group_tiles, uses_wgmma>;
+    constexpr int group_size = Shape::group_size;
+    constexpr int n_row_tiles = Shape::row_tiles;
+    constexpr int warp_rows = Shape::warp_rows;
+    constexpr int round_rows = Shape::round_rows;
+    extern __shared__ uint4 image[];
+    __shared__ GroupState<group_size> state;
+
+    const DeviceCodes& codes = args.codes;
+    const DeviceLayout& layout = codes.layout;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int t = lane % 4, g = lane / 4;
+    const int group = blockIdx.x % args.n_groups;
+    const uint32_t slice = blockIdx.x / args.n_groups;
+    const size_t first_query = size_t(group) * group_size;
+    const int steps = layout.dims / (dims_unit * units);
+    const int fragments = layout.dims / 64;
+    const bool is_top_k = args.reservoirs.k > 0;
+    Entry* reservoirs = args.reservoirs.entries +
+            (slice * args.padded_nq + first_query) * args.reservoirs.capacity;
+
+    const uint4* group_image = reinterpret_cast<const uint4*>(
+            args.image + first_query * layout.dims);
+    for (int i = threadIdx.x; i < group_size * layout.dims / 16;
+         i += Shape::threads) {
+        image[i] = group_image[i];
+    }
+    for (int q = threadIdx.x; q < group_size; q += Shape::threads) {
+        state.factors[q] = args.factors[first_query + q];
+        state.counts[q] = 0;
+        // keys that are not finite are never of interest
+        state.last[q] = no_entry;
+        state.last_key[q] = is_top_k ? FLT_MAX : args.range.last;
+    }
+    if constexpr (uses_wgmma) {
+        fence_image();
+    }
+    __syncthreads();
+
+    const uint32_t begin = slice * args.slice_rows;
+    const uint32_t end = begin + min(args.slice_rows, codes.n - begin);
+    // what is loaded of the rows of the next steps
+    constexpr int ahead = steps_ahead(nbits, units, group_tiles);
+    typename Decoder::Raw loaded[ahead][n_row_tiles][2];
+    const uint8_t* rows[n_row_tiles][2];
+    const auto load_ahead = [&](int slot, int step) {
+        if (step < steps) {
+#pragma unroll
+            for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    loaded[slot][m][i] =
+                            Decoder::load(layout, rows[m][i], step, t);
+                }
+            }
+        }
+    };
+    const auto begin_rows = [&](uint32_t first_row) {
+#pragma unroll
+        for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const uint32_t row = first_row + m * tile_rows + i * 8 + g;
+                rows[m][i] = codes.planes +
+                        size_t(min(row, end - 1)) * layout.row_size();
+            }
+        }
+#pragma unroll
+        for (int s = 0; s < ahead; s++) {
+            load_ahead(s, s);
+        }
+    };
+    begin_rows(begin + warp * warp_rows);
+
+    for (uint32_t round = begin; round < end; round += round_rows) {
+        // what other blocks have found meanwhile
+        Entry shared_last = no_entry;
+        if (is_top_k && threadIdx.x < group_size) {
+            shared_last = *const_cast<volatile Entry*>(
+                    &args.reservoirs.thresholds[first_query + threadIdx.x]);
+        }
+
+        int sums[n_row_tiles][group_tiles * 4] = {};
+        float scales[n_row_tiles][2], offsets[n_row_tiles][2];
+        const uint32_t first_row = round + warp * warp_rows;
+        // the four warps of a wgmma stay together
+        if (uses_wgmma ? first_row - warp % 4 * tile_rows < end
+                       : first_row < end) {
+            Decoder decoders[n_row_tiles][2];
+#pragma unroll
+            for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const uint32_t row = first_row + m * tile_rows + i * 8 + g;
+                    const bool is_valid = row < end &&
+                            (!codes.selected ||
+                             codes.selected[row / 32] >> row % 32 & 1);
+                    // no comparison with NaN holds
+                    scales[m][i] = is_valid ? codes.scales[row] : nanf("");
+                    offsets[m][i] =
+                            is_valid && codes.offsets ? codes.offsets[row] : 0;
+                    decoders[m][i].start(layout, rows[m][i], t);
+                }
+            }
+            const uint4* fragment = image + lane;
+            uint64_t descriptor = query_descriptor(
+                    uint32_t(__cvta_generic_to_shared(image)), group_size);
+            const auto multiply_step = [&](const auto& raw) {
+#pragma unroll
+                for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        decoders[m][i].begin_step(raw[m][i], t);
+                    }
+                }
+#pragma unroll
+                for (int unit = 0; unit < units; unit++) {
+                    uint32_t a[n_row_tiles][2][8];
+#pragma unroll
+                    for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+                        for (int i = 0; i < 2; i++) {
+                            decoders[m][i].decode(
+                                    layout, raw[m][i], unit, a[m][i]);
+                        }
+                    }
+                    if constexpr (uses_wgmma) {
+                        begin_wgmma();
+#pragma unroll
+                        for (int p = 0; p < 8; p += 2) {
+                            wgmma(sums[0],
+                                  a[0][0][p],
+                                  a[0][1][p],
+                                  a[0][0][p + 1],
+                                  a[0][1][p + 1],
+                                  descriptor);
+                            descriptor += 2 * group_size; // of 16 bytes
+                        }
+                        end_wgmma(sums[0]);
+                    } else {
+                        multiply(sums, a, fragment, fragments);
+                        fragment += 2 * 32;
+                    }
+                }
+            };
+            // a slot is filled again as soon as it has been read
+            for (int step = 0; step < steps; step += ahead) {
+#pragma unroll
+                for (int s = 0; s < ahead; s++) {
+                    if (step + s < steps) {
+                        multiply_step(loaded[s]);
+                        load_ahead(s, step + s + ahead);
+                    }
+                }
+            }
+
+            // the memory is busy while keys are computed
+            if (round + round_rows < end) {
+                begin_rows(first_row + round_rows);
+            }
+
+            // sums[m][4 q + 2 i + j] is of row g + 8 i and query 2 t + j
+            const float sign = layout.is_l2 ? 1 : -1;
+#pragma unroll
+            for (int m = 0; m < n_row_tiles; m++) {
+                offsets[m][0] *= sign;
+                offsets[m][1] *= sign;
+            }
+#pragma unroll
+            for (int q = 0; q < group_tiles; q++) {
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    const int query = q * 8 + 2 * t + j;
+                    const DeviceQueryFactors factors = state.factors[query];
+                    const float last_key = state.last_key[query];
+#pragma unroll
+                    for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+                        for (int i = 0; i < 2; i++) {
+                            const uint32_t dot = sums[m][4 * q + 2 * i + j];
+                            const int sum = layout.slope * dot - factors.base;
+                            const float key = (float(sum) * scales[m][i]) *
+                                            factors.multiplier +
+                                    (offsets[m][i] + factors.bias);
+                            if (!(key <= last_key)) {
+                                continue;
+                            }
+                            const uint32_t row =
+                                    first_row + m * tile_rows + i * 8 + g;
+                            if (!is_top_k) {
+                                collect(args.range,
+                                        first_query + query,
+                                        key,
+                                        row);
+                                continue;
+                            }
+                            const Entry entry = pack_entry(key, row);
+                            if (entry <= state.last[query]) {
+                                const int at =
+                                        atomicAdd(&state.counts[query], 1);
+                                reservoirs
+                                        [query * args.reservoirs.capacity +
+                                         at] = entry;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+
+        if (is_top_k) {
+            const int limit = args.reservoirs.limit(round_rows);
+            __syncthreads();
+            const int q = threadIdx.x;
+            if (q < group_size && shared_last < state.last[q]) {
+                state.last[q] = shared_last;
+                state.last_key[q] = entry_key(shared_last);
+            }
+            if (__syncthreads_or(q < group_size && state.counts[q] > limit)) {
+                // those that would be next, too, while the others wait
+                thin_out<group_size, Shape::warps>(
+                        args.reservoirs,
+                        state,
+                        reservoirs,
+                        first_query,
+                        (args.reservoirs.k + limit) / 2);
+            }
+        } else {
+            __syncwarp();
+        }
+    }
+
+    if (is_top_k) {
+        __syncthreads();
+        thin_out<group_size, Shape::warps>(
+                args.reservoirs,
+                state,
+                reservoirs,
+                first_query,
+                args.reservoirs.k);
+        for (int q = threadIdx.x; q < group_size; q += Shape::threads) {
+            args.reservoirs.counts[slice * args.padded_nq + first_query + q] =
+                    state.counts[q];
+        }
+    }
+}
+
+/// kernels of a codec, for a file of its own
+template <int nbits, int trellis>
+constexpr ScanKernels make_scan_kernels() {
+    constexpr int bits = fragment_bits(nbits, trellis != no_trellis);
+    ScanKernels kernels = {};
+    kernels.few[0] = scan_kernel<nbits, trellis, 1, 1, false>;
+    if constexpr (bits <= 2) {
+        kernels.few[1] = scan_kernel<nbits, trellis, 2, 1, false>;
+    }
+    if constexpr (bits == 1) {
+        kernels.few[2] = scan_kernel<nbits, trellis, 4, 1, false>;
+    }
+    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false>;
+    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false>;
+    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false>;
+    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true>;
+    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true>;
+    return kernels;
+}
+
+#endif // __CUDACC__
+
+extern const ScanKernels scan_kernels_tq1, scan_kernels_tq2, scan_kernels_tq3,
+        scan_kernels_tq4;
+/// trellises of memory 8, with taps known to the compiler
+extern const ScanKernels scan_kernels_tq1t, scan_kernels_tq2t,
+        scan_kernels_tq3t, scan_kernels_tq4t;
+/// any other trellis
+extern const ScanKernels scan_kernels_tq1t_any, scan_kernels_tq2t_any,
+        scan_kernels_tq3t_any, scan_kernels_tq4t_any;
+
+} // namespace gpu
+} // namespace faiss_turboquant

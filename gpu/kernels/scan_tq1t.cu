@@ -1,0 +1,9 @@
+#include <gpu/kernels/scan_kernel.cuh>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+const ScanKernels scan_kernels_tq1t = make_scan_kernels<1, 0>();
+
+} // namespace gpu
+} // namespace faiss_turboquant
