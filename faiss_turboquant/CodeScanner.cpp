@@ -43,9 +43,7 @@ size_t second_level_cache() {
  * batch. */
 size_t group_queries(size_t d) {
     return std::clamp<size_t>(
-            second_level_cache() / 10 * 3 / d / 32 * 32,
-            32,
-            max_group_queries);
+            second_level_cache() / 10 * 3 / d / 32 * 32, 32, max_group_queries);
 }
 size_t batch_codes(size_t d) {
     return std::clamp<size_t>(
@@ -549,8 +547,7 @@ std::vector<std::vector<std::pair<faiss::idx_t, float>>> CodeScanner::
     if (nq == 0 || ntotal == 0 || (is_l2 && !(radius > 0))) {
         return results;
     }
-    const TaskGrid grid(
-            nq, ntotal, group_queries(tq.layout().padded_dim()));
+    const TaskGrid grid(nq, ntotal, group_queries(tq.layout().padded_dim()));
     std::vector<std::vector<std::pair<uint32_t, float>>> found(
             nq * grid.nslices);
     run_tasks<RangeCollector>(

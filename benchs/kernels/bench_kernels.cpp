@@ -70,9 +70,8 @@ double multiply_peak(SimdLevel level) {
     if (found != known.end()) {
         return found->second;
     }
-    return known[level] = best_rate([level] {
-               return double(peaks::multiply(level, 1000000));
-           });
+    return known[level] = best_rate(
+                   [level] { return double(peaks::multiply(level, 1000000)); });
 }
 
 /// a codec's quantizer with random codes in memory, and a query
@@ -122,10 +121,7 @@ void count_bytes(benchmark::State& state, double bytes) {
     state.counters["of_read"] = benchmark::Counter(bytes / read_peak(), rate);
 }
 
-void count_products(
-        benchmark::State& state,
-        double products,
-        SimdLevel level) {
+void count_products(benchmark::State& state, double products, SimdLevel level) {
     constexpr auto rate = benchmark::Counter::kIsIterationInvariantRate;
     state.counters["products"] = benchmark::Counter(products, rate);
     const double peak = multiply_peak(level);
@@ -300,8 +296,7 @@ void add_all() {
     benchmark::RegisterBenchmark("read_peak", [](benchmark::State& state) {
         const std::vector<uint8_t>& buffer = large_buffer();
         for (auto _ : state) {
-            benchmark::DoNotOptimize(
-                    peaks::read(buffer.data(), buffer.size()));
+            benchmark::DoNotOptimize(peaks::read(buffer.data(), buffer.size()));
         }
         count_bytes(state, double(buffer.size()));
     });

@@ -60,10 +60,10 @@ size_t multiply(size_t rounds) {
             hide(q); // else both are the same product, computed once
             auto second = hn::SatWidenMulPairwiseAdd(di16, g, q);
             hide(second);
-            acc[k] = hn::Add(
-                    acc[k],
-                    hn::WidenMulPairwiseAdd(
-                            di32, hn::Add(first, second), ones));
+            acc[k] =
+                    hn::Add(acc[k],
+                            hn::WidenMulPairwiseAdd(
+                                    di32, hn::Add(first, second), ones));
             hide(acc[k]);
 #endif
         }
@@ -73,8 +73,7 @@ size_t multiply(size_t rounds) {
         acc[0] = hn::Add(acc[0], acc[k]);
     }
     hide(acc[0]);
-    const size_t registers =
-            HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM ? 1 : 2;
+    const size_t registers = HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM ? 1 : 2;
     return rounds * chains * registers * hn::Lanes(du8);
 }
 

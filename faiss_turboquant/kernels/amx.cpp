@@ -78,7 +78,8 @@ TQ_AMX void dot_tile(
         _tile_dpbsud(0, 4, 6);
         _tile_loadd(7, b + quad * row_bytes, row_bytes);
         _tile_dpbsud(1, 4, 7);
-        _tile_loadd(5, tile + tile_rows * query_stride + quad * 4, query_stride);
+        _tile_loadd(
+                5, tile + tile_rows * query_stride + quad * 4, query_stride);
         _tile_dpbsud(2, 5, 6);
         _tile_dpbsud(3, 5, 7);
     }

@@ -307,8 +307,7 @@ void permute_elements(
     // narrower gathers are no faster than loads one by one
     for (; i + N32 <= n; i += N32) {
         const F32 v = hn::GatherIndex(df32, x, hn::LoadU(di32, starts + i));
-        hn::StoreU(
-                hn::Mul(v, hn::LoadU(df32, multiplier + i)), df32, y + i);
+        hn::StoreU(hn::Mul(v, hn::LoadU(df32, multiplier + i)), df32, y + i);
     }
 #endif
     for (; i < n; i++) {
@@ -557,10 +556,7 @@ void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
             break;
         default:
             decode_fields(
-                    PlaneFields<4>(layout),
-                    planes,
-                    layout.plane_size(4),
-                    grid);
+                    PlaneFields<4>(layout), planes, layout.plane_size(4), grid);
     }
 }
 
@@ -892,10 +888,7 @@ size_t select(
         const auto position =
                 hn::Add(hn::Iota(du32, 0), hn::Set(du32, uint32_t(i)));
         hn::CompressStore(
-                position,
-                hn::RebindMask(du32, better),
-                du32,
-                positions + kept);
+                position, hn::RebindMask(du32, better), du32, positions + kept);
         kept += hn::CompressStore(key, better, df32, keys + kept);
     };
     size_t i = 0;
@@ -904,9 +897,9 @@ size_t select(
         const F32 b = key_of(dots, scales, i + N32);
         const F32 c = key_of(dots, scales, i + 2 * N32);
         const F32 d = key_of(dots, scales, i + 3 * N32);
-        const auto better = hn::Or(
-                hn::Or(hn::Lt(a, limit), hn::Lt(b, limit)),
-                hn::Or(hn::Lt(c, limit), hn::Lt(d, limit)));
+        const auto better =
+                hn::Or(hn::Or(hn::Lt(a, limit), hn::Lt(b, limit)),
+                       hn::Or(hn::Lt(c, limit), hn::Lt(d, limit)));
         if (HWY_UNLIKELY(!hn::AllFalse(df32, better))) {
             keep(a, i);
             keep(b, i + N32);
@@ -943,25 +936,13 @@ constexpr SimdLevel level() {
 
 const Kernels& table() {
     static const Kernels kernels = {
-            level(),
-            hadamard,
-            permute,
-            matvec,
-            sum_of_squares,
-            dot,
-            scale,
-            encode,
-            decode,
-            quantize_query,
-            query_size,
-            arrange_query,
-            dot_codes,
-            decode_panel,
-            tile_queries,
+            level(),         hadamard,       permute,
+            matvec,          sum_of_squares, dot,
+            scale,           encode,         decode,
+            quantize_query,  query_size,     arrange_query,
+            dot_codes,       decode_panel,   tile_queries,
             /*quad_step=*/2,
-            /*tile_pad=*/0,
-            arrange_tile,
-            dot_panels,
+            /*tile_pad=*/0,  arrange_tile,   dot_panels,
             select,
     };
     return kernels;

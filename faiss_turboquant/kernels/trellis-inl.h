@@ -536,8 +536,7 @@ struct Levels {
             const U8 partner = hn::TableLookupBytes(partners, index);
 #if HWY_TARGET <= HWY_AVX3
             const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
-            return hn::IfThenElse(
-                    hn::TestBit(indices.signs, bit), partner, g);
+            return hn::IfThenElse(hn::TestBit(indices.signs, bit), partner, g);
 #else
             const U8 sign = shift_left<7 - f>(indices.signs);
             return hn::BitCast(
@@ -589,8 +588,7 @@ void decode_code(
             m,
             m,
             [&](const Indices& indices, size_t at) HWY_ATTR {
-                decode_indices<Code::nbits>(
-                        indices, levels, m, n, grid + at);
+                decode_indices<Code::nbits>(indices, levels, m, n, grid + at);
             });
 }
 
@@ -714,7 +712,7 @@ struct TrellisDot {
     const Constants constants;
     const LevelProducts<Code::nbits> products;
     const size_t m;
-    const size_t tail; ///< where the tail of a pair begins, or m
+    const size_t tail;   ///< where the tail of a pair begins, or m
     const size_t packed; ///< bytes of all planes
 
     HWY_INLINE TrellisDot(const CodeLayout& layout, const int8_t* query)

@@ -148,7 +148,8 @@ TEST_P(LevelTest, Permute) {
             for (size_t i = 0; i < n_groups; i++) {
                 starts[i] = int32_t(i * 77 % n_groups * size);
             }
-            const auto x = random_floats(n, 1), multiplier = random_floats(n, 2);
+            const auto x = random_floats(n, 1),
+                       multiplier = random_floats(n, 2);
             std::vector<float> a(n), b(n);
             const auto run = [&](const Kernels& k, float* y) {
                 k.permute(
