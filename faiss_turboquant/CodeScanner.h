@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include <faiss/Index.h>
@@ -10,6 +9,7 @@
 #include <faiss/impl/ResultHandler.h>
 
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
+#include <faiss_turboquant/search_pages.h>
 
 namespace faiss_turboquant {
 
@@ -43,7 +43,7 @@ struct CodeScanner {
     /** All codes with a distance below radius (L2) or above it (inner
      * product).
      * @return  one vector a query: (id, distance), by ascending id */
-    std::vector<std::vector<std::pair<faiss::idx_t, float>>> range_search(
+    std::vector<RangeHits> range_search(
             const std::vector<PreparedQuery>& queries,
             float radius) const;
 

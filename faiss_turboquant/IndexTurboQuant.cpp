@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cmath>
-#include <exception>
 #include <iterator>
 #include <typeinfo>
 
@@ -11,28 +10,30 @@
 #include <faiss/impl/FaissAssert.h>
 
 #include <faiss_turboquant/CodeScanner.h>
+#include <faiss_turboquant/search_pages.h>
 
 namespace faiss {
 
 using faiss_turboquant::CodeScanner;
+using faiss_turboquant::fill_result;
+using faiss_turboquant::for_each_query;
+using faiss_turboquant::page_queries;
 using faiss_turboquant::PreparedQuery;
+using faiss_turboquant::RangeHits;
 using faiss_turboquant::RotationType;
 using faiss_turboquant::TurboQuantizer;
 
 namespace {
-
-/// queries prepared at a time: bounds the memory of a large batch, and the
-/// time until an interrupt is noticed
-constexpr idx_t page_queries = 4096;
 
 const IDSelector* get_selector(const SearchParameters* params) {
     if (!params) {
         return nullptr;
     }
     FAISS_THROW_IF_NOT_FMT(
-            typeid(*params) == typeid(SearchParameters),
+            typeid(*params) == typeid(SearchParameters) ||
+                    typeid(*params) == typeid(SearchParametersTurboQuant),
             "IndexTurboQuant: search parameters of type %s are not supported, "
-            "only SearchParameters (sel)",
+            "only SearchParameters and SearchParametersTurboQuant (sel)",
             typeid(*params).name());
     return params->sel;
 }
@@ -43,23 +44,9 @@ std::vector<PreparedQuery> prepare_queries(
         idx_t n,
         const float* x) {
     std::vector<PreparedQuery> queries(n);
-    idx_t refused = n;
-    std::exception_ptr error;
-#pragma omp parallel for if (n > 8)
-    for (idx_t i = 0; i < n; i++) {
-        try {
-            tq.prepare_query(x + (first + i) * tq.d, first + i, queries[i]);
-        } catch (...) {
-#pragma omp critical(faiss_turboquant_prepare)
-            if (i < refused) {
-                refused = i;
-                error = std::current_exception();
-            }
-        }
-    }
-    if (error) {
-        std::rethrow_exception(error);
-    }
+    for_each_query(n, [&](idx_t i) {
+        tq.prepare_query(x + (first + i) * tq.d, first + i, queries[i]);
+    });
     return queries;
 }
 
@@ -177,7 +164,7 @@ void IndexTurboQuant::range_search(
         RangeSearchResult* result,
         const SearchParameters* params) const {
     const CodeScanner scanner(tq, codes.data(), ntotal, get_selector(params));
-    std::vector<std::vector<std::pair<idx_t, float>>> found;
+    std::vector<RangeHits> found;
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         auto hits = scanner.range_search(
@@ -185,19 +172,7 @@ void IndexTurboQuant::range_search(
         std::move(hits.begin(), hits.end(), std::back_inserter(found));
         InterruptCallback::check();
     }
-    // do_allocation turns the sizes in lims into offsets
-    for (idx_t i = 0; i < n; i++) {
-        result->lims[i] = found[i].size();
-    }
-    result->do_allocation();
-    for (idx_t i = 0; i < n; i++) {
-        size_t at = result->lims[i];
-        for (const auto& [id, distance] : found[i]) {
-            result->labels[at] = id;
-            result->distances[at] = distance;
-            at++;
-        }
-    }
+    fill_result(found, *result);
 }
 
 void IndexTurboQuant::sa_encode(idx_t n, const float* x, uint8_t* bytes) const {
@@ -220,34 +195,7 @@ void IndexTurboQuant::check_compatible_for_merge(
             other,
             "IndexTurboQuant: cannot merge an index of type %s",
             typeid(otherIndex).name());
-    FAISS_THROW_IF_NOT_FMT(
-            other->d == d,
-            "IndexTurboQuant: cannot merge d = %d into d = %d",
-            other->d,
-            d);
-    FAISS_THROW_IF_NOT_FMT(
-            other->tq.nbits == tq.nbits,
-            "IndexTurboQuant: cannot merge nbits = %d into nbits = %d",
-            other->tq.nbits,
-            tq.nbits);
-    FAISS_THROW_IF_NOT_FMT(
-            other->metric_type == metric_type,
-            "IndexTurboQuant: cannot merge metric %d into metric %d",
-            int(other->metric_type),
-            int(metric_type));
-    FAISS_THROW_IF_NOT_MSG(
-            other->tq.rotation.type == tq.rotation.type &&
-                    other->tq.rotation.seed == tq.rotation.seed,
-            "IndexTurboQuant: cannot merge an index with another rotation "
-            "(type or seed)");
-    FAISS_THROW_IF_NOT_MSG(
-            other->tq.codebook == tq.codebook,
-            "IndexTurboQuant: cannot merge an index with another codebook "
-            "(levels or trellis)");
-    FAISS_THROW_IF_NOT_MSG(
-            other->tq.centre == tq.centre,
-            "IndexTurboQuant: cannot merge an index with another centre "
-            "(train() sets it)");
+    tq.check_same_codes(other->tq);
 }
 
 } // namespace faiss

@@ -6,6 +6,10 @@
 
 namespace faiss {
 
+/// parameters of a search: `sel`, as in SearchParameters, which may be used
+/// instead
+struct SearchParametersTurboQuant : SearchParameters {};
+
 /** Flat index on TurboQuant codes: no training, one rotation and one table
  * lookup per coordinate.
  *
@@ -54,8 +58,8 @@ struct IndexTurboQuant : IndexFlatCodes {
      * @param distances  (n, k), written: ascending for L2, descending for
      *                   inner product
      * @param labels     (n, k), written
-     * @param params     null, or SearchParameters with `sel`; any other type
-     *                   is refused */
+     * @param params     null, SearchParameters or SearchParametersTurboQuant;
+     *                   any other type is refused */
     void search(
             idx_t n,
             const float* x,

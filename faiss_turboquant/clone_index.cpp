@@ -4,12 +4,14 @@
 #include <typeinfo>
 
 #include <faiss/IndexHNSW.h>
+#include <faiss/IndexNSG.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/IndexRowwiseMinMax.h>
 #include <faiss/VectorTransform.h>
 #include <faiss/clone_index.h>
 #include <faiss/impl/FaissAssert.h>
 
+#include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
 #include <faiss_turboquant/index_tree.h>
 
@@ -33,7 +35,10 @@ struct TurboQuantCloner : faiss::Cloner {
         }
         // a subclass (IndexHNSWFlat, ...) expects a storage of its own type
         if (typeid(*index) == typeid(IndexHNSW)) {
-            return clone_HNSW(static_cast<const IndexHNSW&>(*index));
+            return clone_graph(static_cast<const IndexHNSW&>(*index));
+        }
+        if (typeid(*index) == typeid(IndexNSG)) {
+            return clone_graph(static_cast<const IndexNSG&>(*index));
         }
         if (auto refine = dynamic_cast<const IndexRefinePanorama*>(index)) {
             return clone_refine_panorama(*refine);
@@ -45,6 +50,13 @@ struct TurboQuantCloner : faiss::Cloner {
             return clone_min_max(*fp16);
         }
         return Cloner::clone_Index(index);
+    }
+
+    faiss::IndexIVF* clone_IndexIVF(const faiss::IndexIVF* ivf) override {
+        if (auto tq = dynamic_cast<const faiss::IndexIVFTurboQuant*>(ivf)) {
+            return new faiss::IndexIVFTurboQuant(*tq);
+        }
+        return Cloner::clone_IndexIVF(ivf);
     }
 
     faiss::VectorTransform* clone_VectorTransform(
@@ -63,10 +75,11 @@ struct TurboQuantCloner : faiss::Cloner {
     }
 
    private:
-    faiss::Index* clone_HNSW(const faiss::IndexHNSW& hnsw) {
-        auto copy = std::make_unique<faiss::IndexHNSW>(hnsw);
+    template <class Graph>
+    faiss::Index* clone_graph(const Graph& graph) {
+        auto copy = std::make_unique<Graph>(graph);
         copy->own_fields = false;
-        copy->storage = clone_Index(hnsw.storage);
+        copy->storage = clone_Index(graph.storage);
         copy->own_fields = true;
         return copy.release();
     }

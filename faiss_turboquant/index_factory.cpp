@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include <faiss/IndexHNSW.h>
 #include <faiss/IndexIDMap.h>
+#include <faiss/IndexNSG.h>
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/IndexRowwiseMinMax.h>
@@ -15,7 +17,9 @@
 #include <faiss/impl/FaissAssert.h>
 #include <faiss/index_factory.h>
 
+#include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
+#include <faiss_turboquant/index_tree.h>
 
 namespace faiss_turboquant {
 
@@ -35,6 +39,23 @@ struct Codec {
                 RotationType::Hadamard,
                 TurboQuantizer::default_seed,
                 memory);
+    }
+
+    /// an inverted file in the place of another, whose quantizer it takes
+    std::unique_ptr<faiss::Index> make_ivf(faiss::IndexIVF& from) const {
+        auto ivf = std::make_unique<faiss::IndexIVFTurboQuant>(
+                from.quantizer,
+                from.d,
+                from.nlist,
+                nbits,
+                from.metric_type,
+                from.invlists != nullptr,
+                RotationType::Hadamard,
+                TurboQuantizer::default_seed,
+                memory);
+        static_cast<faiss::Level1Quantizer&>(*ivf) = from;
+        from.own_fields = false;
+        return ivf;
     }
 };
 
@@ -73,8 +94,9 @@ constexpr StandIn stand_ins[] = {
 };
 
 constexpr const char* valid_forms =
-        "valid forms: TQ4 | TQ4t | IDMap2,TQ4 | PCA64,TQ4 | L2norm,TQ4 | TQ2,RFlat | "
-        "TQ1,Refine(TQ4) and combinations of these";
+        "valid forms: TQ4 | TQ4t | IVF256,TQ4 | HNSW32,TQ4 | NSG32,TQ4 | IDMap2,TQ4 "
+        "| PCA64,TQ4 | L2norm,TQ4 | TQ2,RFlat | TQ1,Refine(TQ4) and combinations "
+        "of these";
 
 /// part of a description that names a TurboQuant codec, or tries to
 struct Token {
@@ -167,6 +189,29 @@ void replace_all(
     }
 }
 
+using Codecs = std::vector<const Codec*>;
+
+void replace_stand_ins(
+        faiss::Index*& slot,
+        faiss::ScalarQuantizer::QuantizerType stand_in,
+        Codecs::const_iterator& next);
+
+/// a graph over a stand-in becomes a plain Graph over TurboQuant codes
+template <class Graph>
+void replace_storage(
+        faiss::Index*& slot,
+        Graph& of_stand_in,
+        faiss::ScalarQuantizer::QuantizerType stand_in,
+        Codecs::const_iterator& next) {
+    replace_stand_ins(of_stand_in.storage, stand_in, next);
+    if (is_turboquant(of_stand_in.storage)) {
+        auto graph = std::make_unique<Graph>(of_stand_in);
+        of_stand_in.own_fields = false;
+        delete slot;
+        slot = graph.release();
+    }
+}
+
 /** Puts TurboQuant indexes in the places of the stand-ins, in the order of the
  * description. Goes only into wrappers that read_index and write_index know
  * too.
@@ -176,14 +221,24 @@ void replace_all(
 void replace_stand_ins(
         faiss::Index*& slot,
         faiss::ScalarQuantizer::QuantizerType stand_in,
-        std::vector<const Codec*>::const_iterator& next) {
+        Codecs::const_iterator& next) {
+    auto replace = [&](std::unique_ptr<faiss::Index> index) {
+        ++next;
+        delete slot;
+        slot = index.release();
+    };
     if (auto sq = dynamic_cast<faiss::IndexScalarQuantizer*>(slot)) {
         if (sq->sq.qtype == stand_in) {
-            auto index = (*next)->make(sq->d, sq->metric_type);
-            ++next;
-            delete slot;
-            slot = index.release();
+            replace((*next)->make(sq->d, sq->metric_type));
         }
+    } else if (auto ivf = dynamic_cast<faiss::IndexIVFScalarQuantizer*>(slot)) {
+        if (ivf->sq.qtype == stand_in) {
+            replace((*next)->make_ivf(*ivf));
+        }
+    } else if (auto hnsw = dynamic_cast<faiss::IndexHNSWSQ*>(slot)) {
+        replace_storage<faiss::IndexHNSW>(slot, *hnsw, stand_in, next);
+    } else if (auto nsg = dynamic_cast<faiss::IndexNSGSQ*>(slot)) {
+        replace_storage<faiss::IndexNSG>(slot, *nsg, stand_in, next);
     } else if (auto map = dynamic_cast<faiss::IndexIDMap*>(slot)) {
         replace_stand_ins(map->index, stand_in, next);
     } else if (auto pre = dynamic_cast<faiss::IndexPreTransform*>(slot)) {
@@ -213,7 +268,7 @@ faiss::Index* index_factory(
         return faiss::index_factory(d, description, metric, own_invlists);
     }
 
-    std::vector<const Codec*> found;
+    Codecs found;
     for (const Token& token : tokens) {
         found.push_back(
                 &parse_codec(text.substr(token.begin, token.size), text));

@@ -23,6 +23,7 @@
 #include <faiss/IndexShardsIVF.h>
 #include <faiss/MetaIndexes.h>
 
+#include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
 
 namespace faiss_turboquant {
@@ -84,7 +85,8 @@ std::vector<const faiss::Index*> sub_indexes(const faiss::Index* index) {
 }
 
 bool is_turboquant(const faiss::Index* index) {
-    return as<faiss::IndexTurboQuant>(index) != nullptr;
+    return as<faiss::IndexTurboQuant>(index) != nullptr ||
+            as<faiss::IndexIVFTurboQuant>(index) != nullptr;
 }
 
 bool contains_turboquant(const faiss::Index* index) {

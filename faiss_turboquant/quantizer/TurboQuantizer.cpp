@@ -27,18 +27,20 @@ struct Workspace {
 };
 
 /** difference, direction and rotated of x.
+ * @param centre  c, or null for 0
  * @return |x - c|, in double; not finite if x is not */
 double rotate_direction(
         const TurboQuantizer& tq,
         const float* x,
+        const float* centre,
         Workspace& work) {
     const Kernels& k = kernels();
     const size_t padded = work.difference.size();
     std::fill(work.difference.begin() + tq.d, work.difference.end(), 0.0f);
     std::fill(work.rotated.begin() + tq.d, work.rotated.end(), 0.0f);
-    if (tq.has_centre()) {
+    if (centre) {
         for (size_t i = 0; i < tq.d; i++) {
-            work.difference[i] = x[i] - tq.centre[i];
+            work.difference[i] = x[i] - centre[i];
         }
     } else {
         std::copy_n(x, tq.d, work.difference.begin());
@@ -234,6 +236,26 @@ void TurboQuantizer::train(size_t n, const float* x) {
 
 void TurboQuantizer::compute_codes(const float* x, uint8_t* codes, size_t n)
         const {
+    encode_rows(x, has_centre() ? centre.data() : nullptr, 0, codes, n);
+}
+
+void TurboQuantizer::compute_residual_codes(
+        const float* x,
+        const float* centres,
+        uint8_t* codes,
+        size_t n) const {
+    encode_rows(x, centres, d, codes, n);
+}
+
+/** @param centres        null, or the first row's centre
+ *  @param centre_stride  floats from one row's centre to the next one's; 0 if
+ *                        they share it */
+void TurboQuantizer::encode_rows(
+        const float* x,
+        const float* centres,
+        size_t centre_stride,
+        uint8_t* codes,
+        size_t n) const {
     const Kernels& k = kernels();
     // level(g) on a unit vector is (2 g - 63) times this
     const double half_level = codebook.step / (2 * std::sqrt(double(d)));
@@ -243,11 +265,13 @@ void TurboQuantizer::compute_codes(const float* x, uint8_t* codes, size_t n)
     {
         Workspace work(layout_.padded_dim(), layout_.scratch_size());
         std::vector<float> padded_centre(layout_.padded_dim());
-        std::copy(centre.begin(), centre.end(), padded_centre.begin());
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < int64_t(n); i++) {
             uint8_t* code = codes + i * code_size;
-            const double norm = rotate_direction(*this, x + i * d, work);
+            const float* centre =
+                    centres ? centres + i * centre_stride : nullptr;
+            const double norm =
+                    rotate_direction(*this, x + i * d, centre, work);
             if (!std::isfinite(norm)) {
 #pragma omp critical(faiss_turboquant_encode)
                 not_finite = std::min(not_finite, size_t(i));
@@ -258,7 +282,8 @@ void TurboQuantizer::compute_codes(const float* x, uint8_t* codes, size_t n)
             double offset = 0;
             if (metric_type == faiss::METRIC_L2) {
                 offset = norm * norm;
-            } else if (has_centre()) {
+            } else if (centre) {
+                std::copy_n(centre, d, padded_centre.begin());
                 offset =
                         k.dot(work.difference.data(),
                               padded_centre.data(),
@@ -329,38 +354,24 @@ void TurboQuantizer::prepare_query(
         const float* x,
         size_t row,
         PreparedQuery& query) const {
-    const Kernels& k = kernels();
     const size_t padded = layout_.padded_dim();
     thread_local Workspace work(0, 0);
     if (work.difference.size() != padded) {
         work = Workspace(padded, 0);
     }
-    const double norm = rotate_direction(*this, x, work);
+    const double norm = rotate_direction(
+            *this, x, has_centre() ? centre.data() : nullptr, work);
     FAISS_THROW_IF_NOT_FMT(
             std::isfinite(norm),
             "TurboQuant: query %zd has a NaN or an infinity",
             row);
-    query.q.resize(padded);
-    const float largest =
-            k.quantize_query(work.rotated.data(), padded, query.q.data());
-    QueryFactors& factors = query.factors;
-    factors = QueryFactors();
-    for (int8_t value : query.q) {
-        factors.sum += value;
-    }
-    // <P (q - c), v> = |q - c| (largest / 127) (step / 2 sqrt(d)) t
-    const double multiplier = norm * (double(largest) / 127) *
-            (codebook.step / (2 * std::sqrt(double(d))));
+    quantize_query(work.rotated.data(), norm, query);
     double bias = 0;
     if (metric_type == faiss::METRIC_L2) {
-        factors.multiplier = static_cast<float>(-2 * multiplier);
         bias = norm * norm;
-    } else {
-        factors.multiplier = static_cast<float>(multiplier);
-        if (has_centre()) {
-            for (size_t j = 0; j < d; j++) {
-                bias += double(x[j]) * centre[j];
-            }
+    } else if (has_centre()) {
+        for (size_t j = 0; j < d; j++) {
+            bias += double(x[j]) * centre[j];
         }
     }
     FAISS_THROW_IF_NOT_FMT(
@@ -368,9 +379,71 @@ void TurboQuantizer::prepare_query(
             "TurboQuant: query %zd is too long: its squared norm or its "
             "product with the centre exceeds float32",
             row);
-    factors.bias = static_cast<float>(bias);
+    query.factors.bias = static_cast<float>(bias);
+    arrange_query(query);
+}
+
+/** All but the bias.
+ * @param rotated  P (q - c) / length */
+void TurboQuantizer::quantize_query(
+        const float* rotated,
+        double length,
+        PreparedQuery& query) const {
+    query.q.resize(layout_.padded_dim());
+    const float largest = kernels().quantize_query(
+            rotated, layout_.padded_dim(), query.q.data());
+    QueryFactors& factors = query.factors;
+    factors = QueryFactors();
+    for (int8_t value : query.q) {
+        factors.sum += value;
+    }
+    // <P (q - c), v> = |q - c| (largest / 127) (step / 2 sqrt(d)) t
+    const double multiplier = length * (double(largest) / 127) *
+            (codebook.step / (2 * std::sqrt(double(d))));
+    const bool is_l2 = metric_type == faiss::METRIC_L2;
+    factors.multiplier =
+            static_cast<float>(is_l2 ? -2 * multiplier : multiplier);
+}
+
+void TurboQuantizer::arrange_query(PreparedQuery& query) const {
+    const Kernels& k = kernels();
     query.arranged.resize(k.query_size(layout_));
     k.arrange_query(layout_, query.q.data(), query.arranged.data());
+}
+
+void TurboQuantizer::rotate_query(const float* x, size_t row, float* rotated)
+        const {
+    std::fill(rotated + d, rotated + layout_.padded_dim(), 0.0f);
+    rotation.apply(x, rotated);
+    const double squared =
+            kernels().sum_of_squares(rotated, layout_.padded_dim());
+    FAISS_THROW_IF_NOT_FMT(
+            squared <= largest_float,
+            "TurboQuant: query %zd has a NaN or an infinity, or its squared "
+            "norm exceeds float32",
+            row);
+}
+
+void TurboQuantizer::prepare_residual_query(
+        const float* rotated,
+        const float* rotated_centre,
+        bool arrange,
+        PreparedQuery& query) const {
+    const size_t padded = layout_.padded_dim();
+    thread_local std::vector<float> difference;
+    difference.resize(padded);
+    for (size_t i = 0; i < padded; i++) {
+        difference[i] = rotated[i] - rotated_centre[i];
+    }
+    quantize_query(difference.data(), 1, query);
+    const Kernels& k = kernels();
+    query.factors.bias = static_cast<float>(
+            metric_type == faiss::METRIC_L2
+                    ? k.sum_of_squares(difference.data(), padded)
+                    : k.dot(rotated, rotated_centre, padded));
+    if (arrange) {
+        arrange_query(query);
+    }
 }
 
 float TurboQuantizer::distance_to_code(
@@ -438,6 +511,37 @@ float TurboQuantizer::symmetric_distance(
     // <x1, x2> = <x1 - c, x2 - c> + <x1 - c, c> + <x2 - c, c> + |c|^2
     return static_cast<float>(
             product + f1.offset + double(f2.offset) + centre_norm);
+}
+
+void TurboQuantizer::check_same_codes(const TurboQuantizer& other) const {
+    FAISS_THROW_IF_NOT_FMT(
+            other.d == d,
+            "TurboQuant: cannot merge d = %zd into d = %zd",
+            other.d,
+            d);
+    FAISS_THROW_IF_NOT_FMT(
+            other.nbits == nbits,
+            "TurboQuant: cannot merge nbits = %d into nbits = %d",
+            other.nbits,
+            nbits);
+    FAISS_THROW_IF_NOT_FMT(
+            other.metric_type == metric_type,
+            "TurboQuant: cannot merge metric %d into metric %d",
+            int(other.metric_type),
+            int(metric_type));
+    FAISS_THROW_IF_NOT_MSG(
+            other.rotation.type == rotation.type &&
+                    other.rotation.seed == rotation.seed,
+            "TurboQuant: cannot merge an index with another rotation "
+            "(type or seed)");
+    FAISS_THROW_IF_NOT_MSG(
+            other.codebook == codebook,
+            "TurboQuant: cannot merge an index with another codebook "
+            "(levels or trellis)");
+    FAISS_THROW_IF_NOT_MSG(
+            other.centre == centre && other.by_residual == by_residual,
+            "TurboQuant: cannot merge an index with another centre "
+            "(train() sets it)");
 }
 
 } // namespace faiss_turboquant

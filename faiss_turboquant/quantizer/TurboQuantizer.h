@@ -48,6 +48,8 @@ struct TurboQuantizer : faiss::Quantizer {
     Rotation rotation;         ///< P
     Codebook codebook;         ///< levels, for this d and nbits
     std::vector<float> centre; ///< c, size d; empty when there is none
+    /// the caller keeps a centre for each code (a centroid of an inverted file)
+    bool by_residual = false;
 
     TurboQuantizer() = default;
 
@@ -78,7 +80,7 @@ struct TurboQuantizer : faiss::Quantizer {
     }
     /// whether codes carry an offset after the scale
     bool has_offset() const {
-        return metric_type == faiss::METRIC_L2 || has_centre();
+        return metric_type == faiss::METRIC_L2 || has_centre() || by_residual;
     }
     /// bytes of the bit planes alone: code_size less the factors
     size_t packed_size() const;
@@ -99,7 +101,16 @@ struct TurboQuantizer : faiss::Quantizer {
      *          finite; codes are then unspecified */
     void compute_codes(const float* x, uint8_t* codes, size_t n) const override;
 
-    /** Reconstruct: the point along P^T v that is nearest to x - c, plus c.
+    /** The same for vectors that have centres of their own.
+     * @param centres  (n, d), finite */
+    void compute_residual_codes(
+            const float* x,
+            const float* centres,
+            uint8_t* codes,
+            size_t n) const;
+
+    /** Reconstruct: the point along P^T v that is nearest to x - c, plus c
+     * (if by_residual: not plus c, which the caller has).
      * @param codes  (n, code_size)
      *  @param x      (n, d), written */
     void decode(const uint8_t* codes, float* x, size_t n) const override;
@@ -107,6 +118,22 @@ struct TurboQuantizer : faiss::Quantizer {
     /** Prepare one query.
      * @param x  (d,), finite (checked; `row` names it in the exception) */
     void prepare_query(const float* x, size_t row, PreparedQuery& query) const;
+
+    /** P x, for prepare_residual_query.
+     * @param x        (d,), finite (checked; `row` names it in the exception)
+     * @param rotated  (padded_dim,), written */
+    void rotate_query(const float* x, size_t row, float* rotated) const;
+
+    /** Prepare a rotated query for the codes of one centre: a subtraction and a
+     * quantization.
+     * @param rotated         (padded_dim,), from rotate_query
+     * @param rotated_centre  (padded_dim,), the same of the centre
+     * @param arrange         whether `arranged` is wanted */
+    void prepare_residual_query(
+            const float* rotated,
+            const float* rotated_centre,
+            bool arrange,
+            PreparedQuery& query) const;
 
     /// distance or similarity of one code, the same value a search returns
     float distance_to_code(const PreparedQuery& query, const uint8_t* code)
@@ -132,7 +159,22 @@ struct TurboQuantizer : faiss::Quantizer {
         return layout_;
     }
 
+    /// @throws faiss::FaissException that says how other makes other codes
+    void check_same_codes(const TurboQuantizer& other) const;
+
    private:
+    void encode_rows(
+            const float* x,
+            const float* centres,
+            size_t centre_stride,
+            uint8_t* codes,
+            size_t n) const;
+    void quantize_query(
+            const float* rotated,
+            double length,
+            PreparedQuery& query) const;
+    void arrange_query(PreparedQuery& query) const;
+
     CodeLayout layout_;
     double expected_error_ = 0; ///< |u - v|^2 on average
 };

@@ -8,7 +8,8 @@ FAISS scripts can use it by changing one string:
 >>> index.add(xb)                   # xb: (n, d) float32
 >>> D, I = index.search(xq, 10)     # xq: (nq, d); D and I: (nq, 10)
 
-The import adds `faiss.IndexTurboQuant` and puts `index_factory`,
+The import adds `faiss.IndexTurboQuant`, `faiss.IndexIVFTurboQuant` and
+`faiss.SearchParametersTurboQuant`, and puts `index_factory`,
 `read_index`, `write_index`, `serialize_index`, `deserialize_index`,
 `clone_index` and `downcast_index` of this package in place of those of faiss.
 Each understands TurboQuant at any depth inside FAISS's wrappers and hands
@@ -24,8 +25,10 @@ depend on it.
 from . import swigfaiss_turboquant as _swig
 from ._classes import (
     Codebook,
+    IndexIVFTurboQuant,
     IndexTurboQuant,
     Rotation,
+    SearchParametersTurboQuant,
     TurboQuantizer,
 )
 from ._functions import (
@@ -45,10 +48,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Codebook",
+    "IndexIVFTurboQuant",
     "IndexTurboQuant",
     "Rotation",
     "RotationType_Haar",
     "RotationType_Hadamard",
+    "SearchParametersTurboQuant",
     "TurboQuantizer",
     "available_simd_levels",
     "clone_index",

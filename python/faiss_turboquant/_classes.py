@@ -11,9 +11,11 @@ from faiss import class_wrappers
 from . import swigfaiss_turboquant as _swig
 from .swigfaiss_turboquant import (
     Codebook,
+    IndexIVFTurboQuant,
     IndexTurboQuant,
     Rotation,
     RotationType_Hadamard,
+    SearchParametersTurboQuant,
     TurboQuantizer,
 )
 
@@ -25,7 +27,7 @@ def _keep_alive(obj, owner):
 
 
 ######################################################
-# IndexTurboQuant
+# The indexes
 ######################################################
 
 
@@ -48,15 +50,16 @@ def _handle_index(cls):
 
 
 def _check_array(method, name, x, width):
+    """`method` is "IndexTurboQuant.search" or the like."""
     shape = getattr(x, "shape", None)
     if shape is None:
         raise RuntimeError(
-            f"IndexTurboQuant.{method}: {name} is a {type(x).__name__}, "
+            f"{method}: {name} is a {type(x).__name__}, "
             f"expected an array of shape (n, {width})"
         )
     if len(shape) != 2 or shape[1] != width:
         raise RuntimeError(
-            f"IndexTurboQuant.{method}: {name} has shape {tuple(shape)}, "
+            f"{method}: {name} has shape {tuple(shape)}, "
             f"expected (n, {width})"
         )
 
@@ -65,7 +68,7 @@ def _check_k(method, k):
     k = operator.index(k)
     if k < 1:
         raise RuntimeError(
-            f"IndexTurboQuant.{method}: k = {k}, expected at least 1"
+            f"{method}: k = {k}, expected at least 1"
         )
     return k
 
@@ -78,36 +81,39 @@ def _add_checks(cls):
 
     def vectors(name):
         method = getattr(cls, name)
+        full_name = f"{cls.__name__}.{name}"
 
         @functools.wraps(method)
         def checked(self, x, *args, **kwargs):
-            _check_array(name, "x", x, self.d)
+            _check_array(full_name, "x", x, self.d)
             return method(self, x, *args, **kwargs)
 
         setattr(cls, name, checked)
 
     def vectors_and_k(name):
         method = getattr(cls, name)
+        full_name = f"{cls.__name__}.{name}"
 
         @functools.wraps(method)
         def checked(self, x, k, *args, **kwargs):
-            _check_array(name, "x", x, self.d)
-            k = _check_k(name, k)
+            _check_array(full_name, "x", x, self.d)
+            k = _check_k(full_name, k)
             return method(self, x, k, *args, **kwargs)
 
         setattr(cls, name, checked)
 
     def codes(name):
         method = getattr(cls, name)
+        full_name = f"{cls.__name__}.{name}"
 
         @functools.wraps(method)
         def checked(self, codes, *args, **kwargs):
-            _check_array(name, "codes", codes, self.code_size)
+            _check_array(full_name, "codes", codes, self.sa_code_size())
             return method(self, codes, *args, **kwargs)
 
         setattr(cls, name, checked)
 
-    for name in ("add", "train", "range_search", "sa_encode"):
+    for name in ("add", "add_with_ids", "train", "range_search", "sa_encode"):
         vectors(name)
     for name in ("search", "assign", "search_and_reconstruct"):
         vectors_and_k(name)
@@ -156,12 +162,60 @@ def _add_keywords(cls):
     cls.__init__ = __init__
 
 
-def _add_references(cls):
-    for name in ("get_FlatCodesDistanceComputer", "get_distance_computer"):
+def _add_ivf_keywords(cls):
+    cpp_init = cls.__init__
+
+    def __init__(
+        self,
+        quantizer=None,
+        d=None,
+        nlist=None,
+        nbits=4,
+        metric=faiss.METRIC_L2,
+        own_invlists=True,
+        rotation_type=RotationType_Hadamard,
+        seed=TurboQuantizer.default_seed,
+        memory=0,
+    ):
+        """Inverted file of TurboQuant codes. Only its quantizer is trained.
+
+        Parameters
+        ----------
+        quantizer : faiss.Index
+            Maps vectors to lists. It goes on owning the C++ object; this
+            index keeps it alive. Without it the index is empty and only good
+            for being read into.
+        d : int
+            Dimension of the vectors.
+        nlist : int
+            Number of lists.
+        nbits, metric, rotation_type, seed, memory : int
+            As for `IndexTurboQuant`.
+        own_invlists : bool
+            Whether the index owns its inverted lists.
+        """
+        if quantizer is None:
+            cpp_init(self)
+            return
+        cpp_init(
+            self,
+            quantizer,
+            *map(operator.index, (d, nlist, nbits, metric)),
+            bool(own_invlists),
+            *map(operator.index, (rotation_type, seed, memory)),
+        )
+        _keep_alive(self, quantizer)
+
+    cls.__init__ = __init__
+
+
+def _keep_owner(cls, methods):
+    """Let what the methods return, and `tq`, keep the index alive."""
+    for name in methods:
         method = getattr(cls, name)
 
-        def replacement(self, *, _method=method):
-            return _keep_alive(_method(self), self)
+        def replacement(self, *args, _method=method):
+            return _keep_alive(_method(self, *args), self)
 
         functools.update_wrapper(replacement, method)
         setattr(cls, name, replacement)
@@ -175,7 +229,17 @@ def _add_references(cls):
 _handle_index(IndexTurboQuant)
 _add_checks(IndexTurboQuant)
 _add_keywords(IndexTurboQuant)
-_add_references(IndexTurboQuant)
+_keep_owner(
+    IndexTurboQuant,
+    methods=("get_FlatCodesDistanceComputer", "get_distance_computer"),
+)
+
+_handle_index(IndexIVFTurboQuant)
+_add_checks(IndexIVFTurboQuant)
+_add_ivf_keywords(IndexIVFTurboQuant)
+_keep_owner(IndexIVFTurboQuant, methods=("get_InvertedListScanner",))
+
+class_wrappers.handle_SearchParameters(SearchParametersTurboQuant)
 
 
 ######################################################

@@ -37,8 +37,9 @@ def index_factory(d, description, metric=faiss.METRIC_L2, own_invlists=True):
         dimension of the vectors
     description : str
         As for FAISS, with "TQ1" to "TQ4" (the bits per coordinate) as one
-        more codec: "TQ4", "IDMap,TQ2", "PCA64,TQ4", "L2norm,TQ3",
-        "TQ4,RFlat", "TQ1,Refine(TQ4)". Everything else goes to FAISS.
+        more codec: "TQ4", "IVF1024,TQ4", "HNSW32,TQ4", "IDMap,TQ2",
+        "PCA64,TQ4", "L2norm,TQ3", "TQ4,RFlat", "TQ1,Refine(TQ4)".
+        Everything else goes to FAISS.
     metric : int
         `faiss.METRIC_L2` or `faiss.METRIC_INNER_PRODUCT` for TurboQuant
     own_invlists : bool
@@ -194,5 +195,10 @@ def install():
         # where pickles find it
         function.__module__ = "faiss_turboquant"
         setattr(faiss, function.__name__, function)
-    faiss.IndexTurboQuant = _swig.IndexTurboQuant
+    for name in (
+        "IndexIVFTurboQuant",
+        "IndexTurboQuant",
+        "SearchParametersTurboQuant",
+    ):
+        setattr(faiss, name, getattr(_swig, name))
     faiss.Index.__reduce_ex__ = _index_reduce_ex

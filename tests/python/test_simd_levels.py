@@ -43,6 +43,33 @@ for d, nbits, (metric, centre, memory) in itertools.product(
             for result in index.range_search(xq, 0.5 * d, params=params):
                 digest.update(result)
     print(d, nbits, metric, centre, memory, digest.hexdigest())
+for d, codec, metric in itertools.product(
+    (8, 65, 384),
+    ("TQ1", "TQ3", "TQ4", "TQ2t"),
+    (faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT),
+):
+    digest = hashlib.sha256()
+    x = rng.standard_normal((300, d), dtype="float32")
+    index = faiss.index_factory(d, "IVF10," + codec, metric)
+    # FAISS's k-means and its distances are not the same on every CPU
+    index.quantizer.add(x[:10])
+    index.is_trained = True
+    index.nprobe = 4
+    keys = np.arange(300) % 10
+    index.add_core(300, faiss.swig_ptr(x), None, faiss.swig_ptr(keys))
+    index.make_direct_map()
+    digest.update(index.reconstruct_n(0, 300))
+    for nq in (1, 33):
+        xq = rng.standard_normal((nq, d), dtype="float32")
+        lists = np.arange(nq * 4).reshape(nq, 4) % 10
+        near = np.zeros((nq, 4), dtype="float32")
+        for result in index.search_preassigned(xq, 10, lists, near):
+            digest.update(result)
+        for result in index.range_search_preassigned(
+            xq, 0.5 * d, lists, near
+        ):
+            digest.update(result)
+    print(d, codec, metric, digest.hexdigest())
 print(faiss_turboquant.simd_level())
 """
 
@@ -60,7 +87,7 @@ def test_levels():
 
 def test_scalar_level(scalar):
     assert scalar[-1] == "scalar"
-    assert len(scalar) == 13 * 4 * 5 + 1
+    assert len(scalar) == 13 * 4 * 5 + 3 * 4 * 2 + 1
     assert len(set(scalar)) == len(scalar)
 
 

@@ -1,0 +1,340 @@
+#include <faiss_turboquant/ListScanner.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cinttypes>
+#include <cmath>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <numeric>
+
+#include <omp.h>
+
+#include <faiss/impl/FaissAssert.h>
+#include <faiss/invlists/DirectMap.h>
+
+#include <faiss_turboquant/BlockScan.h>
+
+namespace faiss_turboquant {
+
+namespace {
+
+using faiss::idx_t;
+
+/// codes of a task: a long list is shared by several threads
+constexpr size_t slice_codes = 32768;
+/// bytes of reservoirs a thread may hold
+constexpr size_t reservoir_bytes = size_t(64) << 20;
+
+/// some of the queries that probe a list, and a part of its codes
+struct Task {
+    size_t list_no;
+    size_t begin, end; ///< codes
+    size_t first, n;   ///< positions in Probes::queries
+};
+
+/// the queries of each list
+struct Probes {
+    std::vector<uint32_t> queries;
+    std::vector<Task> tasks;
+};
+
+Probes group_by_list(
+        const faiss::InvertedLists& lists,
+        size_t nq,
+        const idx_t* keys,
+        size_t nprobe,
+        size_t max_group) {
+    std::vector<size_t> first(lists.nlist + 1);
+    for (size_t i = 0; i < nq * nprobe; i++) {
+        FAISS_THROW_IF_NOT_FMT(
+                keys[i] < idx_t(lists.nlist),
+                "IndexIVFTurboQuant: list %" PRId64 " of %zd is probed",
+                keys[i],
+                lists.nlist);
+        if (keys[i] >= 0) {
+            first[keys[i] + 1]++;
+        }
+    }
+    std::partial_sum(first.begin(), first.end(), first.begin());
+    Probes probes;
+    probes.queries.resize(first.back());
+    std::vector<size_t> at(first.begin(), first.end() - 1);
+    // nearest lists first: one query then has a good threshold early
+    std::vector<size_t> order;
+    for (size_t p = 0; p < nprobe; p++) {
+        for (size_t q = 0; q < nq; q++) {
+            const idx_t key = keys[q * nprobe + p];
+            if (key < 0) {
+                continue;
+            }
+            if (at[key] == first[key]) {
+                order.push_back(key);
+            }
+            probes.queries[at[key]++] = q;
+        }
+    }
+    for (size_t list_no : order) {
+        const size_t size = lists.list_size(list_no);
+        const size_t n = first[list_no + 1] - first[list_no];
+        const size_t ngroups = (n + max_group - 1) / max_group;
+        for (size_t begin = 0; begin < size; begin += slice_codes) {
+            for (size_t g = 0; g < ngroups; g++) {
+                const size_t g0 = n * g / ngroups;
+                const size_t g1 = n * (g + 1) / ngroups;
+                probes.tasks.push_back(
+                        {list_no,
+                         begin,
+                         std::min(begin + slice_codes, size),
+                         first[list_no] + g0,
+                         g1 - g0});
+            }
+        }
+    }
+    return probes;
+}
+
+/// for each of a few results of many queries, a lock that few share
+class QueryLocks {
+   public:
+    std::mutex& operator[](size_t q) {
+        return locks_[q % locks_.size()];
+    }
+
+   private:
+    std::array<std::mutex, 256> locks_;
+};
+
+/** The k best of a query from all its lists, by key, then by label. */
+class BestResults {
+   public:
+    /// what is not below this cannot be among the k best
+    float threshold() const {
+        return threshold_.load(std::memory_order_relaxed);
+    }
+
+    void add(size_t k, float key, idx_t label) {
+        entries_.emplace_back(key, label);
+        // the first threshold as soon as there is one: without it all is kept
+        const size_t limit = has_threshold_ ? k + k / 4 + 16 : k;
+        if (entries_.size() >= limit) {
+            shrink(k);
+        }
+    }
+
+    const std::vector<std::pair<float, idx_t>>& sorted(size_t k) {
+        shrink(k);
+        std::sort(entries_.begin(), entries_.end());
+        return entries_;
+    }
+
+   private:
+    void shrink(size_t k) {
+        if (entries_.size() < k) {
+            return;
+        }
+        const auto kth = entries_.begin() + (k - 1);
+        std::nth_element(entries_.begin(), kth, entries_.end());
+        // one that equals the k-th best may still win by its label
+        threshold_.store(
+                std::nextafter(
+                        kth->first, std::numeric_limits<float>::infinity()),
+                std::memory_order_relaxed);
+        entries_.resize(k);
+        has_threshold_ = true;
+    }
+
+    std::vector<std::pair<float, idx_t>> entries_;
+    std::atomic<float> threshold_{std::numeric_limits<float>::infinity()};
+    bool has_threshold_ = false;
+};
+
+/** Run all tasks.
+ * @param start   start(query, collector): make a collector ready
+ * @param finish  finish(query, collector, label_of_row): take its results;
+ *                called by several threads at a time */
+template <class Collector, class Make, class Start, class Finish>
+ListScanner::Stats run_tasks(
+        const ListScanner& scanner,
+        const Probes& probes,
+        const float* rotated,
+        Make make,
+        Start start,
+        Finish finish) {
+    const TurboQuantizer& tq = scanner.tq;
+    const size_t padded = tq.layout().padded_dim();
+    const int nthreads = std::clamp<size_t>(
+            probes.tasks.size(), 1, size_t(omp_get_max_threads()));
+    size_t nlist = 0, ndis = 0, nkept = 0;
+    std::exception_ptr error;
+
+#pragma omp parallel num_threads(nthreads) if (nthreads > 1) \
+        reduction(+ : nlist, ndis, nkept)
+    {
+        BlockScan<Collector> scan(tq);
+        std::vector<PreparedQuery> prepared;
+        std::vector<Collector> collectors;
+        std::vector<uint32_t> rows;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t t = 0; t < int64_t(probes.tasks.size()); t++) {
+            try {
+                const Task& task = probes.tasks[t];
+                const uint32_t* queries = &probes.queries[task.first];
+                const faiss::InvertedLists::ScopedIds ids(
+                        &scanner.lists, task.list_no);
+                size_t n = task.end - task.begin;
+                if (scanner.sel) {
+                    rows.clear();
+                    for (size_t i = 0; i < n; i++) {
+                        if (scanner.sel->is_member(ids[task.begin + i])) {
+                            rows.push_back(i);
+                        }
+                    }
+                    n = rows.size();
+                }
+                nlist += task.begin == 0 ? task.n : 0;
+                ndis += task.n * n;
+                if (n == 0) {
+                    continue;
+                }
+                while (collectors.size() < task.n) {
+                    collectors.push_back(make());
+                    prepared.emplace_back();
+                }
+                for (size_t i = 0; i < task.n; i++) {
+                    tq.prepare_residual_query(
+                            rotated + queries[i] * padded,
+                            scanner.rotated_centres + task.list_no * padded,
+                            task.n < batch_queries,
+                            prepared[i]);
+                    start(queries[i], collectors[i]);
+                }
+                scan.start(prepared.data(), task.n, collectors.data());
+                faiss::InvertedLists::ScopedCodes codes(
+                        &scanner.lists, task.list_no);
+                scan.scan(
+                        codes.get() + task.begin * tq.code_size,
+                        scanner.sel ? rows.data() : nullptr,
+                        n);
+                for (size_t i = 0; i < task.n; i++) {
+                    nkept += finish(
+                            queries[i], collectors[i], [&](uint32_t row) {
+                                const size_t at = task.begin + row;
+                                return scanner.store_pairs
+                                        ? idx_t(faiss::lo_build(
+                                                  task.list_no, at))
+                                        : ids[at];
+                            });
+                }
+            } catch (...) {
+#pragma omp critical(faiss_turboquant_lists)
+                error = std::current_exception();
+            }
+        }
+    }
+    if (error) {
+        std::rethrow_exception(error);
+    }
+    return {nlist, ndis, nkept};
+}
+
+} // namespace
+
+ListScanner::Stats ListScanner::search(
+        size_t nq,
+        const float* rotated,
+        const idx_t* keys,
+        size_t nprobe,
+        size_t k,
+        float* distances,
+        idx_t* labels) const {
+    const bool is_l2 = tq.metric_type == faiss::METRIC_L2;
+    // no list gives more results than a task has codes
+    const size_t k_of_task = std::min(k, slice_codes);
+    const size_t max_group = std::clamp<size_t>(
+            reservoir_bytes / Reservoir::bytes(k_of_task),
+            1,
+            group_queries(tq.layout().padded_dim()));
+    const Probes probes = group_by_list(lists, nq, keys, nprobe, max_group);
+    std::vector<BestResults> best(nq);
+    QueryLocks locks;
+    const Stats stats = run_tasks<Reservoir>(
+            *this,
+            probes,
+            rotated,
+            [&] { return Reservoir(k_of_task); },
+            [&](size_t q, Reservoir& reservoir) {
+                reservoir.restart(best[q].threshold());
+            },
+            [&](size_t q, Reservoir& reservoir, auto label_of_row) {
+                reservoir.shrink();
+                const std::lock_guard<std::mutex> lock(locks[q]);
+                for (uint64_t entry : reservoir.entries) {
+                    best[q].add(
+                            k,
+                            entry_key(entry),
+                            label_of_row(entry_row(entry)));
+                }
+                return reservoir.entries.size();
+            });
+
+    std::fill_n(labels, nq * k, -1);
+    std::fill_n(
+            distances,
+            nq * k,
+            (is_l2 ? 1 : -1) * std::numeric_limits<float>::max());
+    for (size_t q = 0; q < nq; q++) {
+        size_t at = q * k;
+        for (const auto& [key, label] : best[q].sorted(k)) {
+            distances[at] = distance_of_key(is_l2, key);
+            labels[at] = label;
+            at++;
+        }
+    }
+    return stats;
+}
+
+ListScanner::Stats ListScanner::range_search(
+        size_t nq,
+        const float* rotated,
+        const idx_t* keys,
+        size_t nprobe,
+        float radius,
+        RangeHits* hits) const {
+    const bool is_l2 = tq.metric_type == faiss::METRIC_L2;
+    for (size_t q = 0; q < nq; q++) {
+        hits[q].clear();
+    }
+    // no squared distance is below 0, even if its estimate is
+    if (is_l2 && !(radius > 0)) {
+        return {};
+    }
+    const Probes probes = group_by_list(
+            lists, nq, keys, nprobe, group_queries(tq.layout().padded_dim()));
+    QueryLocks locks;
+    const Stats stats = run_tasks<RangeCollector>(
+            *this,
+            probes,
+            rotated,
+            [&] {
+                return RangeCollector{is_l2 ? radius : -radius, {}};
+            },
+            [](size_t, RangeCollector& collector) { collector.hits.clear(); },
+            [&](size_t q, RangeCollector& collector, auto label_of_row) {
+                const std::lock_guard<std::mutex> lock(locks[q]);
+                for (const auto& [row, key] : collector.hits) {
+                    hits[q].emplace_back(
+                            label_of_row(row), distance_of_key(is_l2, key));
+                }
+                return collector.hits.size();
+            });
+    for (size_t q = 0; q < nq; q++) {
+        std::sort(hits[q].begin(), hits[q].end());
+    }
+    return stats;
+}
+
+} // namespace faiss_turboquant

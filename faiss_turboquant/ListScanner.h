@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <faiss/impl/IDSelector.h>
+#include <faiss/invlists/InvertedLists.h>
+
+#include <faiss_turboquant/quantizer/TurboQuantizer.h>
+#include <faiss_turboquant/search_pages.h>
+
+namespace faiss_turboquant {
+
+/** Search of inverted lists of residual codes, on all threads. Queries that
+ * probe the same list share the decoding of its codes.
+ *
+ * Results do not depend on the number of threads, on the SIMD level or on what
+ * other queries are in the batch. The order is by distance, then by id; where
+ * equal distances compete for the last place within one list, the one stored
+ * first wins. */
+struct ListScanner {
+    const TurboQuantizer& tq;
+    const faiss::InvertedLists& lists;
+    const float* rotated_centres; ///< (nlist, padded_dim)
+    const faiss::IDSelector* sel; ///< null: all ids
+    bool store_pairs; ///< labels are lo_build(list, row) instead of ids
+
+    /// what a search has read
+    struct Stats {
+        size_t nlist = 0; ///< lists, once for each query
+        size_t ndis = 0;  ///< distances
+        size_t nkept = 0; ///< results of single lists
+    };
+
+    /** @param rotated    (nq, padded_dim), from TurboQuantizer::rotate_query
+     *  @param keys       (nq, nprobe), lists to probe, nearest first; negative
+     *                    ones are skipped
+     *  @param distances  (nq, k), written, best first
+     *  @param labels     (nq, k), written; -1 past the last result */
+    Stats search(
+            size_t nq,
+            const float* rotated,
+            const faiss::idx_t* keys,
+            size_t nprobe,
+            size_t k,
+            float* distances,
+            faiss::idx_t* labels) const;
+
+    /** All codes with a distance below radius (L2) or above it (inner
+     * product).
+     * @param hits  (nq,), written */
+    Stats range_search(
+            size_t nq,
+            const float* rotated,
+            const faiss::idx_t* keys,
+            size_t nprobe,
+            float radius,
+            RangeHits* hits) const;
+};
+
+} // namespace faiss_turboquant
