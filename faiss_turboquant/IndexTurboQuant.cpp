@@ -18,6 +18,7 @@ using faiss_turboquant::CodeScanner;
 using faiss_turboquant::fill_result;
 using faiss_turboquant::for_each_query;
 using faiss_turboquant::page_queries;
+using faiss_turboquant::PreparedCode;
 using faiss_turboquant::PreparedQuery;
 using faiss_turboquant::RangeHits;
 using faiss_turboquant::RotationType;
@@ -75,10 +76,41 @@ struct TurboQuantDistanceComputer : FlatCodesDistanceComputer {
         return query_is_valid ? tq.distance_to_code(query, code) : NAN;
     }
 
-    float symmetric_dis(idx_t i, idx_t j) override {
-        return tq.symmetric_distance(
-                codes + i * code_size, codes + j * code_size);
+    void distances_batch_4(
+            const idx_t idx0,
+            const idx_t idx1,
+            const idx_t idx2,
+            const idx_t idx3,
+            float& dis0,
+            float& dis1,
+            float& dis2,
+            float& dis3) override {
+        float distances[4] = {NAN, NAN, NAN, NAN};
+        if (query_is_valid) {
+            const idx_t ids[4] = {idx0, idx1, idx2, idx3};
+            tq.distances_to_4_codes(query, codes, ids, distances);
+        }
+        dis0 = distances[0];
+        dis1 = distances[1];
+        dis2 = distances[2];
+        dis3 = distances[3];
     }
+
+    /// graphs ask for runs of pairs that share i or j
+    float symmetric_dis(idx_t i, idx_t j) override {
+        if (i != prepared_id && j != prepared_id) {
+            prepared_id = i == last_i ? i : j;
+            tq.prepare_code(codes + prepared_id * code_size, prepared);
+        }
+        last_i = i;
+        const idx_t other = i == prepared_id ? j : i;
+        return tq.symmetric_distance(prepared, codes + other * code_size);
+    }
+
+   private:
+    PreparedCode prepared;
+    idx_t prepared_id = -1;
+    idx_t last_i = -1;
 };
 
 } // namespace

@@ -448,6 +448,52 @@ TEST(IndexTurboQuant, SymmetricDistance) {
     }
 }
 
+/// in batches of four, and pairs in any order: as one by one
+TEST(IndexTurboQuant, DistanceComputerOrder) {
+    const size_t d = 70, n = 60;
+    const auto xb = gaussian(n, d, 1);
+    for (int memory : {0, 8}) {
+        for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+            IndexTurboQuant index = make_index(d, 3, metric, memory);
+            index.train(n, xb.data());
+            index.add(n, xb.data());
+            std::unique_ptr<faiss::DistanceComputer> dc(
+                    index.get_distance_computer());
+            std::mt19937 random(3);
+            for (int round = 0; round < 200; round++) {
+                const idx_t a[4] = {
+                        idx_t(random() % n),
+                        idx_t(random() % n),
+                        idx_t(random() % n),
+                        idx_t(random() % n)};
+                dc->set_query(&xb[a[3] * d]);
+                float r[4];
+                dc->distances_batch_4(
+                        a[0], a[1], a[2], a[3], r[0], r[1], r[2], r[3]);
+                for (int i = 0; i < 4; i++) {
+                    EXPECT_EQ(r[i], (*dc)(a[i]));
+                }
+                for (auto [i, j] :
+                     {std::pair(a[0], a[1]),
+                      std::pair(a[2], a[1]),
+                      std::pair(a[2], a[3]),
+                      std::pair(a[2], a[2])}) {
+                    std::unique_ptr<faiss::DistanceComputer> fresh(
+                            index.get_distance_computer());
+                    EXPECT_EQ(
+                            dc->symmetric_dis(i, j),
+                            fresh->symmetric_dis(i, j));
+                }
+            }
+            std::vector<float> bad(d, NAN);
+            dc->set_query(bad.data());
+            float r[4];
+            dc->distances_batch_4(0, 1, 2, 3, r[0], r[1], r[2], r[3]);
+            EXPECT_TRUE(std::isnan(r[0]) && std::isnan(r[3]));
+        }
+    }
+}
+
 TEST(IndexTurboQuant, ZeroVectorsAndScales) {
     const size_t d = 24;
     for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {

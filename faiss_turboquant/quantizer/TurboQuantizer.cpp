@@ -462,6 +462,41 @@ float TurboQuantizer::distance_to_code(
     return distance_from_dot(query.factors, dot, factors.scale, factors.offset);
 }
 
+void TurboQuantizer::distances_to_4_codes(
+        const PreparedQuery& query,
+        const uint8_t* codes,
+        const faiss::idx_t* rows,
+        float* distances) const {
+    // rows of the kernels are 32-bit: count from the first of these
+    const auto [first, last] = std::minmax_element(rows, rows + 4);
+    if (*last - *first > UINT32_MAX) {
+        for (int i = 0; i < 4; i++) {
+            distances[i] = distance_to_code(query, codes + rows[i] * code_size);
+        }
+        return;
+    }
+    uint32_t near[4];
+    for (int i = 0; i < 4; i++) {
+        near[i] = static_cast<uint32_t>(rows[i] - *first);
+    }
+    codes += *first * code_size;
+    int32_t dots[4];
+    kernels().dot_codes(
+            layout_,
+            codes,
+            near,
+            4,
+            query.arranged.data(),
+            query.factors.sum,
+            dots);
+    for (int i = 0; i < 4; i++) {
+        const Factors factors =
+                read_factors(layout_, codes + near[i] * code_size);
+        distances[i] = distance_from_dot(
+                query.factors, dots[i], factors.scale, factors.offset);
+    }
+}
+
 void TurboQuantizer::load_factors(
         const uint8_t* codes,
         const uint32_t* rows,
@@ -479,27 +514,39 @@ void TurboQuantizer::load_factors(
     }
 }
 
-float TurboQuantizer::symmetric_distance(
-        const uint8_t* code1,
-        const uint8_t* code2) const {
+void TurboQuantizer::prepare_code(const uint8_t* code, PreparedCode& prepared)
+        const {
     const Kernels& k = kernels();
-    std::vector<uint8_t> grid(2 * layout_.padded_dim());
-    uint8_t* grid1 = grid.data();
-    uint8_t* grid2 = grid1 + layout_.padded_dim();
-    k.decode(layout_, code1, grid1);
-    k.decode(layout_, code2, grid2);
-    int64_t dot = 0;
+    const size_t padded = layout_.padded_dim();
+    std::vector<uint8_t> grid(padded);
+    k.decode(layout_, code, grid.data());
+    std::vector<int8_t> levels(padded);
+    prepared.sum = 0;
     for (size_t i = 0; i < d; i++) {
-        dot += (2 * grid1[i] - 63) * (2 * grid2[i] - 63);
+        levels[i] = static_cast<int8_t>(2 * grid[i] - 63);
+        prepared.sum += levels[i];
     }
-    const Factors f1 = read_factors(layout_, code1);
+    prepared.arranged.resize(k.query_size(layout_));
+    k.arrange_query(layout_, levels.data(), prepared.arranged.data());
+    const Factors factors = read_factors(layout_, code);
+    prepared.scale = factors.scale;
+    prepared.offset = factors.offset;
+}
+
+float TurboQuantizer::symmetric_distance(
+        const PreparedCode& code1,
+        const uint8_t* code2) const {
+    int32_t sum;
+    kernels().dot_codes(
+            layout_, code2, nullptr, 1, code1.arranged.data(), code1.sum, &sum);
+    const int32_t dot = 2 * sum - 63 * code1.sum;
     const Factors f2 = read_factors(layout_, code2);
     const double half_level = codebook.step / (2 * std::sqrt(double(d)));
     const double product = double(dot) * half_level * half_level *
-            (double(f1.scale) * f2.scale);
+            (double(code1.scale) * f2.scale);
     if (metric_type == faiss::METRIC_L2) {
         return static_cast<float>(
-                std::max(0.0, double(f1.offset) + f2.offset - 2 * product));
+                std::max(0.0, double(code1.offset) + f2.offset - 2 * product));
     }
     if (!has_centre()) {
         return static_cast<float>(product);
@@ -510,7 +557,7 @@ float TurboQuantizer::symmetric_distance(
     }
     // <x1, x2> = <x1 - c, x2 - c> + <x1 - c, c> + <x2 - c, c> + |c|^2
     return static_cast<float>(
-            product + f1.offset + double(f2.offset) + centre_norm);
+            product + (code1.offset + double(f2.offset)) + centre_norm);
 }
 
 void TurboQuantizer::check_same_codes(const TurboQuantizer& other) const {

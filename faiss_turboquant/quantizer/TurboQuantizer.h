@@ -23,6 +23,16 @@ struct PreparedQuery {
     QueryFactors factors;
 };
 
+/** A code made ready to be compared with others: its levels in the place of a
+ * query's coordinates. */
+struct PreparedCode {
+    /// 2 g - 63 in the order of Kernels::dot_codes
+    faiss::AlignedTable<int8_t, 64> arranged;
+    int32_t sum = 0; ///< of these
+    float scale = 0;
+    float offset = 0;
+};
+
 /** Codes of TurboQuant with the estimator scale of EDEN and RaBitQ.
  *
  * A vector x is encoded as the quantized direction of P (x - c), for a
@@ -139,8 +149,20 @@ struct TurboQuantizer : faiss::Quantizer {
     float distance_to_code(const PreparedQuery& query, const uint8_t* code)
             const;
 
+    /** The same of four codes.
+     * @param rows       (4,) rows of codes to take
+     * @param distances  (4,), written */
+    void distances_to_4_codes(
+            const PreparedQuery& query,
+            const uint8_t* codes,
+            const faiss::idx_t* rows,
+            float* distances) const;
+
+    void prepare_code(const uint8_t* code, PreparedCode& prepared) const;
+
     /// distance or similarity between two encoded vectors
-    float symmetric_distance(const uint8_t* code1, const uint8_t* code2) const;
+    float symmetric_distance(const PreparedCode& code1, const uint8_t* code2)
+            const;
 
     /** The floats behind the planes of n codes.
      * @param codes    codes, code_size apart
