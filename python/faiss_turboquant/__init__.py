@@ -14,7 +14,8 @@ The import adds `faiss.IndexTurboQuant`, `faiss.IndexIVFTurboQuant` and
 `clone_index` and `downcast_index` of this package in place of those of faiss.
 Each understands TurboQuant at any depth inside FAISS's wrappers and hands
 everything else to FAISS. A function that was imported by name before (`from
-faiss import read_index`) stays FAISS's.
+faiss import read_index`) stays FAISS's. `describe(index)` tells what is inside
+an index.
 
 Errors are RuntimeErrors that name the argument and the value. The environment
 variable TQ_SIMD_LEVEL forces one of `available_simd_levels()`; results do not
@@ -31,6 +32,7 @@ from ._classes import (
     SearchParametersTurboQuant,
     TurboQuantizer,
 )
+from ._describe import Description, describe
 from ._functions import (
     clone_index,
     deserialize_index,
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Codebook",
+    "Description",
     "IndexIVFTurboQuant",
     "IndexTurboQuant",
     "Rotation",
@@ -57,6 +60,7 @@ __all__ = [
     "TurboQuantizer",
     "available_simd_levels",
     "clone_index",
+    "describe",
     "deserialize_index",
     "downcast_index",
     "index_factory",

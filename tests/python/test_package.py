@@ -106,6 +106,21 @@ print(len({m for m in maps if "_swigfaiss" in m and "turboquant" not in m}))
     assert output_of(script, FAISS_OPT_LEVEL=level) == "1"
 
 
+@pytest.mark.parametrize("shape", ["TQ4", "IDMap,TQ4", "IDMap,Flat"])
+def test_indexes_that_live_until_the_end(shape):
+    """They keep their destructors: SWIG has nothing to complain of."""
+    script = f"""
+import sys, types
+import faiss, faiss_turboquant
+class Cycle: pass
+cycle = Cycle()
+cycle.itself = cycle
+cycle.index = faiss.index_factory(8, {shape!r})
+sys.modules["keep"] = cycle
+"""
+    assert output_of(script) == ""
+
+
 # --------------------------------------------------------------------- OpenMP
 
 
