@@ -43,7 +43,7 @@ from ._functions import (
     serialize_index,
     write_index,
 )
-from ._openmp import share_num_threads as _share_num_threads
+from ._openmp import set_up_openmp as _set_up_openmp
 from .swigfaiss_turboquant import RotationType_Haar, RotationType_Hadamard
 
 __version__ = "0.1.0"
@@ -94,4 +94,4 @@ def available_simd_levels():
 
 
 _install()
-_share_num_threads()
+_set_up_openmp()
