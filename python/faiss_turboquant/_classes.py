@@ -9,6 +9,7 @@ import numpy as np
 from faiss import class_wrappers
 
 from . import swigfaiss_turboquant as _swig
+from ._docstrings import add_docstrings
 from .swigfaiss_turboquant import (
     Codebook,
     IndexIVFTurboQuant,
@@ -233,6 +234,7 @@ _keep_owner(
     IndexTurboQuant,
     methods=("get_FlatCodesDistanceComputer", "get_distance_computer"),
 )
+add_docstrings(IndexTurboQuant)
 
 _handle_index(IndexIVFTurboQuant)
 _add_checks(IndexIVFTurboQuant)

@@ -1,6 +1,8 @@
 """The package itself: importing it, next to FAISS, OpenMP and PyTorch."""
 
+import inspect
 import pathlib
+import pydoc
 import re
 
 import faiss
@@ -38,8 +40,39 @@ def test_all_names_have_docstrings():
     for name in faiss_turboquant.__all__:
         value = getattr(faiss_turboquant, name)
         assert isinstance(value, int) or value.__doc__, name
-    for name in ("add", "search", "train", "range_search", "__init__"):
-        assert getattr(faiss.IndexTurboQuant, name).__doc__, name
+
+
+# of no use with arrays of numpy
+UNDOCUMENTED = {
+    "add_ex", "add_with_ids_ex", "compute_residual", "compute_residual_n",
+    "get_CodePacker", "search_ex", "search_subset", "train_ex", "thisown",
+}
+
+
+def public_methods(cls):
+    return {
+        name
+        for name in dir(cls)
+        if not name.startswith("_")
+        and not name.endswith("_c")
+        and callable(getattr(cls, name))
+    }
+
+
+def test_methods_say_their_shapes():
+    cls = faiss.IndexTurboQuant
+    for name in public_methods(cls) - UNDOCUMENTED:
+        text = getattr(cls, name).__doc__
+        assert text, name
+        parameters = list(inspect.signature(getattr(cls, name)).parameters)
+        for parameter in set(parameters) - {"self", "numeric_type"}:
+            assert re.search(rf"\b{parameter}\b", text), (name, parameter)
+            if parameter in ("x", "codes", "D", "I", "R"):
+                assert "shape (" in text, name
+    assert "must be trained" not in pydoc.render_doc(cls.add)
+    assert "shape (nq, k)" in pydoc.render_doc(cls.search)
+    # FAISS's own indexes keep FAISS's
+    assert "must be trained" in pydoc.render_doc(faiss.IndexFlat.add)
 
 
 def test_version():
