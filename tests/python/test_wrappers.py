@@ -27,7 +27,7 @@ SHAPES = [
     "IDMap2,L2norm,PCA16,TQ1t,Refine(TQ4t)",
     "PCA24,L2norm,TQ2,RFlat,IDMap",
 ]
-REFINING = [shape for shape in SHAPES if "Refine(" in shape or "RFlat" in shape]
+REFINING = [s for s in SHAPES if "Refine(" in s or "RFlat" in s]
 
 
 def build(shape, metric, n=N):
