@@ -35,7 +35,7 @@ def embed(texts: list[str], d: int = 256) -> npt.NDArray[np.float32]:
         for word in words:
             seed = zlib.crc32(word.encode())
             row += np.random.default_rng(seed).standard_normal(d)
-        rows.append(row / max(np.linalg.norm(row), 1e-9))
+        rows.append(row / max(float(np.linalg.norm(row)), 1e-9))
     return np.array(rows, dtype="float32").reshape(len(texts), d)
 
 
