@@ -20,6 +20,9 @@ DESCRIPTIONS = [
     "TQ1,Refine(TQ4)",  # a coarse pass over all, a finer one over the best
     "TQ2,RFlat",
     "IDMap,PCA64,TQ4t,RFlat",
+    "IVF64,TQ4",  # inverted lists of residuals
+    "PCA64,IVF64,TQ4,RFlat",
+    "HNSW16,TQ4",  # a graph over codes
 ]
 
 d, n, nq, k = 96, 5_000, 100, 10
@@ -39,7 +42,9 @@ for description in sys.argv[1:] or DESCRIPTIONS:
         index.add(xb)
     if "Refine(" in description or "RFlat" in description:
         # the candidates of the first pass: four for each result
-        faiss.ParameterSpace().set_index_parameters(index, "k_factor_rf=4")
+        faiss.ParameterSpace().set_index_parameter(index, "k_factor_rf", 4)
+    if "IVF" in description:
+        faiss.ParameterSpace().set_index_parameter(index, "nprobe", 16)
     _, I = index.search(xq, k)
     if not description.startswith("IDMap"):
         I = I + ids[0]

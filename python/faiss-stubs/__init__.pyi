@@ -6,7 +6,9 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 from faiss_turboquant import (
+    IndexIVFTurboQuant as IndexIVFTurboQuant,
     IndexTurboQuant as IndexTurboQuant,
+    SearchParametersTurboQuant as SearchParametersTurboQuant,
     _Array,
     _Bytes,
     _Floats,
@@ -133,6 +135,46 @@ class IndexFlatCodes(Index):
     codes: Any  # std::vector: vector_to_array
     def add_sa_codes(self, codes: _Array, ids: _Array | None = None) -> None: ...
     def permute_entries(self, perm: _Array) -> None: ...
+
+class IndexIVF(Index):
+    nlist: int
+    nprobe: int
+    quantizer: Index
+    code_size: int
+    @overload
+    def search_preassigned(
+        self,
+        x: npt.NDArray[Any],
+        k: int,
+        Iq: npt.NDArray[Any],
+        Dq: npt.NDArray[Any] | None,
+        *,
+        params: SearchParameters | None = None,
+        D: _Floats | None = None,
+        I: _Ids | None = None,
+    ) -> tuple[_Floats, _Ids]: ...
+    @overload
+    def search_preassigned(
+        self,
+        x: _Tensor,
+        k: int,
+        Iq: _Tensor,
+        Dq: _Tensor | None,
+        *,
+        params: SearchParameters | None = None,
+        D: _Tensor | None = None,
+        I: _Tensor | None = None,
+    ) -> tuple[Any, Any]: ...
+    def range_search_preassigned(
+        self,
+        x: npt.NDArray[Any],
+        thresh: float,
+        Iq: npt.NDArray[Any],
+        Dq: npt.NDArray[Any] | None,
+        *,
+        params: SearchParameters | None = None,
+    ) -> tuple[npt.NDArray[np.uint64], _Floats, _Ids]: ...
+    def make_direct_map(self, new_maintain_direct_map: bool = True) -> None: ...
 
 class Quantizer: ...
 class SearchParameters:

@@ -61,7 +61,7 @@ class Description:
     rotation: str
     seed: int
     metric: str
-    has_centre: bool
+    centre: str
     index_type: str
     d: int
     ntotal: int
@@ -109,6 +109,7 @@ class TurboQuantizer(faiss.Quantizer):
     code_size: int
     nbits: int
     metric_type: int
+    by_residual: bool
     rotation: Rotation
     codebook: Codebook
     centre: Any  # std::vector: faiss.vector_to_array
@@ -145,3 +146,21 @@ class IndexTurboQuant(faiss.IndexFlatCodes):
         seed: int = ...,
         memory: int = 0,
     ) -> None: ...
+
+class IndexIVFTurboQuant(faiss.IndexIVF):
+    tq: TurboQuantizer
+    centre_scales: Any  # std::vector: faiss.vector_to_array
+    def __init__(
+        self,
+        quantizer: faiss.Index | None = None,
+        d: int | None = None,
+        nlist: int | None = None,
+        nbits: int = 4,
+        metric: int = ...,
+        own_invlists: bool = True,
+        rotation_type: int = ...,
+        seed: int = ...,
+        memory: int = 0,
+    ) -> None: ...
+
+class SearchParametersTurboQuant(faiss.SearchParameters): ...

@@ -240,6 +240,7 @@ _handle_index(IndexIVFTurboQuant)
 _add_checks(IndexIVFTurboQuant)
 _add_ivf_keywords(IndexIVFTurboQuant)
 _keep_owner(IndexIVFTurboQuant, methods=("get_InvertedListScanner",))
+add_docstrings(IndexIVFTurboQuant)
 
 class_wrappers.handle_SearchParameters(SearchParametersTurboQuant)
 

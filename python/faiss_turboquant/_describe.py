@@ -38,8 +38,9 @@ class Description:
         of the rotation
     metric : str
         "METRIC_L2" or "METRIC_INNER_PRODUCT"
-    has_centre : bool
-        whether vectors are taken relative to a mean that train() has set
+    centre : str
+        what vectors are taken relative to: "none", "mean of the training
+        vectors" or "centroid of the list"
     index_type : str
         class of the index that holds the codes
     d : int
@@ -62,7 +63,7 @@ class Description:
     rotation: str
     seed: int
     metric: str
-    has_centre: bool
+    centre: str
     index_type: str
     d: int
     ntotal: int
@@ -75,7 +76,6 @@ class Description:
         return self.code_bytes + self.factor_bytes
 
     def __repr__(self):
-        centre = "mean of the training vectors" if self.has_centre else "none"
         lines = [
             f"{self.codec}: {self.code_bytes} + {self.factor_bytes} bytes "
             "a vector (code + factors)",
@@ -83,7 +83,7 @@ class Description:
             f"ntotal = {self.ntotal}",
             f"  metric    {self.metric}",
             f"  rotation  {self.rotation}, seed {self.seed}",
-            f"  centre    {centre}",
+            f"  centre    {self.centre}",
             f"  wrappers  {' > '.join(self.wrappers) or 'none'}",
             f"  SIMD      {self.simd_level}",
         ]
@@ -139,13 +139,19 @@ def _describe_one(index, wrappers):
         rotation=_ROTATIONS[tq.rotation.type],
         seed=tq.rotation.seed,
         metric=_METRICS[tq.metric_type],
-        has_centre=tq.has_centre(),
+        centre=_centre(tq),
         index_type=_name(index),
         d=index.d,
         ntotal=index.ntotal,
         wrappers=wrappers,
         simd_level=_swig.simd_level(),
     )
+
+
+def _centre(tq):
+    if tq.by_residual:
+        return "centroid of the list"
+    return "mean of the training vectors" if tq.has_centre() else "none"
 
 
 def codec_name(tq):

@@ -1,4 +1,4 @@
-"""What help() says of the methods of faiss.IndexTurboQuant.
+"""What help() says of the methods of the indexes.
 
 FAISS's own texts are for every index ("must be trained before"), and some of
 its methods have none.
@@ -7,7 +7,7 @@ its methods have none.
 import functools
 import inspect
 
-_INDEX_TURBOQUANT = {
+_FLAT = {
     "train": """Set the centre that vectors are taken relative to. Optional.
 
         It improves recall on data with a large mean. A sample is enough.
@@ -200,19 +200,19 @@ _INDEX_TURBOQUANT = {
         ----------
         x : array, shape (n, d)
             finite
-        codes : array of uint8, shape (n, code_size), optional
+        codes : array of uint8, shape (n, sa_code_size()), optional
             written and returned
 
         Returns
         -------
-        array of uint8, shape (n, code_size)
+        array of uint8, shape (n, sa_code_size())
         """,
     "sa_decode": """The vectors that codes stand for, as from `reconstruct`.
 
         Parameters
         ----------
-        codes : array of uint8, shape (n, code_size)
-            from `sa_encode` of an index with the same codec and centre
+        codes : array of uint8, shape (n, sa_code_size())
+            from `sa_encode` of an index that this one could merge
         x : array of float32, shape (n, d), optional
             written and returned
 
@@ -224,8 +224,8 @@ _INDEX_TURBOQUANT = {
 
         Parameters
         ----------
-        codes : array of uint8, shape (n, code_size)
-            from `sa_encode` of an index with the same codec and centre
+        codes : array of uint8, shape (n, sa_code_size())
+            from `sa_encode` of an index that this one could merge
         ids
             None: ids continue at ntotal
         """,
@@ -247,9 +247,193 @@ _INDEX_TURBOQUANT = {
             estimates below zero as they are).
         """,
 }
-_INDEX_TURBOQUANT["get_FlatCodesDistanceComputer"] = _INDEX_TURBOQUANT[
-    "get_distance_computer"
-]
+_FLAT["get_FlatCodesDistanceComputer"] = _FLAT["get_distance_computer"]
+
+_IVF = {
+    **{
+        name: _FLAT[name]
+        for name in (
+            "add",
+            "assign",
+            "search_and_reconstruct",
+            "check_compatible_for_merge",
+            "sa_encode",
+            "sa_decode",
+        )
+    },
+    "train": """Train the coarse quantizer, the only part that needs it.
+
+        Parameters
+        ----------
+        x : array, shape (n, d)
+            39 times nlist or more, or FAISS warns
+        """,
+    "add_with_ids": """Encode vectors and append them to their lists.
+
+        Parameters
+        ----------
+        x : array, shape (n, d)
+            finite; converted to float32 as FAISS does
+        ids : array of int64, shape (n,)
+            what searches return for them
+
+        Raises
+        ------
+        RuntimeError
+            naming the first row that is not finite; the index is unchanged
+        """,
+    "search": """The k nearest vectors of each query in its nprobe nearest lists.
+
+        Parameters
+        ----------
+        x : array, shape (nq, d)
+            queries, finite
+        k : int
+            results for each, at least 1
+        params : faiss.SearchParametersIVF, optional
+            `nprobe`, `sel`, `max_codes` and `quantizer_params` of this search
+        D : array of float32, shape (nq, k), optional
+            written and returned
+        I : array of int64, shape (nq, k), optional
+            written and returned
+
+        Returns
+        -------
+        D : array of float32, shape (nq, k)
+            squared L2 distances, ascending, or inner products, descending
+        I : array of int64, shape (nq, k)
+            ids, smaller ones first where distances are equal; -1 where there
+            are fewer than k
+        """,
+    "range_search": """All vectors of the nprobe nearest lists within a radius.
+
+        Parameters
+        ----------
+        x : array, shape (nq, d)
+            queries, finite
+        thresh : float
+            found are squared L2 distances below it, inner products above it
+        params : faiss.SearchParametersIVF, optional
+            `nprobe`, `sel` and `quantizer_params` of this search
+
+        Returns
+        -------
+        lims : array of uint64, shape (nq + 1,)
+            the results of query i are lims[i] to lims[i + 1]
+        D : array of float32, shape (lims[-1],)
+            distances or inner products
+        I : array of int64, shape (lims[-1],)
+            ids, ascending for each query
+        """,
+    "add_sa_codes": """Append vectors that are encoded already.
+
+        Parameters
+        ----------
+        codes : array of uint8, shape (n, sa_code_size())
+            from `sa_encode` of an index that this one could merge
+        ids : array of int64, shape (n,), optional
+            what searches return for them; None: ids continue at ntotal
+        """,
+    "search_preassigned": """`search` in lists that are given.
+
+        Parameters
+        ----------
+        x : array, shape (nq, d)
+            queries, finite
+        k : int
+            results for each, at least 1
+        Iq : array of int64, shape (nq, nprobe)
+            lists to search, -1 for none
+        Dq : array of float32, shape (nq, nprobe)
+            distances to their centroids
+        params, D, I
+            as for `search`
+
+        Returns
+        -------
+        D, I : arrays, shape (nq, k)
+            as from `search`
+        """,
+    "range_search_preassigned": """`range_search` in lists that are given.
+
+        Parameters
+        ----------
+        x : array, shape (nq, d)
+            queries, finite
+        thresh : float
+            as for `range_search`
+        Iq : array of int64, shape (nq, nprobe)
+            lists to search, -1 for none
+        Dq : array of float32, shape (nq, nprobe)
+            distances to their centroids
+        params
+            as for `range_search`
+
+        Returns
+        -------
+        lims, D, I
+            as from `range_search`
+        """,
+    "make_direct_map": """Let `reconstruct` find vectors by their ids.
+
+        Parameters
+        ----------
+        new_maintain_direct_map : bool
+            False takes the map away again
+        """,
+    "reconstruct": """A vector, as far as its code tells.
+
+        It needs `make_direct_map()`, once.
+
+        Parameters
+        ----------
+        key : int
+            its id
+        x : array of float32, shape (d,), optional
+            written and returned
+
+        Returns
+        -------
+        array of float32, shape (d,)
+            the point nearest to the vector along the direction from the centre
+            of its list that its code stands for
+        """,
+    "remove_ids": """Remove vectors; the others keep their ids.
+
+        Parameters
+        ----------
+        x : array of int64, shape (n,), or faiss.IDSelector
+            ids; those that there are not are passed over
+
+        Returns
+        -------
+        int
+            number of vectors removed
+        """,
+    "merge_from": """Append the lists of another index, which is empty then.
+
+        Parameters
+        ----------
+        otherIndex : faiss.IndexIVFTurboQuant
+            with the same centroids, codec, metric and rotation
+        add_id : int
+            added to its ids
+
+        Raises
+        ------
+        RuntimeError
+            naming what differs; both indexes are unchanged
+        """,
+    "reset": """Remove all vectors. The coarse quantizer stays.""",
+    "sa_code_size": """Bytes of a code with the number of its list before it.
+
+        Returns
+        -------
+        int
+        """,
+}
+
+_TEXTS = {"IndexTurboQuant": _FLAT, "IndexIVFTurboQuant": _IVF}
 
 
 def _own_method(cls, name):
@@ -268,6 +452,6 @@ def _own_method(cls, name):
 
 
 def add_docstrings(cls):
-    """Document the methods of faiss.IndexTurboQuant."""
-    for name, text in _INDEX_TURBOQUANT.items():
+    """Document the methods of one of the indexes."""
+    for name, text in _TEXTS[cls.__name__].items():
         _own_method(cls, name).__doc__ = inspect.cleandoc(text)

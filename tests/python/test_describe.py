@@ -43,7 +43,7 @@ def test_all_fields():
         rotation="Haar",
         seed=7,
         metric="METRIC_INNER_PRODUCT",
-        has_centre=True,
+        centre="mean of the training vectors",
         index_type="IndexTurboQuant",
         d=200,
         ntotal=30,
@@ -60,7 +60,7 @@ def test_factors_of_the_metrics(metric):
     l2 = metric == faiss.METRIC_L2
     assert plain.metric == ("METRIC_L2" if l2 else "METRIC_INNER_PRODUCT")
     assert plain.factor_bytes == (8 if l2 else 4)
-    assert not plain.has_centre
+    assert plain.centre == "none"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,12 @@ def test_factors_of_the_metrics(metric):
             ],
         ),
         ("MinMax,TQ4", ["IndexRowwiseMinMax"]),
+        ("HNSW8,TQ4", ["IndexHNSW"]),
+        ("NSG8,TQ4", ["IndexNSG"]),
+        ("IDMap,PCA16,IVF4,TQ4", [
+            "IndexIDMap",
+            "IndexPreTransform(PCAMatrix 32 -> 16)",
+        ]),
     ],
 )
 def test_wrappers_from_the_outside_in(description, wrappers):
@@ -86,6 +92,24 @@ def test_wrappers_from_the_outside_in(description, wrappers):
     assert found.codec == "TQ4"
     assert found.wrappers == tuple(wrappers)
     assert found.d == (16 if "PCA" in description else 32)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_inverted_files(metric):
+    index = faiss.IndexIVFTurboQuant(
+        faiss.IndexTurboQuant(32, 1, metric), 32, 4, 4, metric, memory=10
+    )
+    index.train(gaussian(500, 32))
+    index.add(gaussian(20, 32))
+    found = describe(index)
+    assert found.index_type == "IndexIVFTurboQuant"
+    assert found.codec == "TQ4t10"
+    assert found.bytes_per_vector == index.code_size == 16 + 8
+    assert found.centre == "centroid of the list"
+    assert found.ntotal == 20
+    (coarse,) = found.others
+    assert coarse.codec == "TQ1" and coarse.ntotal == 4
+    assert coarse.wrappers == ("IndexIVFTurboQuant",)
 
 
 def test_several_inside():

@@ -59,9 +59,24 @@ def public_methods(cls):
     }
 
 
-def test_methods_say_their_shapes():
-    cls = faiss.IndexTurboQuant
-    for name in public_methods(cls) - UNDOCUMENTED:
+@pytest.mark.parametrize(
+    "cls, names",
+    [
+        (
+            faiss.IndexTurboQuant,
+            public_methods(faiss.IndexTurboQuant) - UNDOCUMENTED,
+        ),
+        # what it has of IndexIVF besides is FAISS's to explain
+        (
+            faiss.IndexIVFTurboQuant,
+            (public_methods(faiss.IndexTurboQuant) - UNDOCUMENTED)
+            & set(vars(faiss.IndexIVFTurboQuant)),
+        ),
+    ],
+)
+def test_methods_say_their_shapes(cls, names):
+    assert {"add", "search", "reconstruct", "merge_from"} <= names
+    for name in names:
         text = getattr(cls, name).__doc__
         assert text, name
         parameters = list(inspect.signature(getattr(cls, name)).parameters)

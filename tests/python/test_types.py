@@ -142,9 +142,15 @@ def test_the_package_s_stubs_are_complete():
         assert_takes(getattr(faiss_turboquant, name), overloads)
 
 
+def ivf():
+    return faiss.index_factory(8, "IVF4,TQ4")
+
+
 OBJECTS = {
     "Codebook": lambda: faiss.IndexTurboQuant(8).tq.codebook,
     "Description": lambda: faiss_turboquant.describe(faiss.IndexTurboQuant(8)),
+    "IndexIVF": ivf,
+    "IndexIVFTurboQuant": ivf,
     "IndexTurboQuant": lambda: faiss.IndexTurboQuant(8),
     "Rotation": lambda: faiss.IndexTurboQuant(8).tq.rotation,
     "TurboQuantizer": lambda: faiss.IndexTurboQuant(8).tq,
@@ -168,7 +174,7 @@ def test_classes_have_what_their_stubs_have(package):
             else:
                 assert_takes(getattr(type(an_object), name), overloads)
         checked += 1
-    assert checked == (5 if package == "faiss_turboquant" else 2)
+    assert checked == (6 if package == "faiss_turboquant" else 3)
 
 
 def test_names_of_faiss_s_stubs_are_faiss_s():
