@@ -315,6 +315,10 @@ std::shared_ptr<const std::vector<float>> IndexIVFTurboQuant::rotated_centres()
     return rotated;
 }
 
+void IndexIVFTurboQuant::centres_changed() {
+    cache_.clear();
+}
+
 void IndexIVFTurboQuant::train(idx_t n, const float* x) {
     cache_.clear();
     // there is nothing to train on residuals, which IndexIVF::train computes

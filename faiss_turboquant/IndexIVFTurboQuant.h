@@ -20,7 +20,7 @@ namespace faiss {
  * Codes take 8 bytes beside the bit planes, with both metrics.
  *
  * The rotated centres (nlist x d float32) are computed by the first search and
- * kept until the next train() or reset().
+ * kept until the next train(), reset() or centres_changed().
  *
  * search() and range_search() use all threads for one query as for many, and
  * queries that probe the same list share the decoding of its codes. Results do
@@ -147,6 +147,10 @@ struct IndexIVFTurboQuant : IndexIVF {
     /** Rotated centres, padded with zeros: (nlist, padded_dim). Computed when
      * first asked for. */
     std::shared_ptr<const std::vector<float>> rotated_centres() const;
+
+    /// Forget them. To be called by those who change the quantizer's
+    /// centroids, or their order, or centre_scales, other than by train().
+    void centres_changed();
 
    private:
     /// @param centre  (d,), written

@@ -32,6 +32,7 @@ from ._classes import (
     SearchParametersTurboQuant,
     TurboQuantizer,
 )
+from ._contrib import install as _install_contrib
 from ._describe import Description, describe
 from ._functions import (
     clone_index,
@@ -94,4 +95,5 @@ def available_simd_levels():
 
 
 _install()
+_install_contrib()
 _set_up_openmp()

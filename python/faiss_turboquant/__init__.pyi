@@ -150,6 +150,7 @@ class IndexTurboQuant(faiss.IndexFlatCodes):
 class IndexIVFTurboQuant(faiss.IndexIVF):
     tq: TurboQuantizer
     centre_scales: Any  # std::vector: faiss.vector_to_array
+    def centres_changed(self) -> None: ...
     def __init__(
         self,
         quantizer: faiss.Index | None = None,
