@@ -51,6 +51,15 @@ std::vector<PreparedQuery> prepare_queries(
     return queries;
 }
 
+/// FAISS's functions end the process, or write to the mapping
+void check_can_change(const IndexFlatCodes& index, const char* function) {
+    FAISS_THROW_IF_NOT_FMT(
+            index.codes.is_owned,
+            "IndexTurboQuant: %s is refused, because the codes are a view of a "
+            "mapped file or of another's memory",
+            function);
+}
+
 struct TurboQuantDistanceComputer : FlatCodesDistanceComputer {
     const TurboQuantizer& tq;
     PreparedQuery query;
@@ -145,6 +154,7 @@ void IndexTurboQuant::add(idx_t n, const float* x) {
     if (n == 0) {
         return;
     }
+    check_can_change(*this, "add");
     const size_t before = codes.size();
     codes.resize((ntotal + n) * code_size);
     try {
@@ -154,6 +164,33 @@ void IndexTurboQuant::add(idx_t n, const float* x) {
         throw;
     }
     ntotal += n;
+}
+
+void IndexTurboQuant::add_sa_codes(
+        idx_t n,
+        const uint8_t* codes,
+        const idx_t* xids) {
+    check_can_change(*this, "add_sa_codes");
+    IndexFlatCodes::add_sa_codes(n, codes, xids);
+}
+
+size_t IndexTurboQuant::remove_ids(const IDSelector& sel) {
+    check_can_change(*this, "remove_ids");
+    return IndexFlatCodes::remove_ids(sel);
+}
+
+void IndexTurboQuant::merge_from(Index& otherIndex, idx_t add_id) {
+    check_compatible_for_merge(otherIndex);
+    check_can_change(*this, "merge_from");
+    // it is emptied
+    check_can_change(
+            static_cast<const IndexFlatCodes&>(otherIndex), "merge_from");
+    IndexFlatCodes::merge_from(otherIndex, add_id);
+}
+
+void IndexTurboQuant::reset() {
+    check_can_change(*this, "reset");
+    IndexFlatCodes::reset();
 }
 
 void IndexTurboQuant::search(

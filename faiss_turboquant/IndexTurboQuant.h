@@ -49,8 +49,16 @@ struct IndexTurboQuant : IndexFlatCodes {
      * @throws FaissException if the index already holds vectors */
     void train(idx_t n, const float* x) override;
 
-    /// @param x  (n, d); on an exception the index is unchanged
+    /** @param x  (n, d); on an exception the index is unchanged
+     *  @throws FaissException if the codes are a view of a mapped file or of
+     *          another's memory (read_index), as everything that changes the
+     *          codes does */
     void add(idx_t n, const float* x) override;
+    void add_sa_codes(idx_t n, const uint8_t* codes, const idx_t* xids)
+            override;
+    size_t remove_ids(const IDSelector& sel) override;
+    void merge_from(Index& otherIndex, idx_t add_id = 0) override;
+    void reset() override;
 
     /** k nearest neighbours of each query. Results past ntotal, or past the
      * selected ids, have label -1.

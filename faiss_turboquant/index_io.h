@@ -19,19 +19,27 @@ namespace faiss_turboquant {
  *
  * Format (numbers little-endian):
  *
- *   file:   "TQix", version (1 byte), blocks
+ *   file:   "TQix", version (1 byte, 2), blocks and arrays
  *   block:  payload size (uint32, at most 2^20), payload, checksum (uint64)
+ *   array:  zeros up to the next multiple of 64 bytes from the start of the
+ *           file, then the bytes as they are in memory
  *
  * A block of size 0 ends the file. A block's checksum covers its number, size
  * and payload, and is verified before any of the payload is used. The payloads
  * together are one record, which starts with four characters that name its
  * layout: "TQfl" for IndexTurboQuant, others for the wrappers, whose records
- * hold those of their sub-indexes, and "TQfa" before a sub-index in FAISS's
- * own format.
+ * hold those of their sub-indexes. "TQfa" stands before an array that is a
+ * sub-index in FAISS's own format, "TQfv" if its codes may be mapped.
+ *
+ * A block ends where the record comes to an array, of which it has the size
+ * (uint64) and the checksums (uint64) of its pieces of 2^20 bytes, the last
+ * of what is left. The codes are an array. Reading verifies a piece before any
+ * of it is used; mapping does not.
  */
 
 /** Written to a temporary file in the same directory that is renamed at the
- * end: an existing file is replaced by a complete one or not at all.
+ * end: an existing file is replaced by a complete one or not at all. A process
+ * that is killed leaves its temporary file, <fname>.tmp.<pid>.<number>.
  * (An index without TurboQuant inside: as FAISS does it.)
  *
  * @param io_flags  0 or faiss::IO_FLAG_SKIP_STORAGE
@@ -54,8 +62,17 @@ void write_index(
  * bytes left, or, in a stream of unknown length, memory grows with what was
  * read.
  *
- * @param io_flags  passed on to FAISS; IO_FLAG_MMAP and IO_FLAG_MMAP_IFC are
- *                  refused when there is TurboQuant inside
+ * With IO_FLAG_MMAP or IO_FLAG_MMAP_IFC (either does, when there is TurboQuant
+ * inside) the file is mapped to memory and the codes of IndexTurboQuant, and of
+ * an IndexFlat or IndexScalarQuantizer that refines its results, are views of
+ * it, at any depth: they are not read before they are searched, nor are their
+ * checksums verified, and changing such an index (add, remove_ids, merge_from,
+ * reset) is refused. (IndexRefine adds to base_index first, which is refused
+ * if that holds TurboQuant.) Everything else is read and verified. The file may
+ * be replaced (write_index does), but not be changed, as long as the index or a
+ * clone of it lives.
+ *
+ * @param io_flags  passed on to FAISS
  * @return the index, of the types that were written; the caller deletes it
  * @throws faiss::FaissException for a file that is cut short, altered, of a
  *         newer format, or followed by other bytes */
@@ -64,7 +81,10 @@ faiss::Index* read_index(const char* fname, int io_flags = 0);
 /// From the current position of f; bytes behind the index are left there.
 faiss::Index* read_index(FILE* f, int io_flags = 0);
 
-/// Bytes behind the index are left in the reader.
+/** Bytes behind the index are left in the reader. The arrays of an index from
+ * a faiss::ZeroCopyIOReader are views of its memory, which has to outlive the
+ * index; otherwise as with IO_FLAG_MMAP_IFC, which takes a
+ * faiss::FileIOReader here. */
 faiss::Index* read_index(faiss::IOReader* reader, int io_flags = 0);
 
 /// what write_index would write

@@ -30,6 +30,7 @@
 #include <faiss/IndexRefine.h>
 #include <faiss/VectorTransform.h>
 #include <faiss/impl/FaissException.h>
+#include <faiss/impl/IDSelector.h>
 #include <faiss/impl/io.h>
 #include <faiss/impl/zerocopy_io.h>
 #include <faiss/index_factory.h>
@@ -133,9 +134,7 @@ void expect_equal(const Index& a, const Index& b, const std::string& what) {
     if (auto p = dynamic_cast<const faiss::IndexTurboQuant*>(&a)) {
         auto& q = dynamic_cast<const faiss::IndexTurboQuant&>(b);
         EXPECT_EQ(p->code_size, q.code_size);
-        ASSERT_EQ(p->codes.size(), q.codes.size());
-        EXPECT_TRUE(
-                std::equal(p->codes.begin(), p->codes.end(), q.codes.begin()));
+        EXPECT_TRUE(p->codes == q.codes);
         EXPECT_EQ(p->tq.code_size, q.tq.code_size);
         EXPECT_EQ(p->tq.nbits, q.tq.nbits);
         EXPECT_EQ(p->tq.rotation.type, q.tq.rotation.type);
@@ -260,6 +259,229 @@ const std::vector<std::string> descriptions = {
         "PCA8,IDMap2,TQ2",
 };
 
+/** The format as index_io.h describes it, written a second time: the record
+ * with its arrays in their places, and back, with checksums that fit. */
+struct Plain {
+    struct Array {
+        size_t at;   ///< of its size in bytes, which its bytes follow
+        size_t size; ///< in bytes
+    };
+    Bytes bytes;
+    std::vector<Array> arrays;
+};
+
+constexpr size_t piece_bytes = size_t(1) << 20;
+
+uint64_t mix(uint64_t state, uint64_t word) {
+    state ^= word;
+    state *= 0x9e3779b97f4a7c15ULL;
+    return state ^ (state >> 32);
+}
+
+uint64_t checksum_of(uint64_t number, const uint8_t* bytes, size_t size) {
+    uint64_t checksum = mix(mix(0, number), size);
+    for (size_t i = 0; i < size; i += 8) {
+        uint64_t word = 0;
+        for (size_t j = i; j < std::min(i + 8, size); j++) {
+            word |= uint64_t(bytes[j]) << 8 * (j - i);
+        }
+        checksum = mix(checksum, word);
+    }
+    return checksum;
+}
+
+uint64_t uint64_at(const Bytes& bytes, size_t at) {
+    uint64_t value;
+    memcpy(&value, &bytes[at], sizeof(value));
+    return value;
+}
+
+template <class T>
+void append(Bytes& bytes, T value) {
+    const auto raw = reinterpret_cast<const uint8_t*>(&value);
+    bytes.insert(bytes.end(), raw, raw + sizeof(value));
+}
+
+/// the size of a block at this place, or -1 if there is none
+int64_t block_size_at(const Bytes& file, size_t at, uint64_t number) {
+    uint32_t size;
+    if (at + 12 > file.size()) {
+        return -1;
+    }
+    memcpy(&size, &file[at], 4);
+    const bool is_block = size <= piece_bytes &&
+            at + 12 + size <= file.size() &&
+            uint64_at(file, at + 4 + size) ==
+                    checksum_of(number, &file[at + 4], size);
+    return is_block ? int64_t(size) : -1;
+}
+
+std::vector<uint64_t> piece_checksums(const uint8_t* bytes, size_t size) {
+    std::vector<uint64_t> checksums;
+    for (size_t i = 0; i < size; i += piece_bytes) {
+        checksums.push_back(checksum_of(
+                checksums.size(), bytes + i, std::min(piece_bytes, size - i)));
+    }
+    return checksums;
+}
+
+/** Takes the size and checksums of an array off the end of the record: they
+ * are those that fit the bytes at `begin`. */
+size_t take_array_size(Bytes& record, const Bytes& file, size_t begin) {
+    for (size_t pieces = 0; 8 * (pieces + 1) <= record.size(); pieces++) {
+        const size_t at = record.size() - 8 * (pieces + 1);
+        const uint64_t size = uint64_at(record, at);
+        if (size > file.size() - begin ||
+            (size + piece_bytes - 1) / piece_bytes != pieces) {
+            continue;
+        }
+        const auto checksums = piece_checksums(file.data() + begin, size);
+        if (!memcmp(&record[at] + 8, checksums.data(), 8 * pieces)) {
+            record.resize(at);
+            return size;
+        }
+    }
+    ADD_FAILURE() << "no array at " << begin;
+    return file.size() - begin;
+}
+
+Plain plain_of(const Bytes& file) {
+    Plain plain;
+    for (size_t at = 5, number = 0;;) {
+        const int64_t size = block_size_at(file, at, number);
+        if (size >= 0) {
+            const auto payload = file.begin() + at + 4;
+            plain.bytes.insert(plain.bytes.end(), payload, payload + size);
+            at += 4 + size + 8;
+            number++;
+            if (size == 0) {
+                EXPECT_EQ(at, file.size());
+                return plain;
+            }
+        } else {
+            at = (at + 63) / 64 * 64;
+            const size_t n_bytes = take_array_size(plain.bytes, file, at);
+            plain.arrays.push_back({plain.bytes.size(), n_bytes});
+            append<uint64_t>(plain.bytes, n_bytes);
+            plain.bytes.insert(
+                    plain.bytes.end(),
+                    file.begin() + at,
+                    file.begin() + at + n_bytes);
+            at += n_bytes;
+        }
+    }
+}
+
+/// plain.bytes may be damaged, and shorter than it was
+Bytes file_of(const Plain& plain) {
+    Bytes file = {'T', 'Q', 'i', 'x', 2};
+    Bytes payload;
+    uint64_t number = 0;
+    auto write_block = [&](const uint8_t* bytes, size_t size) {
+        append<uint32_t>(file, size);
+        file.insert(file.end(), bytes, bytes + size);
+        append(file, checksum_of(number++, bytes, size));
+    };
+    auto write_blocks = [&] {
+        for (size_t i = 0; i < payload.size(); i += piece_bytes) {
+            write_block(&payload[i], std::min(piece_bytes, payload.size() - i));
+        }
+        payload.clear();
+    };
+    auto take = [&](size_t from, size_t to) {
+        to = std::min(to, plain.bytes.size());
+        if (from < to) {
+            payload.insert(
+                    payload.end(), &plain.bytes[from], &plain.bytes[0] + to);
+        }
+    };
+    size_t at = 0;
+    for (const Plain::Array& array : plain.arrays) {
+        const size_t begin = array.at + 8;
+        take(at, begin);
+        at = begin + array.size;
+        if (begin <= plain.bytes.size()) {
+            const uint8_t* bytes = plain.bytes.data() + begin;
+            const size_t size =
+                    std::min(array.size, plain.bytes.size() - begin);
+            for (uint64_t checksum : piece_checksums(bytes, size)) {
+                append(payload, checksum);
+            }
+            write_blocks();
+            file.resize((file.size() + 63) / 64 * 64);
+            file.insert(file.end(), bytes, bytes + size);
+        }
+    }
+    take(at, plain.bytes.size());
+    write_blocks();
+    write_block(nullptr, 0);
+    return file;
+}
+
+/// flips, overwrites, cuts or extends
+void damage(Bytes& bytes, std::mt19937& random) {
+    const int kind = random() % 8;
+    if (kind == 0) {
+        bytes.resize(random() % bytes.size());
+        return;
+    }
+    if (kind == 1) {
+        const size_t at = random() % bytes.size();
+        const size_t end = std::min(bytes.size(), at + 1 + random() % 16);
+        bytes.erase(bytes.begin() + at, bytes.begin() + end);
+        return;
+    }
+    if (kind == 2) {
+        // a number, such as a size, that is far too large
+        const size_t at = random() % bytes.size();
+        for (size_t i = at; i < std::min(bytes.size(), at + 8); i++) {
+            bytes[i] = random() % 2 ? 0xff : 0x7f;
+        }
+        return;
+    }
+    const int count = kind == 3 ? 1 + random() % 8 : 1;
+    for (int i = 0; i < count; i++) {
+        bytes[random() % bytes.size()] ^= 1 << random() % 8;
+    }
+}
+
+/// of the process, the largest so far
+size_t peak_memory_bytes() {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return size_t(usage.ru_maxrss) * 1024;
+}
+
+void search_damaged(const Index& index) {
+    try {
+        Results results(index, 1);
+    } catch (const faiss::FaissException&) {
+        // for instance that the queries are not finite after a transform
+    }
+}
+
+/** Reads damaged bytes, which have to make an index that can be searched or a
+ * FaissException. Returns whether they make an index. */
+bool survives(const Bytes& bytes, const std::string& what) {
+    IndexPtr index;
+    try {
+        index.reset(faiss_turboquant::deserialize_index(bytes));
+    } catch (const faiss::FaissException&) {
+        return false;
+    } catch (const std::exception& e) {
+        ADD_FAILURE() << what << ": " << e.what();
+        return false;
+    }
+    search_damaged(*index);
+    return true;
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool measures_memory = false; // freed memory is kept for a while
+#else
+constexpr bool measures_memory = true;
+#endif
+
 /***********************************************************************
  * Round trips
  ***********************************************************************/
@@ -345,17 +567,22 @@ TEST(IndexIO, FieldsOfTheQuantizer) {
     }
 }
 
-TEST(IndexIO, ManyBlocks) {
-    // several blocks, of which the last is full, short, or missing
+TEST(IndexIO, ManyBlocksAndPieces) {
+    // several blocks and pieces, of which the last is full, short, or missing
     for (int bytes_more : {0, 1, 100000}) {
-        faiss::IndexTurboQuant index(8, 4);
+        auto flat = new faiss::IndexTurboQuant(8, 4);
+        faiss::IndexIDMap2 index(flat);
+        index.own_fields = true;
         const size_t count =
-                ((size_t(3) << 20) + bytes_more) / index.code_size + 1;
-        index.ntotal = count;
-        index.codes.resize(count * index.code_size);
+                ((size_t(3) << 20) + bytes_more) / flat->code_size + 1;
         std::mt19937 random(5);
-        for (size_t i = 0; i < index.codes.size(); i++) {
-            index.codes.data()[i] = random();
+        flat->ntotal = index.ntotal = count;
+        flat->codes.resize(count * flat->code_size);
+        for (size_t i = 0; i < flat->codes.size(); i++) {
+            flat->codes[i] = random();
+        }
+        for (size_t i = 0; i < count; i++) {
+            index.id_map.push_back(random());
         }
         const Bytes bytes = faiss_turboquant::serialize_index(&index);
         const IndexPtr back(faiss_turboquant::deserialize_index(bytes));
@@ -363,6 +590,12 @@ TEST(IndexIO, ManyBlocks) {
         StreamReader stream(bytes);
         const IndexPtr streamed(faiss_turboquant::read_index(&stream));
         expect_equal(index, *streamed, "");
+        EXPECT_EQ(file_of(plain_of(bytes)), bytes);
+        for (size_t at = 1 << 19; at < bytes.size(); at += 1 << 20) {
+            Bytes altered = bytes;
+            altered[at] ^= 1;
+            EXPECT_FALSE(survives(altered, ""));
+        }
     }
 }
 
@@ -505,29 +738,207 @@ TEST(IndexIO, FlagsOfTurboQuant) {
             bytes, faiss::IO_FLAG_READ_ONLY));
     expect_equal(*index, *back, "");
 
-    const Directory directory;
-    const std::string path = directory("index.tq");
-    faiss_turboquant::write_index(index.get(), path.c_str());
-    for (auto [flags, name] :
-         {std::pair(faiss::IO_FLAG_MMAP_IFC, "IO_FLAG_MMAP_IFC"),
-          std::pair(faiss::IO_FLAG_MMAP, "IO_FLAG_MMAP")}) {
-        const int io_flags = flags;
-        EXPECT_CONTAINS(
-                message_of([&] {
-                    faiss_turboquant::read_index(path.c_str(), io_flags);
-                }),
-                name);
-        FILE* f = fopen(path.c_str(), "rb");
-        EXPECT_CONTAINS(
-                message_of([&] { faiss_turboquant::read_index(f, io_flags); }),
-                name);
-        fclose(f);
+    // only files are mapped
+    for (int io_flags : {faiss::IO_FLAG_MMAP_IFC, faiss::IO_FLAG_MMAP}) {
         EXPECT_CONTAINS(
                 message_of([&] {
                     faiss_turboquant::deserialize_index(bytes, io_flags);
                 }),
-                name);
+                "IO_FLAG_MMAP");
+        int ends[2];
+        ASSERT_EQ(pipe(ends), 0);
+        FILE* in = fdopen(ends[1], "wb");
+        faiss_turboquant::write_index(index.get(), in);
+        fclose(in);
+        FILE* out = fdopen(ends[0], "rb");
+        EXPECT_CONTAINS(
+                message_of(
+                        [&] { faiss_turboquant::read_index(out, io_flags); }),
+                "IO_FLAG_MMAP");
+        fclose(out);
     }
+}
+
+/***********************************************************************
+ * Mapped files and views of memory
+ ***********************************************************************/
+
+/// of the codes of the flat indexes inside: how many are views
+int count_views(const Index& index) {
+    auto flat = dynamic_cast<const faiss::IndexFlatCodes*>(&index);
+    int count = flat && !flat->codes.is_owned;
+    for (const Index* sub : faiss_turboquant::sub_indexes(&index)) {
+        count += count_views(*sub);
+    }
+    return count;
+}
+
+struct Viewed {
+    const char* description;
+    int n_views;
+};
+
+constexpr Viewed viewed[] = {
+        {"TQ4", 1},
+        {"TQ2t", 1},
+        {"IDMap2,TQ4", 1},
+        {"PCA8,TQ4", 1},
+        {"TQ2,RFlat", 2},
+        {"TQ1,Refine(TQ4)", 2},
+        {"TQ1,Refine(SQ8)", 2},
+        {"SQ8,Refine(TQ4)", 1},
+        {"IDMap2,L2norm,PCA8,TQ1,RFlat", 2},
+        {"IVF2,Flat,Refine(TQ4)", 1},
+        {"HNSW8,Refine(TQ4)", 1},
+};
+
+TEST(IndexIO, MappedFiles) {
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    for (auto [description, n_views] : viewed) {
+        const IndexPtr index = make_index(description);
+        const Results results(*index);
+        faiss_turboquant::write_index(index.get(), path.c_str());
+        const Bytes bytes = read_file(path);
+        for (int io_flags :
+             {faiss::IO_FLAG_MMAP_IFC,
+              faiss::IO_FLAG_MMAP,
+              faiss::IO_FLAG_MMAP_IFC | faiss::IO_FLAG_MMAP}) {
+            auto check = [&](const IndexPtr& mapped) {
+                expect_equal(*index, *mapped, description);
+                EXPECT_EQ(count_views(*mapped), n_views) << description;
+                // the file is replaced, or goes away: the mapping stays
+                unlink(path.c_str());
+                EXPECT_EQ(Results(*mapped), results) << description;
+                faiss_turboquant::write_index(mapped.get(), path.c_str());
+                EXPECT_EQ(read_file(path), bytes) << description;
+            };
+            check(IndexPtr(
+                    faiss_turboquant::read_index(path.c_str(), io_flags)));
+            FILE* f = fopen(path.c_str(), "rb");
+            IndexPtr mapped(faiss_turboquant::read_index(f, io_flags));
+            EXPECT_EQ(fgetc(f), EOF); // it stands behind the index
+            fclose(f);
+            check(mapped);
+            faiss::FileIOReader reader(path.c_str());
+            check(IndexPtr(faiss_turboquant::read_index(&reader, io_flags)));
+        }
+    }
+}
+
+void expect_aligned_codes(const Index& index) {
+    if (auto flat = dynamic_cast<const faiss::IndexTurboQuant*>(&index)) {
+        EXPECT_EQ(reinterpret_cast<uintptr_t>(flat->codes.data()) % 64, 0u);
+    }
+    for (const Index* sub : faiss_turboquant::sub_indexes(&index)) {
+        expect_aligned_codes(*sub);
+    }
+}
+
+TEST(IndexIO, ArraysAreAlignedInFiles) {
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    for (const char* s : {"TQ3", "PCA8,TQ1,Refine(TQ4)"}) {
+        const IndexPtr index = make_index(s);
+        faiss_turboquant::write_index(index.get(), path.c_str());
+        const IndexPtr mapped(faiss_turboquant::read_index(
+                path.c_str(), faiss::IO_FLAG_MMAP_IFC));
+        expect_aligned_codes(*mapped);
+    }
+}
+
+TEST(IndexIO, SeveralMappedIndexesInOneFile) {
+    const IndexPtr a = make_index("PCA8,TQ4"), b = make_index("TQ2,RFlat");
+    FILE* f = tmpfile();
+    fputs("something else", f);
+    faiss_turboquant::write_index(a.get(), f);
+    faiss_turboquant::write_index(b.get(), f);
+    fseek(f, strlen("something else"), SEEK_SET);
+    const IndexPtr a_back(
+            faiss_turboquant::read_index(f, faiss::IO_FLAG_MMAP_IFC));
+    const IndexPtr b_back(
+            faiss_turboquant::read_index(f, faiss::IO_FLAG_MMAP_IFC));
+    fclose(f);
+    expect_equal(*a, *a_back, "");
+    expect_equal(*b, *b_back, "");
+    EXPECT_EQ(Results(*a_back), Results(*a));
+    EXPECT_EQ(Results(*b_back), Results(*b));
+}
+
+TEST(IndexIO, ViewsOfMemory) {
+    for (auto [description, n_views] : viewed) {
+        const IndexPtr index = make_index(description);
+        const Bytes bytes = faiss_turboquant::serialize_index(index.get());
+        faiss::ZeroCopyIOReader reader(bytes.data(), bytes.size());
+        const IndexPtr back(faiss_turboquant::read_index(&reader));
+        EXPECT_EQ(reader.rp_, bytes.size());
+        expect_equal(*index, *back, description);
+        EXPECT_EQ(count_views(*back), n_views) << description;
+        EXPECT_EQ(Results(*back), Results(*index));
+    }
+}
+
+TEST(IndexIO, MappedIndexesDoNotChange) {
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    const auto x = random_vectors(n, 1);
+    const faiss::IDSelectorRange all(0, 10000);
+    for (const char* s : {"TQ4", "PCA8,TQ2t", "IDMap2,TQ1", "TQ1,RFlat"}) {
+        const IndexPtr index = make_index(s);
+        const Results results(*index);
+        faiss_turboquant::write_index(index.get(), path.c_str());
+        const IndexPtr mapped(faiss_turboquant::read_index(
+                path.c_str(), faiss::IO_FLAG_MMAP_IFC));
+        const std::vector<faiss::idx_t> ids(n, 7);
+        auto expect_refused = [&](const std::function<void()>& change) {
+            EXPECT_CONTAINS(message_of(change), "mapped file");
+            EXPECT_EQ(Results(*mapped), results) << s;
+            EXPECT_EQ(mapped->ntotal, n);
+        };
+        expect_refused([&] {
+            has_ids(s) ? mapped->add_with_ids(n, x.data(), ids.data())
+                       : mapped->add(n, x.data());
+        });
+        expect_refused([&] { mapped->reset(); });
+        if (!strstr(s, "RFlat")) {
+            expect_refused([&] { mapped->remove_ids(all); });
+            expect_refused([&] { mapped->merge_from(*index, 0); });
+            expect_refused([&] { index->merge_from(*mapped, 0); });
+        }
+        if (!strcmp(s, "TQ4")) {
+            const Bytes codes(index->sa_code_size());
+            expect_refused(
+                    [&] { mapped->add_sa_codes(1, codes.data(), nullptr); });
+        }
+    }
+}
+
+/// what is not in an array is verified all the same
+TEST(IndexIO, DamagedMappedFiles) {
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    const IndexPtr index = make_index("IDMap2,TQ1");
+    const Bytes bytes = faiss_turboquant::serialize_index(index.get());
+    auto read = [&](const Bytes& damaged) {
+        write_file(path, damaged);
+        return message_of([&] {
+            const IndexPtr mapped(faiss_turboquant::read_index(
+                    path.c_str(), faiss::IO_FLAG_MMAP_IFC));
+            search_damaged(*mapped);
+        });
+    };
+    EXPECT_EQ(read(bytes), "");
+    for (size_t size = 0; size < bytes.size(); size++) {
+        EXPECT_CONTAINS(
+                read(Bytes(bytes.begin(), bytes.begin() + size)), "cut short");
+    }
+    size_t unnoticed = 0;
+    for (size_t byte = 0; byte < bytes.size(); byte++) {
+        Bytes damaged = bytes;
+        damaged[byte] ^= 16;
+        unnoticed += read(damaged).empty();
+    }
+    EXPECT_EQ(unnoticed, n * index->sa_code_size());
 }
 
 /***********************************************************************
@@ -684,9 +1095,13 @@ TEST(IndexIO, Messages) {
     EXPECT_CONTAINS(read(), path + "\" is cut short");
 
     Bytes altered = bytes;
-    altered[bytes.size() / 2] ^= 1;
+    altered[100] ^= 1;
     write_file(path, altered);
     EXPECT_CONTAINS(read(), path + "\" is altered: block 0");
+    altered = bytes;
+    altered[bytes.size() - 100] ^= 1;
+    write_file(path, altered);
+    EXPECT_CONTAINS(read(), path + "\" is altered: codes does not have");
 
     Bytes newer = bytes;
     newer[4] = 9;
@@ -714,70 +1129,6 @@ TEST(IndexIO, Messages) {
             faiss_turboquant::deserialize_index(nullptr, 10),
             faiss::FaissException);
 }
-
-/// flips, overwrites, cuts or extends
-void damage(Bytes& bytes, std::mt19937& random) {
-    const int kind = random() % 8;
-    if (kind == 0) {
-        bytes.resize(random() % bytes.size());
-        return;
-    }
-    if (kind == 1) {
-        const size_t at = random() % bytes.size();
-        const size_t end = std::min(bytes.size(), at + 1 + random() % 16);
-        bytes.erase(bytes.begin() + at, bytes.begin() + end);
-        return;
-    }
-    if (kind == 2) {
-        // a number, such as a size, that is far too large
-        const size_t at = random() % bytes.size();
-        for (size_t i = at; i < std::min(bytes.size(), at + 8); i++) {
-            bytes[i] = random() % 2 ? 0xff : 0x7f;
-        }
-        return;
-    }
-    const int count = kind == 3 ? 1 + random() % 8 : 1;
-    for (int i = 0; i < count; i++) {
-        bytes[random() % bytes.size()] ^= 1 << random() % 8;
-    }
-}
-
-/// of the process, the largest so far
-size_t peak_memory_bytes() {
-    rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return size_t(usage.ru_maxrss) * 1024;
-}
-
-void search_damaged(const Index& index) {
-    try {
-        Results results(index, 1);
-    } catch (const faiss::FaissException&) {
-        // for instance that the queries are not finite after a transform
-    }
-}
-
-/** Reads damaged bytes, which have to make an index that can be searched or a
- * FaissException. Returns whether they make an index. */
-bool survives(const Bytes& bytes, const std::string& what) {
-    IndexPtr index;
-    try {
-        index.reset(faiss_turboquant::deserialize_index(bytes));
-    } catch (const faiss::FaissException&) {
-        return false;
-    } catch (const std::exception& e) {
-        ADD_FAILURE() << what << ": " << e.what();
-        return false;
-    }
-    search_damaged(*index);
-    return true;
-}
-
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool measures_memory = false; // freed memory is kept for a while
-#else
-constexpr bool measures_memory = true;
-#endif
 
 TEST(IndexIO, RandomDamage) {
     const size_t before = peak_memory_bytes();
@@ -820,67 +1171,11 @@ TEST(IndexIO, EveryTruncationAndEveryBit) {
     }
 }
 
-/** The format as index_io.h describes it, written a second time: the records
- * without blocks and back, with checksums that fit. */
-constexpr size_t block_bytes = size_t(1) << 20;
-
-Bytes payload_of(const Bytes& file) {
-    Bytes payload;
-    for (size_t at = 5;;) {
-        uint32_t size;
-        memcpy(&size, &file[at], 4);
-        payload.insert(
-                payload.end(),
-                file.begin() + at + 4,
-                file.begin() + at + 4 + size);
-        at += 4 + size + 8;
-        if (size == 0) {
-            EXPECT_EQ(at, file.size());
-            return payload;
-        }
-    }
-}
-
-uint64_t mix(uint64_t state, uint64_t word) {
-    state ^= word;
-    state *= 0x9e3779b97f4a7c15ULL;
-    return state ^ (state >> 32);
-}
-
-Bytes file_of(const Bytes& payload) {
-    Bytes file = {'T', 'Q', 'i', 'x', 1};
-    auto append = [&](auto value) {
-        uint8_t raw[sizeof(value)];
-        memcpy(raw, &value, sizeof(value));
-        file.insert(file.end(), raw, raw + sizeof(value));
-    };
-    size_t at = 0;
-    for (uint64_t number = 0;; number++) {
-        const size_t size = std::min(block_bytes, payload.size() - at);
-        append(static_cast<uint32_t>(size));
-        file.insert(
-                file.end(), payload.begin() + at, payload.begin() + at + size);
-        uint64_t checksum = mix(mix(0, number), size);
-        for (size_t i = 0; i < size; i += 8) {
-            uint64_t word = 0;
-            for (size_t j = i; j < std::min(i + 8, size); j++) {
-                word |= uint64_t(payload[at + j]) << 8 * (j - i);
-            }
-            checksum = mix(checksum, word);
-        }
-        append(checksum);
-        at += size;
-        if (size == 0) {
-            return file;
-        }
-    }
-}
-
 TEST(IndexIO, BlocksAreAsDescribed) {
-    for (const char* s : {"TQ4", "IDMap,PCA8,TQ4"}) {
+    for (const char* s : {"TQ4", "IDMap,PCA8,TQ4", "TQ1,RFlat"}) {
         const IndexPtr index = make_index(s);
         const Bytes bytes = faiss_turboquant::serialize_index(index.get());
-        EXPECT_EQ(file_of(payload_of(bytes)), bytes);
+        EXPECT_EQ(file_of(plain_of(bytes)), bytes);
     }
 }
 
@@ -903,11 +1198,11 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
           "TQ1,Refine(TQ4)",
           "IDMap,RR,TQ1,Refine(TQ2)"}) {
         const IndexPtr index = make_index(s);
-        const Bytes payload =
-                payload_of(faiss_turboquant::serialize_index(index.get()));
+        const Plain plain =
+                plain_of(faiss_turboquant::serialize_index(index.get()));
         for (int i = 0; i < 500; i++) {
-            Bytes damaged = payload;
-            damage(damaged, random);
+            Plain damaged = plain;
+            damage(damaged.bytes, random);
 #if defined(__SANITIZE_ADDRESS__)
             // FAISS's reader of ITQTransform leaks when a part of it is of
             // another type
@@ -934,15 +1229,16 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
 TEST(IndexIO, ExtremeFields) {
     for (const char* s : {"TQ4", "IDMap2,TQ1", "PCA8,TQ2", "TQ1,Refine(TQ2)"}) {
         const IndexPtr index = make_index(s);
-        const Bytes payload =
-                payload_of(faiss_turboquant::serialize_index(index.get()));
-        for (size_t at = 0; at < std::min<size_t>(payload.size(), 150); at++) {
+        const Plain plain =
+                plain_of(faiss_turboquant::serialize_index(index.get()));
+        const size_t size_of_plain = plain.bytes.size();
+        for (size_t at = 0; at < std::min<size_t>(size_of_plain, 150); at++) {
             for (int size : {1, 4, 8}) {
                 for (uint8_t value : {0x00, 0x7f, 0xff}) {
-                    Bytes damaged = payload;
-                    for (size_t i = at; i < std::min(payload.size(), at + size);
+                    Plain damaged = plain;
+                    for (size_t i = at; i < std::min(size_of_plain, at + size);
                          i++) {
-                        damaged[i] = value;
+                        damaged.bytes[i] = value;
                     }
                     survives(file_of(damaged), s);
                 }
@@ -953,44 +1249,56 @@ TEST(IndexIO, ExtremeFields) {
 
 TEST(IndexIO, SizesBeyondTheFile) {
     const IndexPtr index = make_index("TQ4");
-    Bytes payload = payload_of(faiss_turboquant::serialize_index(index.get()));
-    // after the tag and d
-    const uint64_t ntotal = uint64_t(1) << 40;
-    memcpy(&payload[8], &ntotal, 8);
-    const Bytes file = file_of(payload);
+    Plain plain = plain_of(faiss_turboquant::serialize_index(index.get()));
     const size_t before = peak_memory_bytes();
-    EXPECT_CONTAINS(
-            message_of_reading(file), "cut short: it ends within codes");
-    // also when the length of the stream is not known
-    StreamReader stream(file);
-    EXPECT_CONTAINS(
-            message_of([&] { faiss_turboquant::read_index(&stream); }),
-            "\"stream.tq\" is cut short: it ends within codes");
+    auto read_stream = [&] {
+        const Bytes file = file_of(plain);
+        StreamReader stream(file);
+        return message_of([&] { faiss_turboquant::read_index(&stream); });
+    };
+    // of the codes: their count, after the tag and d, or the array's size
+    const uint64_t ntotal = uint64_t(1) << 40;
+    for (size_t at : {size_t(8), plain.arrays[0].at}) {
+        memcpy(&plain.bytes[at], &ntotal, 8);
+        EXPECT_CONTAINS(
+                message_of_reading(file_of(plain)),
+                "cut short: it ends within codes");
+        if (at == 8) {
+            EXPECT_CONTAINS(
+                    read_stream(),
+                    "\"stream.tq\" is altered: the size of codes is 1280");
+        }
+    }
+    // what comes where more checksums should be is no block
+    EXPECT_CONTAINS(read_stream(), "\"stream.tq\" is altered: block 1");
     EXPECT_LT(peak_memory_bytes() - before, size_t(32) << 20);
 }
 
 TEST(IndexIO, DeepNesting) {
     // one IndexIDMap in another, a million times
     const IndexPtr index = make_index("IDMap,TQ1");
-    const Bytes payload =
-            payload_of(faiss_turboquant::serialize_index(index.get()));
+    const Bytes bytes =
+            plain_of(faiss_turboquant::serialize_index(index.get())).bytes;
     const size_t record = 4 + 4 + 8 + 1 + 1;
-    Bytes nested;
+    Plain nested;
     for (int i = 0; i < 1000000; i++) {
-        nested.insert(nested.end(), payload.begin(), payload.begin() + record);
+        nested.bytes.insert(
+                nested.bytes.end(), bytes.begin(), bytes.begin() + record);
     }
     EXPECT_CONTAINS(message_of_reading(file_of(nested)), "nested");
 }
 
 TEST(IndexIO, UnknownRecords) {
     const IndexPtr index = make_index("TQ4");
-    Bytes payload = payload_of(faiss_turboquant::serialize_index(index.get()));
-    payload[2] = 'z';
-    payload[3] = '9';
-    EXPECT_CONTAINS(message_of_reading(file_of(payload)), "\"TQz9\"");
-    payload = payload_of(faiss_turboquant::serialize_index(index.get()));
-    payload.push_back(0);
-    EXPECT_CONTAINS(message_of_reading(file_of(payload)), "behind the last");
+    const Plain plain =
+            plain_of(faiss_turboquant::serialize_index(index.get()));
+    Plain unknown = plain;
+    unknown.bytes[2] = 'z';
+    unknown.bytes[3] = '9';
+    EXPECT_CONTAINS(message_of_reading(file_of(unknown)), "\"TQz9\"");
+    Plain longer = plain;
+    longer.bytes.push_back(0);
+    EXPECT_CONTAINS(message_of_reading(file_of(longer)), "behind the last");
 }
 
 } // namespace

@@ -84,7 +84,8 @@ def read_index(source, io_flags=0):
     ----------
     source : str, os.PathLike, faiss.IOReader or FILE*
     io_flags : int
-        as in FAISS, for example `faiss.IO_FLAG_MMAP_IFC`
+        as in FAISS; `faiss.IO_FLAG_MMAP_IFC` and `faiss.IO_FLAG_MMAP` map the
+        file and leave the codes there. Such an index cannot be changed.
 
     Returns
     -------

@@ -226,6 +226,50 @@ def test_faiss_s_io_flags_arrive(tmp_path):
     assert isinstance(invlists, faiss.OnDiskInvertedLists)
 
 
+@shapes
+@pytest.mark.parametrize("flag", [faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP])
+def test_mapped_files(shape, flag, metric, tmp_path):
+    index = build(shape, metric)
+    faiss.write_index(index, str(tmp_path / "index"))
+    result = faiss.read_index(str(tmp_path / "index"), flag)
+    assert type(result) is type(index)
+    codes = find_turboquant(result).codes
+    assert not codes.is_owned
+    assert np.array_equal(
+        faiss.vector_to_array(codes),
+        faiss.vector_to_array(find_turboquant(index).codes),
+    )
+    xq = gaussian(10, D, 2)
+    for copy_of_it in (result, faiss.clone_index(result)):
+        for a, b in zip(copy_of_it.search(xq, 5), index.search(xq, 5)):
+            assert np.array_equal(a, b)
+    faiss.write_index(result, str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "index").read_bytes()
+    with pytest.raises(RuntimeError, match="mapped"):
+        if "IDMap" in shape:
+            result.add_with_ids(xq, np.arange(10))
+        else:
+            result.add(xq)
+
+
+def test_a_mapped_index_keeps_its_file(tmp_path):
+    """Also one of which only a part is left."""
+    index = build("TQ2,RFlat", faiss.METRIC_L2)
+    faiss.write_index(index, str(tmp_path / "index"))
+    result = faiss.read_index(
+        str(tmp_path / "index"), faiss.IO_FLAG_MMAP_IFC
+    )
+    flat = faiss.clone_index(result.refine_index)
+    (tmp_path / "index").unlink()
+    del result
+    assert not flat.codes.is_owned
+    xq = gaussian(10, D, 2)
+    for a, b in zip(
+        flat.search(xq, 5), index.refine_index.search(xq, 5)
+    ):
+        assert np.array_equal(a, b)
+
+
 def test_several_indexes_in_one_stream():
     first, second = make_index(8, n=3), make_index(16, n=4)
     writer = faiss.VectorIOWriter()

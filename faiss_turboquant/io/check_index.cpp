@@ -1,0 +1,179 @@
+#include <faiss_turboquant/io/check_index.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include <faiss/IndexFlat.h>
+#include <faiss/VectorTransform.h>
+#include <faiss/impl/FaissAssert.h>
+
+#include <faiss_turboquant/index_tree.h>
+
+namespace faiss_turboquant {
+
+namespace {
+
+using faiss::Index;
+
+[[noreturn]] void throw_inconsistent(
+        const Index& index,
+        const std::string& what) {
+    FAISS_THROW_MSG(type_name(&index) + " is inconsistent: " + what);
+}
+
+template <class A, class B>
+void check_equal(
+        const Index& index,
+        const char* a_name,
+        A a,
+        const char* b_name,
+        B b) {
+    if (!(a == static_cast<A>(b))) {
+        throw_inconsistent(
+                index,
+                std::string(a_name) + " is " + std::to_string(a) + ", " +
+                        b_name + " is " + std::to_string(b));
+    }
+}
+
+void check_sub_index(const Index& index, const Index* sub, const char* name) {
+    if (!sub) {
+        throw_inconsistent(index, std::string(name) + " is null");
+    }
+    const std::string prefix = std::string(name) + "->";
+    check_equal(
+            index,
+            "ntotal",
+            index.ntotal,
+            (prefix + "ntotal").c_str(),
+            sub->ntotal);
+    check_equal(
+            index,
+            "metric_type",
+            static_cast<int>(index.metric_type),
+            (prefix + "metric_type").c_str(),
+            static_cast<int>(sub->metric_type));
+    if (index.is_trained && !sub->is_trained) {
+        throw_inconsistent(
+                index, std::string("it is trained, ") + name + " is not");
+    }
+}
+
+void check_sub_index_and_d(
+        const Index& index,
+        const Index* sub,
+        const char* name) {
+    check_sub_index(index, sub, name);
+    check_equal(
+            index, "d", index.d, (std::string(name) + "->d").c_str(), sub->d);
+}
+
+bool linear_has_expected_sizes(const faiss::LinearTransform& linear) {
+    if (linear.A.empty() && !linear.is_trained) {
+        return true;
+    }
+    return linear.A.size() == size_t(linear.d_in) * linear.d_out &&
+            (!linear.have_bias || linear.b.size() == size_t(linear.d_out));
+}
+
+} // namespace
+
+void check(const faiss::IndexFlatCodes& flat) {
+    check_equal(
+            flat,
+            "codes.size()",
+            flat.codes.size(),
+            "ntotal * code_size",
+            flat.ntotal * flat.code_size);
+}
+
+void check(const faiss::IndexTurboQuant& index) {
+    const TurboQuantizer& tq = index.tq;
+    check_equal(index, "d", index.d, "tq.d", tq.d);
+    check_equal(
+            index,
+            "metric_type",
+            static_cast<int>(index.metric_type),
+            "tq.metric_type",
+            static_cast<int>(tq.metric_type));
+    check_equal(
+            index, "code_size", index.code_size, "tq.code_size", tq.code_size);
+    check(static_cast<const faiss::IndexFlatCodes&>(index));
+}
+
+void check(const faiss::IndexIDMap& map) {
+    check_sub_index_and_d(map, map.index, "index");
+    check_equal(map, "ntotal", map.ntotal, "id_map.size()", map.id_map.size());
+}
+
+bool has_expected_sizes(const faiss::VectorTransform& vt) {
+    using namespace faiss;
+    if (vt.d_in < 1 || vt.d_out < 1) {
+        return false;
+    }
+    if (auto linear = dynamic_cast<const LinearTransform*>(&vt)) {
+        return linear_has_expected_sizes(*linear);
+    }
+    if (auto remap = dynamic_cast<const RemapDimensionsTransform*>(&vt)) {
+        return remap->map.size() == size_t(vt.d_out) &&
+                std::all_of(
+                        remap->map.begin(), remap->map.end(), [&](int from) {
+                            return from >= -1 && from < vt.d_in;
+                        });
+    }
+    if (dynamic_cast<const NormalizationTransform*>(&vt)) {
+        return vt.d_in == vt.d_out;
+    }
+    if (auto centre = dynamic_cast<const CenteringTransform*>(&vt)) {
+        return vt.d_in == vt.d_out &&
+                (!vt.is_trained || centre->mean.size() == size_t(vt.d_in));
+    }
+    if (auto itq = dynamic_cast<const ITQTransform*>(&vt)) {
+        return !vt.is_trained ||
+                (itq->mean.size() == size_t(vt.d_in) &&
+                 itq->pca_then_itq.d_in == vt.d_in &&
+                 itq->pca_then_itq.d_out == vt.d_out &&
+                 itq->pca_then_itq.is_trained &&
+                 linear_has_expected_sizes(itq->pca_then_itq));
+    }
+    return false;
+}
+
+void check(const faiss::IndexPreTransform& pre) {
+    int d = pre.d;
+    bool is_trained = true;
+    for (size_t i = 0; i < pre.chain.size(); i++) {
+        const faiss::VectorTransform& vt = *pre.chain[i];
+        const std::string name = "chain[" + std::to_string(i) + "]";
+        check_equal(pre, (name + "->d_in").c_str(), vt.d_in, "its input", d);
+        if (!has_expected_sizes(vt)) {
+            throw_inconsistent(pre, name + " has arrays of a wrong size");
+        }
+        d = vt.d_out;
+        is_trained = is_trained && vt.is_trained;
+    }
+    if (pre.is_trained && !is_trained) {
+        throw_inconsistent(pre, "it is trained, its chain is not");
+    }
+    check_sub_index(pre, pre.index, "index");
+    check_equal(pre, "index->d", pre.index->d, "its input", d);
+}
+
+void check(const faiss::IndexRefine& refine) {
+    check_sub_index_and_d(refine, refine.base_index, "base_index");
+    check_sub_index_and_d(refine, refine.refine_index, "refine_index");
+    if (dynamic_cast<const faiss::IndexRefineFlat*>(&refine) &&
+        !dynamic_cast<const faiss::IndexFlat*>(refine.refine_index)) {
+        throw_inconsistent(refine, "refine_index is not an IndexFlat");
+    }
+    if (!std::isfinite(refine.k_factor)) {
+        throw_inconsistent(refine, "k_factor is not finite");
+    }
+}
+
+void check(const faiss::IndexRowwiseMinMaxBase& minmax) {
+    check_sub_index_and_d(minmax, minmax.index, "index");
+}
+
+} // namespace faiss_turboquant

@@ -1,0 +1,325 @@
+#include <faiss_turboquant/io/records.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include <faiss/IndexFlat.h>
+#include <faiss/IndexIDMap.h>
+#include <faiss/IndexPreTransform.h>
+#include <faiss/IndexRefine.h>
+#include <faiss/IndexRowwiseMinMax.h>
+#include <faiss/IndexScalarQuantizer.h>
+#include <faiss/VectorTransform.h>
+#include <faiss/impl/FaissAssert.h>
+#include <faiss/impl/zerocopy_io.h>
+#include <faiss/index_io.h>
+
+#include <faiss_turboquant/index_tree.h>
+#include <faiss_turboquant/io/check_index.h>
+#include <faiss_turboquant/io/fields.h>
+#include <faiss_turboquant/io/turboquant_records.h>
+
+namespace faiss_turboquant {
+
+// write_X and read_X mirror one another. A new index type needs a pair, a line
+// in write_record and one in read_record.
+
+namespace {
+
+using faiss::fourcc;
+using faiss::Index;
+
+/// deeper than any sensible index, shallow enough for any stack
+constexpr int max_depth = 32;
+
+/** Whether FAISS's reader makes a view of the codes, and of nothing else, from
+ * memory. */
+bool has_viewable_codes(const Index* index) {
+    return dynamic_cast<const faiss::IndexFlat*>(index) ||
+            dynamic_cast<const faiss::IndexScalarQuantizer*>(index);
+}
+
+/// FAISS would map inverted lists, but only of a file of its own
+int without_mapping(int io_flags) {
+    const bool map_lists =
+            (io_flags & faiss::IO_FLAG_MMAP) == faiss::IO_FLAG_MMAP;
+    return io_flags & ~faiss::IO_FLAG_MMAP_IFC &
+            ~(map_lists ? faiss::IO_FLAG_MMAP : 0);
+}
+
+constexpr char faiss_part[] = "an index of FAISS's";
+
+void write_by_faiss(BlockWriter& f, const Index* index, int io_flags) {
+    f.write_array([&](faiss::IOWriter& out) {
+        faiss::write_index(index, &out, io_flags);
+    });
+}
+
+/// @param is_viewable  whether its codes may be a view
+std::unique_ptr<Index> read_by_faiss(
+        BlockReader& f,
+        int io_flags,
+        bool is_viewable) {
+    io_flags = without_mapping(io_flags);
+    ArrayReader array = f.open_array(faiss_part);
+    const uint8_t* view = is_viewable ? array.view(1) : nullptr;
+    std::unique_ptr<Index> index;
+    if (view) {
+        faiss::ZeroCopyIOReader reader(view, array.size());
+        index.reset(faiss::read_index(&reader, io_flags));
+    } else {
+        index.reset(faiss::read_index(&array, io_flags));
+        array.finish();
+    }
+    if (is_viewable) {
+        if (!has_viewable_codes(index.get())) {
+            throw_altered(
+                    f.name, std::string(faiss_part) + " is of another type");
+        }
+        auto& flat = dynamic_cast<faiss::IndexFlatCodes&>(*index);
+        check(flat);
+        if (view && f.mapped()) {
+            flat.codes.owner = f.mapped()->mapping;
+        }
+    }
+    return index;
+}
+
+void write_id_map(BlockWriter& f, const faiss::IndexIDMap& map, int io_flags) {
+    write_header(f, map);
+    write_record(f, map.index, io_flags);
+    write_items(f, map.id_map);
+}
+
+std::unique_ptr<Index> read_id_map(
+        BlockReader& f,
+        std::unique_ptr<faiss::IndexIDMap> map,
+        int io_flags,
+        int depth) {
+    map->own_fields = true;
+    read_header(f, *map);
+    map->index = read_record(f, io_flags, depth).release();
+    read_items(f, map->id_map, map->ntotal, "id_map");
+    check(*map);
+    if (auto map2 = dynamic_cast<faiss::IndexIDMap2*>(map.get())) {
+        map2->construct_rev_map();
+    }
+    return map;
+}
+
+/** For FAISS's reader of transforms, which allocates what the file says and
+ * leaks it when it throws: puts zeros in place of what is missing or makes no
+ * sense, and remembers that it did. In the records of transforms a single
+ * 8-byte number is the length of an array of 4-byte elements, and a single
+ * byte is a bool. */
+struct TransformReader : MemoryReader {
+    using MemoryReader::MemoryReader;
+    bool is_valid = true;
+
+    size_t operator()(void* ptr, size_t item, size_t nitems) override {
+        const size_t n = MemoryReader::operator()(ptr, item, nitems);
+        bool is_good = n == nitems;
+        if (is_good && item == 8 && n == 1) {
+            uint64_t length;
+            memcpy(&length, ptr, sizeof(length));
+            is_good = length <= left() / 4;
+        } else if (is_good && item == 1 && n == 1) {
+            is_good = *static_cast<uint8_t*>(ptr) <= 1;
+        }
+        if (!is_good) {
+            memset(ptr, 0, item * nitems);
+            is_valid = false;
+        }
+        return nitems;
+    }
+};
+
+void write_pre_transform(
+        BlockWriter& f,
+        const faiss::IndexPreTransform& pre,
+        int io_flags) {
+    write_header(f, pre);
+    write_value<uint32_t>(f, pre.chain.size());
+    for (const faiss::VectorTransform* vt : pre.chain) {
+        faiss::VectorIOWriter bytes;
+        faiss::write_VectorTransform(vt, &bytes);
+        write_vector(f, bytes.data);
+    }
+    write_record(f, pre.index, io_flags);
+}
+
+std::unique_ptr<faiss::VectorTransform> read_transform(BlockReader& f) {
+    std::vector<uint8_t> bytes;
+    read_vector(f, bytes, "a vector transform");
+    TransformReader reader(bytes.data(), bytes.size());
+    reader.name = f.name;
+    std::unique_ptr<faiss::VectorTransform> vt(
+            faiss::read_VectorTransform(&reader));
+    if (!reader.is_valid || reader.left() != 0) {
+        throw_altered(f.name, "a vector transform does not fit its size");
+    }
+    // FAISS determines this before it knows the dimensions
+    auto linear = dynamic_cast<faiss::LinearTransform*>(vt.get());
+    if (linear && !linear->A.empty() && has_expected_sizes(*linear)) {
+        linear->set_is_orthonormal();
+    }
+    return vt;
+}
+
+std::unique_ptr<Index> read_pre_transform(
+        BlockReader& f,
+        int io_flags,
+        int depth) {
+    auto pre = std::make_unique<faiss::IndexPreTransform>();
+    pre->own_fields = true;
+    read_header(f, *pre);
+    // the chain grows with what was read: no size to check
+    const auto n = read_value<uint32_t>(f, "number of vector transforms");
+    for (uint32_t i = 0; i < n; i++) {
+        auto vt = read_transform(f);
+        pre->chain.push_back(vt.get());
+        vt.release();
+    }
+    pre->index = read_record(f, io_flags, depth).release();
+    check(*pre);
+    return pre;
+}
+
+void write_refine(
+        BlockWriter& f,
+        const faiss::IndexRefine& refine,
+        int io_flags) {
+    write_header(f, refine);
+    write_value<float>(f, refine.k_factor);
+    write_record(f, refine.base_index, io_flags);
+    // FAISS ends the process when a view is to change: only where a TurboQuant
+    // index refuses that first
+    if (has_viewable_codes(refine.refine_index) &&
+        contains_turboquant(refine.base_index)) {
+        write_value<uint32_t>(f, fourcc("TQfv"));
+        write_by_faiss(f, refine.refine_index, io_flags);
+    } else {
+        write_record(f, refine.refine_index, io_flags);
+    }
+}
+
+std::unique_ptr<Index> read_refine(
+        BlockReader& f,
+        std::unique_ptr<faiss::IndexRefine> refine,
+        int io_flags,
+        int depth) {
+    refine->own_fields = refine->own_refine_index = true;
+    read_header(f, *refine);
+    refine->k_factor = read_value<float>(f, "k_factor");
+    refine->base_index = read_record(f, io_flags, depth).release();
+    refine->refine_index = read_record(f, io_flags, depth).release();
+    check(*refine);
+    return refine;
+}
+
+void write_min_max(
+        BlockWriter& f,
+        const faiss::IndexRowwiseMinMaxBase& minmax,
+        int io_flags) {
+    write_header(f, minmax);
+    write_record(f, minmax.index, io_flags);
+}
+
+std::unique_ptr<Index> read_min_max(
+        BlockReader& f,
+        std::unique_ptr<faiss::IndexRowwiseMinMaxBase> minmax,
+        int io_flags,
+        int depth) {
+    minmax->own_fields = true;
+    read_header(f, *minmax);
+    minmax->index = read_record(f, io_flags, depth).release();
+    check(*minmax);
+    return minmax;
+}
+
+} // namespace
+
+void write_record(BlockWriter& f, const Index* index, int io_flags) {
+    using namespace faiss;
+    auto tag = [&](const char* name) {
+        write_value<uint32_t>(f, fourcc(name));
+    };
+    if (!contains_turboquant(index)) {
+        tag("TQfa");
+        write_by_faiss(f, index, io_flags);
+    } else if (auto flat = dynamic_cast<const IndexTurboQuant*>(index)) {
+        check(*flat);
+        tag("TQfl");
+        write_flat(f, *flat);
+    } else if (auto map = dynamic_cast<const IndexIDMap*>(index)) {
+        check(*map);
+        tag(dynamic_cast<const IndexIDMap2*>(index) ? "TQM2" : "TQMp");
+        write_id_map(f, *map, io_flags);
+    } else if (auto pre = dynamic_cast<const IndexPreTransform*>(index)) {
+        check(*pre);
+        tag("TQPT");
+        write_pre_transform(f, *pre, io_flags);
+    } else if (auto refine = dynamic_cast<const IndexRefine*>(index)) {
+        check(*refine);
+        tag(dynamic_cast<const IndexRefineFlat*>(index)               ? "TQRF"
+                    : dynamic_cast<const IndexRefinePanorama*>(index) ? "TQRP"
+                                                                      : "TQRe");
+        write_refine(f, *refine, io_flags);
+    } else if (
+            auto minmax = dynamic_cast<const IndexRowwiseMinMaxBase*>(index)) {
+        check(*minmax);
+        tag(dynamic_cast<const IndexRowwiseMinMaxFP16*>(index) ? "TQMh"
+                                                               : "TQMf");
+        write_min_max(f, *minmax, io_flags);
+    } else {
+        FAISS_THROW_MSG(
+                "write_index: TurboQuant inside " + type_name(index) +
+                " cannot be written");
+    }
+}
+
+std::unique_ptr<Index> read_record(BlockReader& f, int io_flags, int depth) {
+    using namespace faiss;
+    if (++depth > max_depth) {
+        throw_altered(
+                f.name,
+                "indexes are nested more than " + std::to_string(max_depth) +
+                        " deep");
+    }
+    const auto tag = read_value<uint32_t>(f, "the name of a record");
+    auto is = [&](const char* name) { return tag == fourcc(name); };
+    if (is("TQfa")) {
+        return read_by_faiss(f, io_flags, false);
+    } else if (is("TQfv")) {
+        return read_by_faiss(f, io_flags, true);
+    } else if (is("TQfl")) {
+        return read_flat(f);
+    } else if (is("TQMp")) {
+        return read_id_map(f, std::make_unique<IndexIDMap>(), io_flags, depth);
+    } else if (is("TQM2")) {
+        return read_id_map(f, std::make_unique<IndexIDMap2>(), io_flags, depth);
+    } else if (is("TQPT")) {
+        return read_pre_transform(f, io_flags, depth);
+    } else if (is("TQRe")) {
+        return read_refine(f, std::make_unique<IndexRefine>(), io_flags, depth);
+    } else if (is("TQRF")) {
+        return read_refine(
+                f, std::make_unique<IndexRefineFlat>(), io_flags, depth);
+    } else if (is("TQRP")) {
+        return read_refine(
+                f, std::make_unique<IndexRefinePanorama>(), io_flags, depth);
+    } else if (is("TQMf")) {
+        return read_min_max(
+                f, std::make_unique<IndexRowwiseMinMax>(), io_flags, depth);
+    } else if (is("TQMh")) {
+        return read_min_max(
+                f, std::make_unique<IndexRowwiseMinMaxFP16>(), io_flags, depth);
+    }
+    FAISS_THROW_MSG(
+            "read_index: " + quoted(f.name) + " has a record \"" +
+            fourcc_inv_printable(tag) +
+            "\", which is not known to this version of faiss_turboquant");
+}
+
+} // namespace faiss_turboquant

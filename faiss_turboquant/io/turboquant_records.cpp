@@ -1,0 +1,86 @@
+#include <faiss_turboquant/io/turboquant_records.h>
+
+#include <faiss_turboquant/io/check_index.h>
+#include <faiss_turboquant/io/fields.h>
+
+namespace faiss_turboquant {
+
+void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
+    write_value<uint8_t>(f, tq.nbits);
+    write_value<uint8_t>(f, static_cast<uint8_t>(tq.rotation.type));
+    write_value<uint64_t>(f, tq.rotation.seed);
+    write_value<float>(f, tq.codebook.step);
+    write_value<uint8_t>(f, tq.codebook.positions.size());
+    write_items(f, tq.codebook.positions);
+    const Trellis& trellis = tq.codebook.trellis;
+    write_value<uint8_t>(f, trellis.memory);
+    if (trellis.memory > 0) {
+        write_bytes(f, trellis.taps, sizeof(trellis.taps));
+        write_value<uint8_t>(f, trellis.sign_mask);
+        write_value<float>(f, tq.codebook.trellis_error);
+    }
+    write_value<uint8_t>(f, tq.has_centre());
+    write_items(f, tq.centre);
+    write_value<uint64_t>(f, tq.code_size);
+}
+
+void read_quantizer(
+        BoundedReader& f,
+        const faiss::Index& index,
+        TurboQuantizer& tq) {
+    if (size_t(index.d) > TurboQuantizer::max_dim) {
+        throw_bad_value(f, "d", std::to_string(index.d));
+    }
+    tq.d = index.d;
+    tq.metric_type = index.metric_type;
+    tq.nbits = read_within<uint8_t>(f, "nbits", 1, 4);
+    const auto rotation_type = static_cast<RotationType>(
+            read_within<uint8_t>(f, "rotation type", 0, 1));
+    const auto seed = read_value<uint64_t>(f, "seed");
+    tq.rotation = Rotation(rotation_type, tq.d, seed);
+    tq.codebook.step = read_value<float>(f, "codebook step");
+    // set_derived_values checks that the codebook fits together
+    const auto npositions =
+            read_within<uint8_t>(f, "codebook size", 1, Trellis::n_indices);
+    read_items(f, tq.codebook.positions, npositions, "codebook positions");
+    Trellis& trellis = tq.codebook.trellis;
+    trellis.memory =
+            read_within<uint8_t>(f, "trellis memory", 0, Trellis::max_memory);
+    if (trellis.memory > 0) {
+        for (uint16_t& taps : trellis.taps) {
+            taps = read_value<uint16_t>(f, "trellis taps");
+        }
+        trellis.sign_mask = read_value<uint8_t>(f, "trellis sign mask");
+        tq.codebook.trellis_error = read_value<float>(f, "trellis error");
+    }
+    tq.centre.clear();
+    if (read_bool(f, "has_centre")) {
+        read_items(f, tq.centre, tq.d, "centre");
+    }
+    tq.set_derived_values();
+    read_within<uint64_t>(f, "code_size", tq.code_size, tq.code_size);
+}
+
+void write_flat(BlockWriter& f, const faiss::IndexTurboQuant& index) {
+    write_header(f, index);
+    write_quantizer(f, index.tq);
+    write_array(f, index.codes);
+}
+
+std::unique_ptr<faiss::IndexTurboQuant> read_flat(BlockReader& f) {
+    auto index = std::make_unique<faiss::IndexTurboQuant>();
+    read_header(f, *index);
+    if (!index->is_trained) {
+        throw_bad_value(f, "is_trained", "false");
+    }
+    read_quantizer(f, *index, index->tq);
+    index->code_size = index->tq.code_size;
+    if (uint64_t(index->ntotal) > f.left() / index->code_size) {
+        throw_cut_short(f.name, "codes");
+    }
+    read_array(f, index->codes, index->ntotal * index->code_size, "codes");
+    check(*index);
+    return index;
+}
+
+} // namespace faiss_turboquant

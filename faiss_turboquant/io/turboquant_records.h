@@ -1,0 +1,23 @@
+#pragma once
+
+#include <memory>
+
+#include <faiss_turboquant/IndexTurboQuant.h>
+#include <faiss_turboquant/io/blocks.h>
+
+namespace faiss_turboquant {
+
+/// the fields of the quantizer that are not derived from others
+void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq);
+
+/** @param index  of which d and metric_type are the quantizer's
+ *  @throws faiss::FaissException as read_index does */
+void read_quantizer(
+        BoundedReader& f,
+        const faiss::Index& index,
+        TurboQuantizer& tq);
+
+void write_flat(BlockWriter& f, const faiss::IndexTurboQuant& index);
+std::unique_ptr<faiss::IndexTurboQuant> read_flat(BlockReader& f);
+
+} // namespace faiss_turboquant
