@@ -44,6 +44,9 @@ std::unique_ptr<Index> read_blocks(faiss::IOReader& f, int io_flags) {
     BlockReader blocks(f);
     auto index = read_record(blocks, io_flags);
     blocks.finish();
+    if (!index) {
+        throw_altered(f.name, "there is no index");
+    }
     return index;
 }
 

@@ -13,9 +13,10 @@ namespace faiss_turboquant {
 
 /** FAISS's index I/O, for TurboQuant indexes as well, alone or at any depth
  * inside IndexIDMap, IndexIDMap2, IndexPreTransform, IndexRefine,
- * IndexRefineFlat, IndexRefinePanorama, IndexRowwiseMinMax and
- * IndexRowwiseMinMaxFP16. An index without TurboQuant inside is written and
- * read by FAISS, byte for byte the same.
+ * IndexRefineFlat, IndexRefinePanorama, IndexRowwiseMinMax,
+ * IndexRowwiseMinMaxFP16, and as the storage of IndexHNSW and IndexNSG. An
+ * index without TurboQuant inside is written and read by FAISS, byte for byte
+ * the same.
  *
  * Format (numbers little-endian):
  *
@@ -33,8 +34,8 @@ namespace faiss_turboquant {
  *
  * A block ends where the record comes to an array, of which it has the size
  * (uint64) and the checksums (uint64) of its pieces of 2^20 bytes, the last
- * of what is left. The codes are an array. Reading verifies a piece before any
- * of it is used; mapping does not.
+ * of what is left. The codes are an array, and a graph's neighbours. Reading
+ * verifies a piece before any of it is used; mapping does not.
  */
 
 /** Written to a temporary file in the same directory that is renamed at the
@@ -63,14 +64,16 @@ void write_index(
  * read.
  *
  * With IO_FLAG_MMAP or IO_FLAG_MMAP_IFC (either does, when there is TurboQuant
- * inside) the file is mapped to memory and the codes of IndexTurboQuant, and of
- * an IndexFlat or IndexScalarQuantizer that refines its results, are views of
- * it, at any depth: they are not read before they are searched, nor are their
- * checksums verified, and changing such an index (add, remove_ids, merge_from,
- * reset) is refused. (IndexRefine adds to base_index first, which is refused
- * if that holds TurboQuant.) Everything else is read and verified. The file may
- * be replaced (write_index does), but not be changed, as long as the index or a
- * clone of it lives.
+ * inside) the file is mapped to memory, and the following are views of it, at
+ * any depth: the codes of IndexTurboQuant, those of an IndexFlat or
+ * IndexScalarQuantizer that refines its results, and the neighbours of
+ * IndexHNSW. Their checksums are not verified, and codes are not read before
+ * they are searched. Changing such an index (add, remove_ids, merge_from,
+ * reset) is refused, with two exceptions in FAISS's code: IndexRefine adds to
+ * base_index first, which is refused if that holds TurboQuant; reset() of
+ * IndexHNSW ends the process. Everything else is read and verified. The file
+ * may be replaced (write_index does), but not be changed, as long as the index
+ * or a clone of it lives.
  *
  * @param io_flags  passed on to FAISS
  * @return the index, of the types that were written; the caller deletes it

@@ -24,8 +24,10 @@
 #endif
 
 #include <faiss/IndexFlat.h>
+#include <faiss/IndexHNSW.h>
 #include <faiss/IndexIDMap.h>
 #include <faiss/IndexIVFFlat.h>
+#include <faiss/IndexNSG.h>
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/VectorTransform.h>
@@ -77,11 +79,33 @@ void train_quickly(faiss::IndexPreTransform& pre) {
     opq.is_trained = pre.is_trained = true;
 }
 
+/// "HNSW8,TQ4", "NSG8,TQ4" and what index_factory takes
+IndexPtr empty_index(
+        const std::string& s,
+        faiss::MetricType metric = METRIC_L2) {
+    const bool is_hnsw = s == "HNSW8,TQ4", is_nsg = s == "NSG8,TQ4";
+    if (!is_hnsw && !is_nsg) {
+        return IndexPtr(faiss_turboquant::index_factory(d, s.c_str(), metric));
+    }
+    auto set_fields = [](auto* graph) {
+        graph->own_fields = graph->is_trained = true;
+        return IndexPtr(graph);
+    };
+    auto storage = new faiss::IndexTurboQuant(d, 4, metric);
+    if (is_hnsw) {
+        return set_fields(new faiss::IndexHNSW(storage, 8));
+    }
+    auto nsg = new faiss::IndexNSG(storage, 8);
+    nsg->build_type = 0; // the other needs more vectors
+    nsg->GK = 20;
+    return set_fields(nsg);
+}
+
 /// trained and with n vectors
 IndexPtr make_index(
         const std::string& s,
         faiss::MetricType metric = METRIC_L2) {
-    IndexPtr index(faiss_turboquant::index_factory(d, s.c_str(), metric));
+    IndexPtr index = empty_index(s, metric);
     const auto x = random_vectors(n, 1);
     if (s.find("OPQ") == 0) {
         train_quickly(dynamic_cast<faiss::IndexPreTransform&>(*index));
@@ -119,6 +143,49 @@ std::string type_name(const Index& index) {
             : faiss_turboquant::type_name(&index);
 }
 
+void expect_equal(const faiss::IndexHNSW& a, const faiss::IndexHNSW& b) {
+    EXPECT_EQ(a.init_level0, b.init_level0);
+    EXPECT_EQ(a.keep_max_size_level0, b.keep_max_size_level0);
+    EXPECT_EQ(a.own_fields, b.own_fields);
+    const faiss::HNSW &p = a.hnsw, &q = b.hnsw;
+    EXPECT_EQ(p.assign_probas, q.assign_probas);
+    EXPECT_EQ(p.cum_nneighbor_per_level, q.cum_nneighbor_per_level);
+    EXPECT_EQ(p.levels, q.levels);
+    EXPECT_EQ(p.offsets, q.offsets);
+    EXPECT_TRUE(p.neighbors == q.neighbors);
+    EXPECT_EQ(p.entry_point, q.entry_point);
+    EXPECT_EQ(p.max_level, q.max_level);
+    EXPECT_EQ(p.efConstruction, q.efConstruction);
+    EXPECT_EQ(p.efSearch, q.efSearch);
+    EXPECT_EQ(p.check_relative_distance, q.check_relative_distance);
+    EXPECT_EQ(p.search_bounded_queue, q.search_bounded_queue);
+}
+
+void expect_equal(const faiss::IndexNSG& a, const faiss::IndexNSG& b) {
+    EXPECT_EQ(a.own_fields, b.own_fields);
+    EXPECT_EQ(a.is_built, b.is_built);
+    EXPECT_EQ(a.GK, b.GK);
+    EXPECT_EQ(a.build_type, b.build_type);
+    EXPECT_EQ(a.nndescent_S, b.nndescent_S);
+    EXPECT_EQ(a.nndescent_R, b.nndescent_R);
+    EXPECT_EQ(a.nndescent_L, b.nndescent_L);
+    EXPECT_EQ(a.nndescent_iter, b.nndescent_iter);
+    const faiss::NSG &p = a.nsg, &q = b.nsg;
+    EXPECT_EQ(p.ntotal, q.ntotal);
+    EXPECT_EQ(p.R, q.R);
+    EXPECT_EQ(p.L, q.L);
+    EXPECT_EQ(p.C, q.C);
+    EXPECT_EQ(p.search_L, q.search_L);
+    ASSERT_EQ(p.is_built, q.is_built);
+    if (p.is_built) {
+        EXPECT_EQ(p.enterpoint, q.enterpoint);
+        EXPECT_TRUE(std::equal(
+                p.final_graph->data,
+                p.final_graph->data + p.ntotal * p.R,
+                q.final_graph->data));
+    }
+}
+
 void expect_equal(const Index& a, const Index& b, const std::string& what) {
     EXPECT_EQ(type_name(a), type_name(b)) << what;
     EXPECT_EQ(a.d, b.d) << what;
@@ -150,6 +217,12 @@ void expect_equal(const Index& a, const Index& b, const std::string& what) {
         EXPECT_EQ(
                 p->k_factor,
                 dynamic_cast<const faiss::IndexRefine&>(b).k_factor);
+    }
+    if (auto p = dynamic_cast<const faiss::IndexHNSW*>(&a)) {
+        expect_equal(*p, dynamic_cast<const faiss::IndexHNSW&>(b));
+    }
+    if (auto p = dynamic_cast<const faiss::IndexNSG*>(&a)) {
+        expect_equal(*p, dynamic_cast<const faiss::IndexNSG&>(b));
     }
 }
 
@@ -257,6 +330,8 @@ const std::vector<std::string> descriptions = {
         "HNSW8,Refine(TQ4)",
         "IDMap2,L2norm,PCA8,TQ1,Refine(IDMap,L2norm,TQ4)",
         "PCA8,IDMap2,TQ2",
+        "HNSW8,TQ4",
+        "NSG8,TQ4",
 };
 
 /** The format as index_io.h describes it, written a second time: the record
@@ -453,6 +528,11 @@ size_t peak_memory_bytes() {
 }
 
 void search_damaged(const Index& index) {
+    // FAISS looks for search_L different vectors until it has found them
+    auto nsg = dynamic_cast<const faiss::IndexNSG*>(&index);
+    if (nsg && nsg->nsg.search_L > nsg->ntotal) {
+        return;
+    }
     try {
         Results results(index, 1);
     } catch (const faiss::FaissException&) {
@@ -526,7 +606,7 @@ TEST(IndexIO, RoundTrips) {
 
 TEST(IndexIO, EmptyAndUntrained) {
     for (const std::string& s : descriptions) {
-        const IndexPtr index(faiss_turboquant::index_factory(d, s.c_str()));
+        const IndexPtr index = empty_index(s);
         const Bytes bytes = faiss_turboquant::serialize_index(index.get());
         const IndexPtr back(faiss_turboquant::deserialize_index(bytes));
         expect_equal(*index, *back, s);
@@ -596,6 +676,56 @@ TEST(IndexIO, ManyBlocksAndPieces) {
             altered[at] ^= 1;
             EXPECT_FALSE(survives(altered, ""));
         }
+    }
+}
+
+TEST(IndexIO, FieldsOfGraphs) {
+    IndexPtr index = make_index("HNSW8,TQ4");
+    auto& hnsw = dynamic_cast<faiss::IndexHNSW&>(*index);
+    hnsw.init_level0 = false;
+    hnsw.keep_max_size_level0 = true;
+    hnsw.hnsw.efConstruction = 17;
+    hnsw.hnsw.efSearch = 19;
+    hnsw.hnsw.check_relative_distance = false;
+    hnsw.hnsw.search_bounded_queue = false;
+    IndexPtr back(faiss_turboquant::deserialize_index(
+            faiss_turboquant::serialize_index(index.get())));
+    expect_equal(*index, *back, "HNSW");
+
+    index = make_index("NSG8,TQ4");
+    auto& nsg = dynamic_cast<faiss::IndexNSG&>(*index);
+    nsg.GK = 9;
+    nsg.build_type = 1;
+    nsg.nndescent_S = 2;
+    nsg.nndescent_R = 3;
+    nsg.nndescent_L = 4;
+    nsg.nndescent_iter = 5;
+    nsg.nsg.L = 6;
+    nsg.nsg.C = 7;
+    nsg.nsg.search_L = 18;
+    back.reset(faiss_turboquant::deserialize_index(
+            faiss_turboquant::serialize_index(index.get())));
+    expect_equal(*index, *back, "NSG");
+}
+
+TEST(IndexIO, GraphsWithoutStorage) {
+    for (const char* s : {"HNSW8,TQ4", "NSG8,TQ4"}) {
+        const IndexPtr index = make_index(s);
+        const Results results(*index);
+        const Bytes bytes = faiss_turboquant::serialize_index(
+                index.get(), faiss::IO_FLAG_SKIP_STORAGE);
+        EXPECT_LT(
+                bytes.size() + n * d / 2,
+                faiss_turboquant::serialize_index(index.get()).size());
+        const IndexPtr back(faiss_turboquant::deserialize_index(bytes));
+        EXPECT_TRUE(faiss_turboquant::sub_indexes(back.get()).empty());
+        if (auto hnsw = dynamic_cast<faiss::IndexHNSW*>(back.get())) {
+            hnsw->storage = dynamic_cast<faiss::IndexHNSW&>(*index).storage;
+        } else {
+            dynamic_cast<faiss::IndexNSG&>(*back).storage =
+                    dynamic_cast<faiss::IndexNSG&>(*index).storage;
+        }
+        EXPECT_EQ(Results(*back), results) << s;
     }
 }
 
@@ -790,6 +920,8 @@ constexpr Viewed viewed[] = {
         {"IDMap2,L2norm,PCA8,TQ1,RFlat", 2},
         {"IVF2,Flat,Refine(TQ4)", 1},
         {"HNSW8,Refine(TQ4)", 1},
+        {"HNSW8,TQ4", 1},
+        {"NSG8,TQ4", 1},
 };
 
 TEST(IndexIO, MappedFiles) {
@@ -883,7 +1015,8 @@ TEST(IndexIO, MappedIndexesDoNotChange) {
     const std::string path = directory("index.tq");
     const auto x = random_vectors(n, 1);
     const faiss::IDSelectorRange all(0, 10000);
-    for (const char* s : {"TQ4", "PCA8,TQ2t", "IDMap2,TQ1", "TQ1,RFlat"}) {
+    for (const char* s :
+         {"TQ4", "PCA8,TQ2t", "IDMap2,TQ1", "TQ1,RFlat", "HNSW8,TQ4"}) {
         const IndexPtr index = make_index(s);
         const Results results(*index);
         faiss_turboquant::write_index(index.get(), path.c_str());
@@ -899,6 +1032,9 @@ TEST(IndexIO, MappedIndexesDoNotChange) {
             has_ids(s) ? mapped->add_with_ids(n, x.data(), ids.data())
                        : mapped->add(n, x.data());
         });
+        if (strcmp(s, "HNSW8,TQ4") == 0) {
+            continue;
+        }
         expect_refused([&] { mapped->reset(); });
         if (!strstr(s, "RFlat")) {
             expect_refused([&] { mapped->remove_ids(all); });
@@ -1142,7 +1278,9 @@ TEST(IndexIO, RandomDamage) {
           "PCA8,TQ4",
           "L2norm,TQ2",
           "TQ1,Refine(TQ4)",
-          "IDMap,RR,TQ1,Refine(TQ2)"}) {
+          "IDMap,RR,TQ1,Refine(TQ2)",
+          "HNSW8,TQ4",
+          "NSG8,TQ4"}) {
         const IndexPtr index = make_index(s);
         const Bytes bytes = faiss_turboquant::serialize_index(index.get());
         for (int i = 0; i < 1500; i++) {
@@ -1196,7 +1334,9 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
           "Pad20,TQ4",
           "L2norm,TQ2",
           "TQ1,Refine(TQ4)",
-          "IDMap,RR,TQ1,Refine(TQ2)"}) {
+          "IDMap,RR,TQ1,Refine(TQ2)",
+          "HNSW8,TQ4",
+          "NSG8,TQ4"}) {
         const IndexPtr index = make_index(s);
         const Plain plain =
                 plain_of(faiss_turboquant::serialize_index(index.get()));
@@ -1227,12 +1367,18 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
 
 /// the bytes of each record's fields, one after another, set to the extremes
 TEST(IndexIO, ExtremeFields) {
-    for (const char* s : {"TQ4", "IDMap2,TQ1", "PCA8,TQ2", "TQ1,Refine(TQ2)"}) {
+    for (const char* s :
+         {"TQ4",
+          "IDMap2,TQ1",
+          "PCA8,TQ2",
+          "TQ1,Refine(TQ2)",
+          "HNSW8,TQ4",
+          "NSG8,TQ4"}) {
         const IndexPtr index = make_index(s);
         const Plain plain =
                 plain_of(faiss_turboquant::serialize_index(index.get()));
         const size_t size_of_plain = plain.bytes.size();
-        for (size_t at = 0; at < std::min<size_t>(size_of_plain, 150); at++) {
+        for (size_t at = 0; at < std::min<size_t>(size_of_plain, 300); at++) {
             for (int size : {1, 4, 8}) {
                 for (uint8_t value : {0x00, 0x7f, 0xff}) {
                     Plain damaged = plain;

@@ -14,6 +14,7 @@ namespace faiss_turboquant {
 
 namespace {
 
+using faiss::idx_t;
 using faiss::Index;
 
 [[noreturn]] void throw_inconsistent(
@@ -75,6 +76,97 @@ bool linear_has_expected_sizes(const faiss::LinearTransform& linear) {
     }
     return linear.A.size() == size_t(linear.d_in) * linear.d_out &&
             (!linear.have_bias || linear.b.size() == size_t(linear.d_out));
+}
+
+/// a search takes memory for as many candidates
+void check_search_width(const Index& index, const char* name, int width) {
+    if (width < 1 || width > max_search_width) {
+        throw_inconsistent(
+                index, std::string(name) + " is " + std::to_string(width));
+    }
+}
+
+/// of a vertex at a level: neighbors are there, at that level too
+void check_hnsw_neighbors(
+        const faiss::IndexHNSW& index,
+        size_t vertex,
+        int level) {
+    const faiss::HNSW& hnsw = index.hnsw;
+    size_t begin, end;
+    hnsw.neighbor_range(vertex, level, &begin, &end);
+    for (size_t i = begin; i < end; i++) {
+        const int32_t to = hnsw.neighbors[i];
+        const bool is_valid = to == -1 ||
+                (to >= 0 && to < index.ntotal && hnsw.levels[to] > level);
+        if (!is_valid) {
+            throw_inconsistent(
+                    index,
+                    "vertex " + std::to_string(vertex) + " has neighbor " +
+                            std::to_string(to) + " at level " +
+                            std::to_string(level));
+        }
+    }
+}
+
+void check_hnsw_levels(const faiss::IndexHNSW& index) {
+    const faiss::HNSW& hnsw = index.hnsw;
+    const std::vector<int>& ends = hnsw.cum_nneighbor_per_level;
+    check_equal(
+            index,
+            "cum_nneighbor_per_level.size()",
+            ends.size(),
+            "assign_probas.size() + 1",
+            hnsw.assign_probas.size() + 1);
+    if (ends[0] != 0 || !std::is_sorted(ends.begin(), ends.end())) {
+        throw_inconsistent(index, "cum_nneighbor_per_level is not ascending");
+    }
+    check_equal(
+            index, "ntotal", index.ntotal, "levels.size()", hnsw.levels.size());
+    check_equal(
+            index,
+            "ntotal + 1",
+            index.ntotal + 1,
+            "offsets.size()",
+            hnsw.offsets.size());
+    check_equal(index, "offsets[0]", hnsw.offsets[0], "the first", 0);
+    for (idx_t i = 0; i < index.ntotal; i++) {
+        const int level = hnsw.levels[i];
+        if (level < 1 || size_t(level) >= ends.size()) {
+            throw_inconsistent(
+                    index,
+                    "vertex " + std::to_string(i) + " has " +
+                            std::to_string(level) + " levels");
+        }
+        check_equal(
+                index,
+                "an offset",
+                hnsw.offsets[i + 1],
+                "the end of the neighbors before",
+                hnsw.offsets[i] + ends[level]);
+    }
+    check_equal(
+            index,
+            "neighbors.size()",
+            hnsw.neighbors.size(),
+            "the last offset",
+            hnsw.offsets.back());
+}
+
+void check_nsg_graph(const faiss::IndexNSG& index) {
+    const faiss::NSG& nsg = index.nsg;
+    check_equal(index, "ntotal", index.ntotal, "nsg.ntotal", nsg.ntotal);
+    check_equal(index, "ntotal", index.ntotal, "graph.N", nsg.final_graph->N);
+    check_equal(index, "nsg.R", nsg.R, "graph.K", nsg.final_graph->K);
+    if (nsg.enterpoint < 0 || nsg.enterpoint >= nsg.ntotal) {
+        throw_inconsistent(
+                index, "enterpoint is " + std::to_string(nsg.enterpoint));
+    }
+    const int32_t* begin = nsg.final_graph->data;
+    const int32_t* end = begin + size_t(nsg.ntotal) * nsg.R;
+    const int32_t* largest = std::max_element(begin, end);
+    if (largest != end && *largest >= nsg.ntotal) {
+        throw_inconsistent(index, "a neighbor is " + std::to_string(*largest));
+    }
 }
 
 } // namespace
@@ -174,6 +266,48 @@ void check(const faiss::IndexRefine& refine) {
 
 void check(const faiss::IndexRowwiseMinMaxBase& minmax) {
     check_sub_index_and_d(minmax, minmax.index, "index");
+}
+
+void check(const faiss::IndexHNSW& index) {
+    const faiss::HNSW& hnsw = index.hnsw;
+    check_search_width(index, "efSearch", hnsw.efSearch);
+    check_search_width(index, "efConstruction", hnsw.efConstruction);
+    check_hnsw_levels(index);
+    for (idx_t i = 0; i < index.ntotal; i++) {
+        for (int level = 0; level < hnsw.levels[i]; level++) {
+            check_hnsw_neighbors(index, i, level);
+        }
+    }
+    const idx_t entry = hnsw.entry_point;
+    if (entry < -1 || entry >= index.ntotal ||
+        (entry == -1) != (index.ntotal == 0)) {
+        throw_inconsistent(index, "entry_point is " + std::to_string(entry));
+    }
+    check_equal(
+            index,
+            "max_level",
+            hnsw.max_level,
+            "that of entry_point",
+            entry == -1 ? -1 : hnsw.levels[entry] - 1);
+    if (index.storage) {
+        check_sub_index_and_d(index, index.storage, "storage");
+    }
+}
+
+void check(const faiss::IndexNSG& index) {
+    check_equal(
+            index,
+            "is_built",
+            index.is_built,
+            "nsg.is_built",
+            index.nsg.is_built);
+    check_search_width(index, "search_L", index.nsg.search_L);
+    if (index.is_built) {
+        check_nsg_graph(index);
+    }
+    if (index.storage) {
+        check_sub_index_and_d(index, index.storage, "storage");
+    }
 }
 
 } // namespace faiss_turboquant

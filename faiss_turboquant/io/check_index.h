@@ -1,6 +1,8 @@
 #pragma once
 
+#include <faiss/IndexHNSW.h>
 #include <faiss/IndexIDMap.h>
+#include <faiss/IndexNSG.h>
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/IndexRowwiseMinMax.h>
@@ -22,6 +24,13 @@ void check(const faiss::IndexIDMap& map);
 void check(const faiss::IndexPreTransform& pre);
 void check(const faiss::IndexRefine& refine);
 void check(const faiss::IndexRowwiseMinMaxBase& minmax);
+
+/// greatest efSearch, efConstruction and search_L
+constexpr int max_search_width = 1 << 20;
+
+/// with its graph; the storage may be missing (IO_FLAG_SKIP_STORAGE)
+void check(const faiss::IndexHNSW& index);
+void check(const faiss::IndexNSG& index);
 
 /// whether the arrays of a transform are as large as its dimensions say
 bool has_expected_sizes(const faiss::VectorTransform& vt);

@@ -2,10 +2,13 @@
 
 #include <cstring>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #include <faiss/IndexFlat.h>
+#include <faiss/IndexHNSW.h>
 #include <faiss/IndexIDMap.h>
+#include <faiss/IndexNSG.h>
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/IndexRowwiseMinMax.h>
@@ -18,6 +21,7 @@
 #include <faiss_turboquant/index_tree.h>
 #include <faiss_turboquant/io/check_index.h>
 #include <faiss_turboquant/io/fields.h>
+#include <faiss_turboquant/io/graph_records.h>
 #include <faiss_turboquant/io/turboquant_records.h>
 
 namespace faiss_turboquant {
@@ -238,6 +242,32 @@ std::unique_ptr<Index> read_min_max(
     return minmax;
 }
 
+/** A graph index whose storage is TurboQuant is an IndexHNSW or IndexNSG
+ * itself: FAISS's subclasses expect a storage of their own type. */
+template <class Graph>
+const Graph* as_graph(const Index* index) {
+    return typeid(*index) == typeid(Graph) ? static_cast<const Graph*>(index)
+                                           : nullptr;
+}
+
+template <class Graph>
+void write_storage(BlockWriter& f, const Graph& graph, int io_flags) {
+    const bool is_skipped = io_flags & faiss::IO_FLAG_SKIP_STORAGE;
+    write_record(f, is_skipped ? nullptr : graph.storage, io_flags);
+}
+
+template <class Graph>
+std::unique_ptr<Index> with_storage(
+        BlockReader& f,
+        std::unique_ptr<Graph> graph,
+        int io_flags,
+        int depth) {
+    graph->storage = read_record(f, io_flags, depth).release();
+    graph->own_fields = graph->storage != nullptr;
+    check(*graph);
+    return graph;
+}
+
 } // namespace
 
 void write_record(BlockWriter& f, const Index* index, int io_flags) {
@@ -272,6 +302,16 @@ void write_record(BlockWriter& f, const Index* index, int io_flags) {
         tag(dynamic_cast<const IndexRowwiseMinMaxFP16*>(index) ? "TQMh"
                                                                : "TQMf");
         write_min_max(f, *minmax, io_flags);
+    } else if (auto hnsw = as_graph<IndexHNSW>(index)) {
+        check(*hnsw);
+        tag("TQHN");
+        write_hnsw(f, *hnsw);
+        write_storage(f, *hnsw, io_flags);
+    } else if (auto nsg = as_graph<IndexNSG>(index)) {
+        check(*nsg);
+        tag("TQNS");
+        write_nsg(f, *nsg);
+        write_storage(f, *nsg, io_flags);
     } else {
         FAISS_THROW_MSG(
                 "write_index: TurboQuant inside " + type_name(index) +
@@ -315,6 +355,10 @@ std::unique_ptr<Index> read_record(BlockReader& f, int io_flags, int depth) {
     } else if (is("TQMh")) {
         return read_min_max(
                 f, std::make_unique<IndexRowwiseMinMaxFP16>(), io_flags, depth);
+    } else if (is("TQHN")) {
+        return with_storage(f, read_hnsw(f), io_flags, depth);
+    } else if (is("TQNS")) {
+        return with_storage(f, read_nsg(f), io_flags, depth);
     }
     FAISS_THROW_MSG(
             "read_index: " + quoted(f.name) + " has a record \"" +
