@@ -1,9 +1,6 @@
 #include "peaks.h"
 
-#define HWY_WANT_AVX3_DL 1
-#define HWY_DISABLED_TARGETS                                           \
-    (HWY_SSSE3 | HWY_AVX3_ZEN4 | HWY_AVX3_SPR | HWY_NEON_WITHOUT_AES | \
-     HWY_NEON_BF16 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#include <faiss_turboquant/kernels/targets.h>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "benchs/kernels/peaks.cpp"

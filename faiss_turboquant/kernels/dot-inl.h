@@ -1,4 +1,4 @@
-// dot_codes: one query, codes decoded in registers. A part of simd.cpp,
+// dot_codes: one query, codes decoded in registers. A part of simd-inl.h,
 // included there once per target, inside the namespaces.
 //
 // Four codes are taken at a time. They share the loads of the query, and the

@@ -1,5 +1,5 @@
 // The fields of codes without a trellis, decoded in registers. A part of
-// simd.cpp, included there once per target, inside the namespaces.
+// simd-inl.h, included there once per target, inside the namespaces.
 //
 // A plane of n fields a byte, or n_planes that line up: Bytes is a register of
 // its bytes (of each plane), get<f>() the grid positions of field f.

@@ -1,4 +1,4 @@
-// Codes with a trellis: a part of simd.cpp, included there once per target,
+// Codes with a trellis: a part of simd-inl.h, included there once per target,
 // inside the namespaces.
 
 // ------------------------------------------------------------------- encoder

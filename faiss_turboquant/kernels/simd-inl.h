@@ -1,0 +1,947 @@
+// The SIMD kernels, written once with Highway. simd.cpp includes this file once
+// per Highway target.
+//
+// The bound of a batch is the multiply ports: 64 products of u6 and s8 cost two
+// vpmaddubsw and one vpmaddwd on AVX2 (1.5 cycles on two ports), one vpdpbusd
+// with VNNI (0.5 cycle on two ports). For one query it is memory, then the
+// decoding: one shift, one mask and one table lookup per register of fields.
+//
+// u6 x s8 cannot saturate vpmaddubsw, 2 * 63 * 127 = 16002, and two of its
+// results still fit 16 bits, so one vpmaddwd serves two of them.
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include <hwy/cache_control.h>
+#include <hwy/highway.h>
+
+#include <faiss_turboquant/kernels/tables.h>
+#include <faiss_turboquant/kernels/trellis_tables.h>
+
+// SSE2 and emulation have no table lookup worth having: the scalar level
+// serves those machines.
+#if HWY_TARGET != HWY_SSE2 && HWY_TARGET != HWY_EMU128 && \
+        HWY_TARGET != HWY_SCALAR
+
+HWY_BEFORE_NAMESPACE();
+namespace faiss_turboquant {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+const hn::CappedTag<uint8_t, 64> du8;
+const hn::RepartitionToWide<decltype(du8)> du16;
+const hn::RepartitionToWide<decltype(du16)> du32;
+const hn::RepartitionToWide<decltype(du32)> du64;
+const hn::Rebind<int8_t, decltype(du8)> di8;
+const hn::Rebind<int16_t, decltype(du16)> di16;
+const hn::Rebind<int32_t, decltype(du32)> di32;
+const hn::Rebind<float, decltype(du32)> df32;
+const hn::Rebind<double, decltype(du64)> df64;
+const hn::Half<decltype(df32)> df32_half;
+
+using U8 = hn::Vec<decltype(du8)>;
+using I8 = hn::Vec<decltype(di8)>;
+using I16 = hn::Vec<decltype(di16)>;
+using I32 = hn::Vec<decltype(di32)>;
+using F32 = hn::Vec<decltype(df32)>;
+using F64 = hn::Vec<decltype(df64)>;
+
+constexpr size_t N8 = HWY_MAX_LANES_D(decltype(du8));
+constexpr size_t N32 = N8 / 4;
+constexpr size_t N64 = N8 / 8;
+constexpr size_t lanes = 32;
+
+// ---------------------------------------------------------------- float sums
+
+template <class D, class V>
+HWY_INLINE hn::TFromD<D> add_lanes(D d, V* acc) {
+    constexpr size_t n = HWY_MAX_LANES_D(D);
+    size_t regs = lanes / n;
+    for (; regs > 1; regs /= 2) {
+        for (size_t i = 0; i < regs / 2; i++) {
+            acc[i] = hn::Add(acc[i], acc[i + regs / 2]);
+        }
+    }
+    HWY_ALIGN hn::TFromD<D> lane[n];
+    hn::Store(acc[0], d, lane);
+    for (size_t half = n / 2; half > 0; half /= 2) {
+        for (size_t i = 0; i < half; i++) {
+            lane[i] += lane[i + half];
+        }
+    }
+    return lane[0];
+}
+
+void matvec(
+        const float* m,
+        size_t rows,
+        size_t cols,
+        const float* x,
+        float* y) {
+    for (size_t r = 0; r < rows; r++, m += cols) {
+        F32 acc[lanes / N32];
+        for (F32& a : acc) {
+            a = hn::Zero(df32);
+        }
+        size_t i = 0;
+        for (; i + lanes <= cols; i += lanes) {
+            for (size_t k = 0; k < lanes / N32; k++) {
+                const F32 a = hn::LoadU(df32, m + i + k * N32);
+                const F32 b = hn::LoadU(df32, x + i + k * N32);
+                acc[k] = hn::Add(acc[k], hn::Mul(a, b));
+            }
+        }
+        for (size_t k = 0; k < lanes / N32 && i < cols; k++, i += N32) {
+            const size_t left = std::min(N32, cols - i);
+            const F32 a = hn::LoadN(df32, m + i, left);
+            const F32 b = hn::LoadN(df32, x + i, left);
+            acc[k] = hn::Add(acc[k], hn::Mul(a, b));
+        }
+        y[r] = add_lanes(df32, acc);
+    }
+}
+
+double dot(const float* a, const float* b, size_t n) {
+    F64 acc[lanes / N64];
+    for (F64& v : acc) {
+        v = hn::Zero(df64);
+    }
+    for (size_t i = 0; i < n; i += lanes) {
+        for (size_t k = 0; k < lanes / N64; k++) {
+            const F64 va =
+                    hn::PromoteTo(df64, hn::LoadU(df32_half, a + i + k * N64));
+            const F64 vb =
+                    hn::PromoteTo(df64, hn::LoadU(df32_half, b + i + k * N64));
+            acc[k] = hn::Add(acc[k], hn::Mul(va, vb));
+        }
+    }
+    return add_lanes(df64, acc);
+}
+
+double sum_of_squares(const float* x, size_t n) {
+    return dot(x, x, n);
+}
+
+void scale(const float* x, double factor, float* y, size_t n) {
+    const F64 f = hn::Set(df64, factor);
+    for (size_t i = 0; i < n; i += N64) {
+        const F64 v = hn::PromoteTo(df64, hn::LoadU(df32_half, x + i));
+        hn::StoreU(hn::DemoteTo(df32_half, hn::Mul(v, f)), df32_half, y + i);
+    }
+}
+
+// ------------------------------------------------------------------ Hadamard
+
+/// lanes i and i ^ h of each register, for h < N32
+template <size_t h>
+HWY_INLINE F32 butterfly_within(F32 v) {
+    F32 swapped;
+    if constexpr (h == 1) {
+        swapped = hn::Reverse2(df32, v);
+    } else if constexpr (h == 2) {
+        swapped = hn::BitCast(df32, hn::Reverse2(du64, hn::BitCast(du64, v)));
+    } else if constexpr (h == 4) {
+        swapped = hn::SwapAdjacentBlocks(v);
+    } else {
+        static_assert(h == 8);
+        swapped = hn::ConcatLowerUpper(df32, v, v);
+    }
+    // upper lanes get swapped - v. The product with 1 or -1 is exact, so the
+    // sum is rounded once, fused or not.
+    const auto upper = hn::TestBit(
+            hn::Iota(du32, 0), hn::Set(du32, static_cast<uint32_t>(h)));
+    const F32 sign = hn::IfThenElse(
+            hn::RebindMask(df32, upper),
+            hn::Set(df32, -1.0f),
+            hn::Set(df32, 1.0f));
+    return hn::MulAdd(v, sign, swapped);
+}
+
+HWY_INLINE F32 butterflies_within(F32 v) {
+    v = butterfly_within<1>(v);
+    v = butterfly_within<2>(v);
+    if constexpr (N32 > 4) {
+        v = butterfly_within<4>(v);
+    }
+    if constexpr (N32 > 8) {
+        v = butterfly_within<8>(v);
+    }
+    return v;
+}
+
+/// butterflies between registers h, 2 h, .. apart
+template <size_t regs, size_t h = 1>
+HWY_INLINE void butterflies_between(F32 (&v)[regs]) {
+    if constexpr (h < regs) {
+        HWY_UNROLL(8)
+        for (size_t i = 0; i < regs / 2; i++) {
+            const size_t j = i / h * 2 * h + i % h;
+            const F32 a = v[j], b = v[j + h];
+            v[j] = hn::Add(a, b);
+            v[j + h] = hn::Sub(a, b);
+        }
+        butterflies_between<regs, 2 * h>(v);
+    }
+}
+
+/// transforms of regs * N32 elements, of all n
+template <size_t regs>
+void hadamard_in_registers(float* x, size_t n) {
+    for (size_t i = 0; i < n; i += regs * N32) {
+        F32 v[regs];
+        HWY_UNROLL(16)
+        for (size_t k = 0; k < regs; k++) {
+            v[k] = butterflies_within(hn::LoadU(df32, x + i + k * N32));
+        }
+        butterflies_between(v);
+        HWY_UNROLL(16)
+        for (size_t k = 0; k < regs; k++) {
+            hn::StoreU(v[k], df32, x + i + k * N32);
+        }
+    }
+}
+
+/// half of the registers that there are
+constexpr size_t hadamard_regs = N32 == 16 ? 16 : 8;
+
+void hadamard(float* x, size_t n) {
+    if (n < N32) {
+        for (size_t h = 1; h < n; h *= 2) {
+            for (size_t i = 0; i < n; i += 2 * h) {
+                for (size_t j = i; j < i + h; j++) {
+                    const float a = x[j], b = x[j + h];
+                    x[j] = a + b;
+                    x[j + h] = a - b;
+                }
+            }
+        }
+        return;
+    }
+    // The order of the stages does not change, only which of them share a
+    // pass over x: as many as registers allow, then two at a time.
+    size_t h = std::min(n, hadamard_regs * N32);
+    switch (h / N32) {
+        case 1:
+            hadamard_in_registers<1>(x, n);
+            break;
+        case 2:
+            hadamard_in_registers<2>(x, n);
+            break;
+        case 4:
+            hadamard_in_registers<4>(x, n);
+            break;
+        case 8:
+            hadamard_in_registers<8>(x, n);
+            break;
+        default:
+            hadamard_in_registers<hadamard_regs>(x, n);
+    }
+    for (; 2 * h < n; h *= 4) {
+        for (size_t i = 0; i < n; i += 4 * h) {
+            for (size_t j = i; j < i + h; j += N32) {
+                const F32 a = hn::LoadU(df32, x + j);
+                const F32 b = hn::LoadU(df32, x + j + h);
+                const F32 c = hn::LoadU(df32, x + j + 2 * h);
+                const F32 d = hn::LoadU(df32, x + j + 3 * h);
+                const F32 ab = hn::Add(a, b), a_b = hn::Sub(a, b);
+                const F32 cd = hn::Add(c, d), c_d = hn::Sub(c, d);
+                hn::StoreU(hn::Add(ab, cd), df32, x + j);
+                hn::StoreU(hn::Add(a_b, c_d), df32, x + j + h);
+                hn::StoreU(hn::Sub(ab, cd), df32, x + j + 2 * h);
+                hn::StoreU(hn::Sub(a_b, c_d), df32, x + j + 3 * h);
+            }
+        }
+    }
+    if (h < n) {
+        for (size_t j = 0; j < h; j += N32) {
+            const F32 a = hn::LoadU(df32, x + j);
+            const F32 b = hn::LoadU(df32, x + j + h);
+            hn::StoreU(hn::Add(a, b), df32, x + j);
+            hn::StoreU(hn::Sub(a, b), df32, x + j + h);
+        }
+    }
+}
+
+template <size_t size>
+void permute_groups(
+        const float* x,
+        const int32_t* starts,
+        const float* multiplier,
+        size_t n_groups,
+        float* y) {
+    constexpr size_t width = HWY_MIN(size, N32);
+    const hn::CappedTag<float, width> d;
+    for (size_t i = 0; i < n_groups; i++) {
+        for (size_t j = 0; j < size; j += width) {
+            hn::StoreU(
+                    hn::Mul(hn::LoadU(d, x + starts[i] + j),
+                            hn::LoadU(d, multiplier + j)),
+                    d,
+                    y + j);
+        }
+        multiplier += size;
+        y += size;
+    }
+}
+
+void permute_elements(
+        const float* x,
+        const int32_t* starts,
+        const float* multiplier,
+        size_t n,
+        float* y) {
+    size_t i = 0;
+#if HWY_TARGET <= HWY_AVX3
+    // narrower gathers are no faster than loads one by one
+    for (; i + N32 <= n; i += N32) {
+        const F32 v = hn::GatherIndex(df32, x, hn::LoadU(di32, starts + i));
+        hn::StoreU(hn::Mul(v, hn::LoadU(df32, multiplier + i)), df32, y + i);
+    }
+#endif
+    for (; i < n; i++) {
+        y[i] = x[starts[i]] * multiplier[i];
+    }
+}
+
+void permute(
+        const float* x,
+        const int32_t* starts,
+        const float* multiplier,
+        size_t n_groups,
+        size_t size,
+        float* y) {
+    switch (size) {
+        case 1:
+            return permute_elements(x, starts, multiplier, n_groups, y);
+        case 2:
+            return permute_groups<2>(x, starts, multiplier, n_groups, y);
+        case 4:
+            return permute_groups<4>(x, starts, multiplier, n_groups, y);
+        case 8:
+            return permute_groups<8>(x, starts, multiplier, n_groups, y);
+        default:
+            return permute_groups<16>(x, starts, multiplier, n_groups, y);
+    }
+}
+
+// -------------------------------------------------------------------- fields
+
+// Shifts of bytes by way of 16-bit lanes: bits cross between bytes, so callers
+// mask, or have fields that leave room.
+template <int bits>
+HWY_INLINE U8 shift_right(U8 v) {
+    return hn::BitCast(du8, hn::ShiftRight<bits>(hn::BitCast(du16, v)));
+}
+
+template <int bits>
+HWY_INLINE U8 shift_left(U8 v) {
+    return hn::BitCast(du8, hn::ShiftLeft<bits>(hn::BitCast(du16, v)));
+}
+
+/// field f of the bytes of a plane of b-bit fields
+template <int b, int f>
+HWY_INLINE U8 get_field(U8 v) {
+    const U8 mask = hn::Set(du8, static_cast<uint8_t>((1 << b) - 1));
+    return hn::And(shift_right<b * f>(v), mask);
+}
+
+/// Where a register that covers bytes [i, i + N8) of a plane of m bytes
+/// starts: the last one ends at m, over bytes that were covered before.
+HWY_INLINE size_t chunk_start(size_t i, size_t m) {
+    return std::min(i, m - N8);
+}
+
+/// fields f, f + 1, .. of bytes of a plane, each at its place
+template <int b, int f = 0>
+HWY_INLINE U8 pack_fields(const uint8_t* fields, size_t m) {
+    const U8 field = shift_left<b * f>(hn::LoadU(du8, fields + f * m));
+    if constexpr (f + 1 < 8 / b) {
+        return hn::Or(field, pack_fields<b, f + 1>(fields, m));
+    } else {
+        return field;
+    }
+}
+
+template <int b>
+void pack_plane(const uint8_t* fields, size_t m, uint8_t* plane) {
+    HWY_ALIGN uint8_t last[N8];
+    for (size_t i = 0; i < m; i += N8) {
+        const U8 packed = pack_fields<b>(fields + i, m);
+        if (i + N8 <= m) {
+            hn::StoreU(packed, du8, plane + i);
+        } else {
+            hn::Store(packed, du8, last);
+            std::memcpy(plane + i, last, m - i);
+        }
+    }
+}
+
+/// four registers of int32 to one of int8, saturating
+HWY_INLINE I8 demote(I32 a, I32 b, I32 c, I32 d) {
+    return hn::OrderedDemote2To(
+            di8,
+            hn::OrderedDemote2To(di16, a, b),
+            hn::OrderedDemote2To(di16, c, d));
+}
+
+HWY_INLINE U8 load_grid(const CodeLayout& layout) {
+    return hn::LoadDup128(du8, layout.grid);
+}
+
+float trellis_encode(
+        const CodeLayout& layout,
+        const float* y,
+        uint8_t* scratch,
+        uint8_t* planes);
+void trellis_decode(
+        const CodeLayout& layout,
+        const uint8_t* planes,
+        uint8_t* grid);
+struct Codes;
+void trellis_dot_codes(
+        const CodeLayout& layout,
+        const Codes& codes,
+        const int8_t* query,
+        int32_t sum,
+        int32_t* out);
+bool decodes_in_registers(const CodeLayout& layout);
+
+float encode(
+        const CodeLayout& layout,
+        const float* y,
+        uint8_t* fields,
+        uint8_t* planes) {
+    if (layout.has_trellis()) {
+        return trellis_encode(layout, y, fields, planes);
+    }
+    const int nbits = layout.nbits;
+    const int nthresholds = (1 << (nbits - 1)) - 1;
+    const F32 half_steps = hn::Set(df32, layout.half_steps);
+    const U8 table = load_grid(layout);
+    const U8 sign_bit = hn::Set(du8, static_cast<uint8_t>(1 << (nbits - 1)));
+    F32 acc[lanes / N32];
+    for (F32& a : acc) {
+        a = hn::Zero(df32);
+    }
+    const size_t padded = layout.padded_dim();
+    for (size_t i = 0; i < padded; i += N8) {
+        F32 v[4];
+        I32 t[4];
+        for (int k = 0; k < 4; k++) {
+            v[k] = hn::LoadU(df32, y + i + k * N32);
+            t[k] = hn::ConvertTo(di32, hn::Floor(hn::Mul(v[k], half_steps)));
+        }
+        const I8 signed_steps = demote(t[0], t[1], t[2], t[3]);
+        const I8 sign = hn::BroadcastSignBit(signed_steps);
+        const I8 h = hn::Xor(signed_steps, sign);
+        I8 magnitude = hn::Zero(di8);
+        for (int k = 0; k < nthresholds; k++) {
+            const I8 threshold =
+                    hn::Set(di8, static_cast<int8_t>(layout.thresholds[k] - 1));
+            magnitude = hn::Sub(
+                    magnitude, hn::VecFromMask(di8, hn::Gt(h, threshold)));
+        }
+        const U8 field =
+                hn::Or(hn::BitCast(du8, magnitude),
+                       hn::And(hn::BitCast(du8, sign), sign_bit));
+        hn::StoreU(field, du8, fields + i);
+        // y (2 g - 63), lane by lane
+        HWY_ALIGN uint8_t g[N8];
+        hn::Store(hn::TableLookupBytes(table, field), du8, g);
+        const hn::Rebind<uint8_t, decltype(di32)> quarter;
+        for (size_t k = 0; k < 4; k++) {
+            const I32 gk = hn::PromoteTo(di32, hn::LoadU(quarter, g + k * N32));
+            const F32 odd = hn::ConvertTo(
+                    df32, hn::Sub(hn::Add(gk, gk), hn::Set(di32, 63)));
+            F32& a = acc[k % (lanes / N32)];
+            a = hn::Add(a, hn::Mul(v[k], odd));
+        }
+        if constexpr (N8 == 16) {
+            // a register of bytes is half of the lanes: the next one is the
+            // other half
+            std::rotate(acc, acc + 4, acc + 8);
+        }
+    }
+    hn::StoreU(hn::Zero(du8), du8, fields + padded);
+    switch (nbits) {
+        case 1:
+            pack_plane<1>(fields, layout.plane_size(1), planes);
+            break;
+        case 2:
+            pack_plane<2>(fields, layout.plane_size(2), planes);
+            break;
+        case 3: {
+            const U8 low = hn::Set(du8, uint8_t{3});
+            const U8 one = hn::Set(du8, uint8_t{1});
+            const size_t m2 = layout.plane_size(2);
+            uint8_t* magnitudes = fields + padded + N8;
+            for (size_t i = 0; i <= padded; i += N8) {
+                const U8 field = hn::LoadU(du8, fields + i);
+                hn::StoreU(hn::And(field, low), du8, magnitudes + i);
+                hn::StoreU(
+                        hn::And(shift_right<2>(field), one), du8, fields + i);
+            }
+            pack_plane<2>(magnitudes, m2, planes);
+            pack_plane<1>(fields, layout.plane_size(1), planes + m2);
+            break;
+        }
+        default:
+            pack_plane<4>(fields, layout.plane_size(4), planes);
+    }
+    return add_lanes(df32, acc);
+}
+
+#include <faiss_turboquant/kernels/fields-inl.h>
+
+/// g of a sign plane's field f, f + 1, .. to 63 - g, which is g ^ 63, where
+/// the sign is set
+template <int f = 0>
+HWY_INLINE void flip_fields(const uint8_t* signs, size_t m, uint8_t* grid) {
+    const U8 flip = hn::Set(du8, uint8_t{63});
+    const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
+    size_t i = 0;
+    for (; i + N8 <= m; i += N8) {
+        const auto is_set = hn::TestBit(hn::LoadU(du8, signs + i), bit);
+        const U8 g = hn::LoadU(du8, grid + i);
+        hn::StoreU(hn::Xor(g, hn::IfThenElseZero(is_set, flip)), du8, grid + i);
+    }
+    for (; i < m; i++) {
+        grid[i] ^= signs[i] >> f & 1 ? 63 : 0;
+    }
+    if constexpr (f < 7) {
+        flip_fields<f + 1>(signs, m, grid + m);
+    }
+}
+
+/// 3 bits are read in registers only if the fields of both planes line up
+bool planes_line_up(const CodeLayout& layout) {
+    if (layout.has_trellis()) {
+        return decodes_in_registers(layout);
+    }
+    return layout.nbits != 3 || layout.d % 8 == 0;
+}
+
+void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
+    if (layout.has_trellis()) {
+        trellis_decode(layout, planes, grid);
+        return;
+    }
+    const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
+    switch (layout.nbits) {
+        case 1:
+            decode_fields(PlaneFields<1>(layout), planes, m1, grid);
+            break;
+        case 2:
+            decode_fields(PlaneFields<2>(layout), planes, m2, grid);
+            break;
+        case 3:
+            if (planes_line_up(layout)) {
+                decode_fields(ThreeBitFields(layout), planes, m1, grid);
+            } else {
+                decode_fields(PlaneFields<2>(layout), planes, m2, grid);
+                flip_fields(planes + m2, m1, grid);
+            }
+            break;
+        default:
+            decode_fields(
+                    PlaneFields<4>(layout), planes, layout.plane_size(4), grid);
+    }
+}
+
+// ------------------------------------------------------------------- queries
+
+float quantize_query(const float* y, size_t n, int8_t* q) {
+    F32 largest_lanes = hn::Zero(df32);
+    for (size_t i = 0; i < n; i += N32) {
+        largest_lanes = hn::Max(largest_lanes, hn::Abs(hn::LoadU(df32, y + i)));
+    }
+    const float largest = hn::ReduceMax(df32, largest_lanes);
+    const F32 factor = hn::Set(df32, largest > 0 ? 127 / largest : 0);
+    for (size_t i = 0; i < n; i += N8) {
+        I32 t[4];
+        for (int k = 0; k < 4; k++) {
+            t[k] = hn::NearestInt(
+                    hn::Mul(hn::LoadU(df32, y + i + k * N32), factor));
+        }
+        hn::StoreU(demote(t[0], t[1], t[2], t[3]), di8, q + i);
+    }
+    return largest;
+}
+
+/// bits of the fields that the query is arranged for
+int query_field_bits(const CodeLayout& layout) {
+    return layout.nbits == 3 || layout.has_trellis() ? 1 : layout.nbits;
+}
+
+size_t query_size(const CodeLayout& layout) {
+    if (!planes_line_up(layout)) {
+        return layout.padded_dim();
+    }
+    const int b = query_field_bits(layout);
+    const size_t chunks = (layout.plane_size(b) + N8 - 1) / N8;
+    return chunks * N8 * (8 / b);
+}
+
+/** What is left of a plane after its full registers, if that is at most half a
+ * register, is read from two codes at a time. */
+bool pairs_tails(size_t m) {
+    return N8 > 16 && m > N8 && (m - 1) % N8 < N8 / 2;
+}
+
+/// [chunk][field][N8], zero for bytes that an earlier chunk covers. The tail
+/// of a pair is there twice.
+void arrange_query(const CodeLayout& layout, const int8_t* q, int8_t* out) {
+    if (!planes_line_up(layout)) {
+        std::memcpy(out, q, layout.padded_dim());
+        return;
+    }
+    const int b = query_field_bits(layout);
+    const size_t m = layout.plane_size(b);
+    std::memset(out, 0, query_size(layout));
+    for (size_t i = 0; i < m; i += N8) {
+        const size_t end = std::min(i + N8, m);
+        const bool twice = pairs_tails(m) && end - i < N8;
+        const size_t at = m < N8 ? 0 : twice ? m - N8 / 2 : chunk_start(i, m);
+        for (int f = 0; f < 8 / b; f++, out += N8) {
+            std::memcpy(out + (i - at), q + f * m + i, end - i);
+            if (twice) {
+                std::memcpy(out + N8 / 2, out, N8 / 2);
+            }
+        }
+    }
+}
+
+#if HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM
+#define TQ_HAS_QUAD_DOT 1
+#else
+#define TQ_HAS_QUAD_DOT 0
+#endif
+
+/// 32-bit sums of products of u6 and s8
+struct Accumulator {
+    I32 sum;
+
+    // not a default initialiser: the compiler would make that constructor
+    // outside of this target
+    HWY_INLINE Accumulator() : sum(hn::Zero(di32)) {}
+
+#if TQ_HAS_QUAD_DOT
+    HWY_INLINE void add(U8 g, I8 q) {
+#if HWY_ARCH_ARM
+        sum = hn::SumOfMulQuadAccumulate(di32, hn::BitCast(di8, g), q, sum);
+#else
+        sum = hn::SumOfMulQuadAccumulate(di32, g, q, sum);
+#endif
+    }
+#endif
+
+    /// products of two registers
+    HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1) {
+        add(g0, q0, g1, q1, hn::Set(di16, int16_t{1}));
+    }
+    HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1, [[maybe_unused]] I16 ones) {
+#if TQ_HAS_QUAD_DOT
+        add(g0, q0);
+        add(g1, q1);
+#else
+        const I16 pairs =
+                hn::Add(hn::SatWidenMulPairwiseAdd(di16, g0, q0),
+                        hn::SatWidenMulPairwiseAdd(di16, g1, q1));
+        sum = hn::Add(sum, hn::WidenMulPairwiseAdd(di32, pairs, ones));
+#endif
+    }
+};
+
+#include <faiss_turboquant/kernels/dot-inl.h>
+#include <faiss_turboquant/kernels/trellis-inl.h>
+
+// -------------------------------------------------------------------- panels
+
+// A transposition is shuffles, which are no faster in 512 bits.
+const hn::CappedTag<int32_t, 8> quads32;
+const hn::Repartition<uint64_t, decltype(quads32)> quads64;
+const hn::Repartition<uint8_t, decltype(quads32)> quads8;
+using Quads = hn::Vec<decltype(quads32)>;
+constexpr size_t NQ = HWY_MAX_LANES_D(decltype(quads32));
+
+/// v[i] lane j becomes v[j] lane i
+HWY_INLINE void transpose(Quads* v) {
+    for (size_t i = 0; i < NQ; i += 4) {
+        const auto low = [](Quads a, Quads b) HWY_ATTR {
+            return hn::BitCast(quads64, hn::InterleaveLower(quads32, a, b));
+        };
+        const auto high = [](Quads a, Quads b) HWY_ATTR {
+            return hn::BitCast(quads64, hn::InterleaveUpper(quads32, a, b));
+        };
+        const auto ab_low = low(v[i], v[i + 1]);
+        const auto ab_high = high(v[i], v[i + 1]);
+        const auto cd_low = low(v[i + 2], v[i + 3]);
+        const auto cd_high = high(v[i + 2], v[i + 3]);
+        v[i] = hn::BitCast(
+                quads32, hn::InterleaveLower(quads64, ab_low, cd_low));
+        v[i + 1] = hn::BitCast(
+                quads32, hn::InterleaveUpper(quads64, ab_low, cd_low));
+        v[i + 2] = hn::BitCast(
+                quads32, hn::InterleaveLower(quads64, ab_high, cd_high));
+        v[i + 3] = hn::BitCast(
+                quads32, hn::InterleaveUpper(quads64, ab_high, cd_high));
+    }
+    if constexpr (NQ == 8) {
+        for (size_t i = 0; i < 4; i++) {
+            const Quads a = v[i], b = v[4 + i];
+            v[i] = hn::ConcatLowerLower(quads32, b, a);
+            v[4 + i] = hn::ConcatUpperUpper(quads32, b, a);
+        }
+    }
+}
+
+void decode_panel(
+        const CodeLayout& layout,
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        uint8_t* scratch,
+        uint8_t* panel) {
+    const size_t padded = layout.padded_dim();
+    for (size_t i = 0; i < n; i++) {
+        const size_t row = rows ? rows[i] : i;
+        decode(layout, codes + row * layout.code_size, scratch + i * padded);
+    }
+    for (size_t row = 0; row < n; row += NQ) {
+        for (size_t j = 0; j < padded; j += NQ * 4) {
+            Quads v[NQ];
+            for (size_t k = 0; k < NQ; k++) {
+                v[k] = hn::BitCast(
+                        quads32,
+                        hn::LoadU(quads8, scratch + (row + k) * padded + j));
+            }
+            transpose(v);
+            for (size_t k = 0; k < NQ; k++) {
+                hn::StoreU(
+                        hn::BitCast(quads8, v[k]),
+                        quads8,
+                        panel + ((j / 4 + k) * panel_rows + row) * 4);
+            }
+        }
+    }
+}
+
+// Accumulators are tile_panels * panel_rows / N32 * tile_queries registers:
+// 8 of 16 on AVX2, which leaves room for the operands of a pair of quads; 24 of
+// 32 on AVX-512, where every operand is used 4 or 6 times.
+constexpr size_t tile_panels = N8 == 64 ? 4 : 1;
+constexpr size_t tile_queries = N8 == 64 ? 6 : N8 == 32 ? 4 : 2;
+
+/// [quads][tile_queries][4]
+void arrange_tile(
+        const int8_t* const* queries,
+        size_t n,
+        size_t quads,
+        int8_t* tile) {
+    if (n < tile_queries) {
+        std::memset(tile, 0, quads * tile_queries * 4);
+    }
+    for (size_t k = 0; k < n; k++) {
+        for (size_t quad = 0; quad < quads; quad++) {
+            std::memcpy(
+                    tile + (quad * tile_queries + k) * 4,
+                    queries[k] + quad * 4,
+                    4);
+        }
+    }
+}
+
+/// tile_panels panels with a tile of queries
+HWY_INLINE void dot_tile(
+        const uint8_t* panels,
+        size_t panel_stride,
+        const int8_t* queries,
+        size_t quads,
+        int32_t* out,
+        size_t out_stride) {
+    constexpr size_t regs = panel_rows * 4 / N8; // of a panel's quad
+    constexpr size_t width = tile_panels * regs;
+    // without a dot product of quads, two quads share one vpmaddwd
+    constexpr size_t step = TQ_HAS_QUAD_DOT ? 1 : 2;
+    Accumulator acc[tile_queries][width];
+    for (size_t quad = 0; quad < quads; quad += step) {
+        U8 g[step][width];
+        HWY_UNROLL(8)
+        for (size_t w = 0; w < width; w++) {
+            const uint8_t* at =
+                    panels + w / regs * panel_stride + w % regs * N8;
+            HWY_UNROLL(2)
+            for (size_t s = 0; s < step; s++) {
+                g[s][w] = hn::LoadU(du8, at + (quad + s) * panel_rows * 4);
+            }
+        }
+        HWY_UNROLL(8)
+        for (size_t k = 0; k < tile_queries; k++) {
+            I8 q[step];
+            HWY_UNROLL(2)
+            for (size_t s = 0; s < step; s++) {
+                uint32_t bits;
+                std::memcpy(&bits, queries + (s * tile_queries + k) * 4, 4);
+                q[s] = hn::BitCast(di8, hn::Set(du32, bits));
+            }
+            HWY_UNROLL(8)
+            for (size_t w = 0; w < width; w++) {
+#if TQ_HAS_QUAD_DOT
+                acc[k][w].add(g[0][w], q[0]);
+#else
+                acc[k][w].add(g[0][w], q[0], g[1][w], q[1]);
+#endif
+            }
+        }
+        queries += step * tile_queries * 4;
+    }
+    // unrolled too: an accumulator with a variable index lives in memory
+    HWY_UNROLL(8)
+    for (size_t k = 0; k < tile_queries; k++) {
+        HWY_UNROLL(8)
+        for (size_t w = 0; w < width; w++) {
+            hn::StoreU(acc[k][w].sum, di32, out + k * out_stride + w * N32);
+        }
+    }
+}
+
+void dot_panels(
+        const uint8_t* panels,
+        size_t panel_stride,
+        size_t n_panels,
+        const int8_t* tile,
+        size_t quads,
+        int32_t* out,
+        size_t out_stride) {
+    static_assert(panel_group % tile_panels == 0);
+    for (size_t p = 0; p < n_panels; p += tile_panels) {
+        dot_tile(
+                panels + p * panel_stride,
+                panel_stride,
+                tile,
+                quads,
+                out + p * panel_rows,
+                out_stride);
+    }
+}
+
+/** The keys of select, N32 at a time. The sign is in the multiplier and the
+ * bias: negation commutes with rounding. */
+struct KeyFormula {
+    const I32 shift;
+    const F32 multiplier, bias, sign;
+    const float* offsets;
+
+    HWY_INLINE KeyFormula(
+            const QueryFactors& factors,
+            const float* offsets,
+            float sign)
+            : shift(hn::Set(di32, 63 * factors.sum)),
+              multiplier(hn::Set(df32, sign * factors.multiplier)),
+              bias(hn::Set(
+                      df32,
+                      offsets ? factors.bias : sign * (0 + factors.bias))),
+              sign(hn::Set(df32, sign)),
+              offsets(offsets) {}
+
+    HWY_INLINE F32
+    operator()(const int32_t* dots, const float* scales, size_t i) const {
+        const I32 dot = hn::LoadU(di32, dots + i);
+        const F32 t = hn::ConvertTo(df32, hn::Sub(hn::Add(dot, dot), shift));
+        const F32 product =
+                hn::Mul(hn::Mul(t, hn::LoadU(df32, scales + i)), multiplier);
+        if (!offsets) {
+            return hn::Add(product, bias);
+        }
+        const F32 offset = hn::Add(hn::LoadU(df32, offsets + i), bias);
+        return hn::Add(product, hn::Mul(sign, offset));
+    }
+};
+
+size_t select(
+        const QueryFactors& factors,
+        const int32_t* dots,
+        const float* scales,
+        const float* offsets,
+        size_t n,
+        float sign,
+        float threshold,
+        float* keys,
+        uint32_t* positions) {
+    const KeyFormula key_of(factors, offsets, sign);
+    const F32 limit = hn::Set(df32, threshold);
+    size_t kept = 0;
+    const auto keep = [&](F32 key, size_t i) HWY_ATTR {
+        const auto better = hn::Lt(key, limit);
+        const auto position =
+                hn::Add(hn::Iota(du32, 0), hn::Set(du32, uint32_t(i)));
+        hn::CompressStore(
+                position, hn::RebindMask(du32, better), du32, positions + kept);
+        kept += hn::CompressStore(key, better, df32, keys + kept);
+    };
+    size_t i = 0;
+    for (; i + 4 * N32 <= n; i += 4 * N32) {
+        const F32 a = key_of(dots, scales, i);
+        const F32 b = key_of(dots, scales, i + N32);
+        const F32 c = key_of(dots, scales, i + 2 * N32);
+        const F32 d = key_of(dots, scales, i + 3 * N32);
+        const auto better =
+                hn::Or(hn::Or(hn::Lt(a, limit), hn::Lt(b, limit)),
+                       hn::Or(hn::Lt(c, limit), hn::Lt(d, limit)));
+        if (HWY_UNLIKELY(!hn::AllFalse(df32, better))) {
+            keep(a, i);
+            keep(b, i + N32);
+            keep(c, i + 2 * N32);
+            keep(d, i + 3 * N32);
+        }
+    }
+    for (; i < n; i++) {
+        const float offset = offsets ? offsets[i] : 0;
+        const float key =
+                sign * distance_from_dot(factors, dots[i], scales[i], offset);
+        if (key < threshold) {
+            keys[kept] = key;
+            positions[kept] = static_cast<uint32_t>(i);
+            kept++;
+        }
+    }
+    return kept;
+}
+
+constexpr SimdLevel level() {
+#if HWY_TARGET == HWY_AVX3_DL
+    return SimdLevel::avx512_vnni;
+#elif HWY_TARGET == HWY_AVX3
+    return SimdLevel::avx512;
+#elif HWY_TARGET == HWY_AVX2
+    return SimdLevel::avx2;
+#elif HWY_TARGET == HWY_SSE4
+    return SimdLevel::sse4;
+#else
+    return SimdLevel::neon;
+#endif
+}
+
+const Kernels& table() {
+    static const Kernels kernels = {
+            level(),         hadamard,       permute,
+            matvec,          sum_of_squares, dot,
+            scale,           encode,         decode,
+            quantize_query,  query_size,     arrange_query,
+            dot_codes,       decode_panel,   tile_queries,
+            /*quad_step=*/2,
+            /*tile_pad=*/0,  arrange_tile,   dot_panels,
+            select,
+    };
+    return kernels;
+}
+
+#undef TQ_HAS_QUAD_DOT
+
+} // namespace HWY_NAMESPACE
+} // namespace faiss_turboquant
+HWY_AFTER_NAMESPACE();
+
+#endif // a target with SIMD
