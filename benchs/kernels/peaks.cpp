@@ -115,6 +115,7 @@ size_t multiply(SimdLevel level, size_t rounds) {
 #endif
 #if HWY_TARGETS & HWY_AVX2
         case SimdLevel::avx2:
+        case SimdLevel::avx2_vnni: // in units of it: 1 is what avx2 can do
             return N_AVX2::multiply(rounds);
 #endif
 #if HWY_TARGETS & HWY_AVX3

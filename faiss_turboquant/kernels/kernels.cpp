@@ -67,6 +67,8 @@ const char* level_name(SimdLevel level) {
             return "sse4";
         case SimdLevel::avx2:
             return "avx2";
+        case SimdLevel::avx2_vnni:
+            return "avx2_vnni";
         case SimdLevel::avx512:
             return "avx512";
         case SimdLevel::avx512_vnni:

@@ -117,7 +117,16 @@ struct QueryFactors {
                           ///< a centre, else 0
 };
 
-enum class SimdLevel { scalar, sse4, avx2, avx512, avx512_vnni, amx, neon };
+enum class SimdLevel {
+    scalar,
+    sse4,
+    avx2,
+    avx2_vnni,
+    avx512,
+    avx512_vnni,
+    amx,
+    neon
+};
 
 /// rows (codes) of a panel, see Kernels::decode_panel
 constexpr size_t panel_rows = 16;
@@ -312,7 +321,7 @@ inline float distance_from_dot(
 /// levels that this build has and this CPU runs, scalar first
 std::vector<SimdLevel> available_levels();
 
-/// "scalar", "sse4", "avx2", "avx512", "avx512_vnni", "amx", "neon"
+/// the name of the enumerator
 const char* level_name(SimdLevel level);
 
 /** The level in use: the best available one, or the one that the environment

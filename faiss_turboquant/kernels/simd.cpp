@@ -22,6 +22,9 @@ std::vector<const Kernels*> simd_kernels() {
     if (supported & HWY_AVX2) {
         tables.push_back(&N_AVX2::table());
     }
+    for (const Kernels* table : avx2_vnni_kernels()) {
+        tables.push_back(table);
+    }
 #endif
 #if HWY_TARGETS & HWY_AVX3
     if (supported & HWY_AVX3) {

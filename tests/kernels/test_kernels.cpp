@@ -5,6 +5,10 @@
 #include <memory>
 #include <random>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <gtest/gtest.h>
 
 #include <faiss/impl/FaissException.h>
@@ -385,6 +389,7 @@ TEST(Levels, UnavailableIsRefused) {
     for (SimdLevel level :
          {SimdLevel::sse4,
           SimdLevel::avx2,
+          SimdLevel::avx2_vnni,
           SimdLevel::avx512,
           SimdLevel::avx512_vnni,
           SimdLevel::amx,
@@ -407,6 +412,8 @@ TEST(Levels, CpuFeaturesAreUsed) {
     };
     EXPECT_EQ(bool(__builtin_cpu_supports("sse4.2")), has(SimdLevel::sse4));
     EXPECT_EQ(bool(__builtin_cpu_supports("avx2")), has(SimdLevel::avx2));
+    EXPECT_EQ(
+            bool(__builtin_cpu_supports("avxvnni")), has(SimdLevel::avx2_vnni));
     EXPECT_EQ(
             __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") &&

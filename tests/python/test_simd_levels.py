@@ -6,7 +6,16 @@ from conftest import output_of, run_python
 import faiss_turboquant
 
 LEVELS = faiss_turboquant.available_simd_levels()
-KNOWN_LEVELS = ["scalar", "sse4", "avx2", "avx512", "avx512_vnni", "neon"]
+KNOWN_LEVELS = [
+    "scalar",
+    "sse4",
+    "avx2",
+    "avx2_vnni",
+    "avx512",
+    "avx512_vnni",
+    "amx",
+    "neon",
+]
 
 SCRIPT = """
 import hashlib, itertools
