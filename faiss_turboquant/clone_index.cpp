@@ -112,4 +112,9 @@ faiss::Index* clone_index(const faiss::Index* index) {
     return TurboQuantCloner().clone_Index(index);
 }
 
+faiss::VectorTransform* clone_transform(
+        const faiss::VectorTransform* transform) {
+    return TurboQuantCloner().clone_VectorTransform(transform);
+}
+
 } // namespace faiss_turboquant

@@ -2,6 +2,10 @@
 
 #include <faiss/Index.h>
 
+namespace faiss {
+struct VectorTransform;
+}
+
 namespace faiss_turboquant {
 
 /** faiss::clone_index, for TurboQuant indexes as well, alone or at any depth
@@ -15,5 +19,9 @@ namespace faiss_turboquant {
  * @throws faiss::FaissException for types that FAISS does not clone either,
  *         IndexShards and IndexReplicas among them, and for null */
 faiss::Index* clone_index(const faiss::Index* index);
+
+/// a copy of a vector transform, of any type that clone_index clones
+faiss::VectorTransform* clone_transform(
+        const faiss::VectorTransform* transform);
 
 } // namespace faiss_turboquant

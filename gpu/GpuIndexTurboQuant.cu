@@ -500,6 +500,14 @@ GpuIndexTurboQuant::GpuIndexTurboQuant(
 
 GpuIndexTurboQuant::~GpuIndexTurboQuant() = default;
 
+int GpuIndexTurboQuant::getDevice() const {
+    return resources_->device;
+}
+
+std::shared_ptr<GpuResources> GpuIndexTurboQuant::getResources() const {
+    return resources_;
+}
+
 void GpuIndexTurboQuant::copyFrom(const IndexTurboQuant* index) {
     FAISS_THROW_IF_NOT_MSG(index, "GpuIndexTurboQuant: the index is null");
     const DeviceScope scope(resources_->device);

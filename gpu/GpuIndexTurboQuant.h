@@ -48,6 +48,9 @@ struct GpuIndexTurboQuant : Index {
 
     ~GpuIndexTurboQuant() override;
 
+    int getDevice() const;
+    std::shared_ptr<Resources> getResources() const;
+
     /// take the parameters and vectors of an index on the CPU in place of
     /// one's own. On an exception this is unchanged.
     void copyFrom(const IndexTurboQuant* index);

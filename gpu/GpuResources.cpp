@@ -7,6 +7,35 @@
 namespace faiss_turboquant {
 namespace gpu {
 
+namespace {
+
+/// a stream, and its device, which null leaves open
+struct StreamOf {
+    cudaStream_t stream;
+    int device;
+};
+
+void put_in_order(const StreamOf& earlier, const StreamOf& later) {
+    cudaEvent_t event = nullptr;
+    const auto record = [&] {
+        const DeviceScope scope(earlier.device);
+        TQ_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+        return cudaEventRecord(event, earlier.stream);
+    };
+    const auto wait = [&] {
+        const DeviceScope scope(later.device);
+        return cudaStreamWaitEvent(later.stream, event);
+    };
+    cudaError_t error = record();
+    if (error == cudaSuccess) {
+        error = wait();
+    }
+    cudaEventDestroy(event); // once it has passed
+    TQ_CUDA(error);
+}
+
+} // namespace
+
 GpuResources::GpuResources(
         int device,
         cudaStream_t stream,
@@ -81,6 +110,14 @@ void GpuResources::release(void* memory) const {
 
 void GpuResources::synchronize() const {
     TQ_CUDA(cudaStreamSynchronize(stream_));
+}
+
+void GpuResources::wait_for(cudaStream_t other, int device) const {
+    put_in_order({other, device}, {stream_, this->device});
+}
+
+void GpuResources::make_wait(cudaStream_t other, int device) const {
+    put_in_order({stream_, this->device}, {other, device});
 }
 
 GpuResources::Mailbox GpuResources::take_mailbox() const {

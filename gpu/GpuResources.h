@@ -46,6 +46,14 @@ struct GpuResources {
 
     void synchronize() const;
 
+    /** What is issued from now on waits for what is on another stream by now.
+     * @param device  of the other stream; null is the device's default one */
+    void wait_for(cudaStream_t other, int device) const;
+
+    /// What is put on another stream from now on waits for what is issued by
+    /// now.
+    void make_wait(cudaStream_t other, int device) const;
+
     /// a little page-locked memory, and an event that says when it is written
     struct Mailbox {
         static constexpr size_t size = 64;

@@ -9,15 +9,11 @@
 #include <thread>
 #include <vector>
 
-#include <cuda_runtime.h>
-#include <gtest/gtest.h>
-
 #include <faiss/impl/AuxIndexStructures.h>
-#include <faiss/impl/FaissException.h>
 #include <faiss/impl/IDSelector.h>
 
-using faiss::idx_t;
-using faiss::IndexTurboQuant;
+#include "gpu_test.h"
+
 using faiss::METRIC_INNER_PRODUCT;
 using faiss::METRIC_L2;
 using faiss::gpu::GpuIndexTurboQuant;
@@ -29,16 +25,6 @@ namespace {
 std::shared_ptr<GpuResources> resources() {
     static const auto shared = std::make_shared<GpuResources>();
     return shared;
-}
-
-std::vector<float> gaussian(size_t n, size_t d, unsigned seed, float mean = 0) {
-    std::mt19937 rng(seed);
-    std::normal_distribution<float> normal(mean);
-    std::vector<float> x(n * d);
-    for (float& v : x) {
-        v = normal(rng);
-    }
-    return x;
 }
 
 IndexTurboQuant make_index(
@@ -56,42 +42,13 @@ std::unique_ptr<GpuIndexTurboQuant> empty_like(const IndexTurboQuant& index) {
     return std::make_unique<GpuIndexTurboQuant>(resources(), empty);
 }
 
-std::vector<uint8_t> codes_of(const IndexTurboQuant& index) {
-    return std::vector<uint8_t>(
-            index.codes.data(), index.codes.data() + index.codes.size());
-}
+using ::codes_of;
 
 std::vector<uint8_t> codes_of(const GpuIndexTurboQuant& index) {
     IndexTurboQuant copy;
     index.copyTo(&copy);
     EXPECT_EQ(copy.ntotal, index.ntotal);
     return codes_of(copy);
-}
-
-struct Results {
-    std::vector<float> D;
-    std::vector<idx_t> I;
-
-    bool operator==(const Results& other) const {
-        return D == other.D && I == other.I;
-    }
-};
-
-void PrintTo(const Results& r, std::ostream* os) {
-    for (size_t i = 0; i < std::min<size_t>(r.D.size(), 20); i++) {
-        *os << r.I[i] << ":" << r.D[i] << " ";
-    }
-}
-
-Results search(
-        const faiss::Index& index,
-        const std::vector<float>& x,
-        idx_t k,
-        const faiss::SearchParameters* params = nullptr) {
-    const idx_t n = x.size() / index.d;
-    Results r{std::vector<float>(n * k), std::vector<idx_t>(n * k)};
-    index.search(n, x.data(), k, r.D.data(), r.I.data(), params);
-    return r;
 }
 
 std::string name_of(const IndexTurboQuant& index) {
@@ -101,51 +58,7 @@ std::string name_of(const IndexTurboQuant& index) {
             std::to_string(index.d) + " n " + std::to_string(index.ntotal);
 }
 
-template <class F>
-std::string message_of(F f) {
-    try {
-        f();
-    } catch (const faiss::FaissException& e) {
-        return e.msg;
-    }
-    return "";
-}
-
-#define EXPECT_REFUSED(statement, part)                         \
-    do {                                                        \
-        const std::string msg = message_of([&] { statement; }); \
-        EXPECT_NE(msg.find(part), std::string::npos) << msg;    \
-    } while (0)
-
 constexpr int memories[] = {0, 8, 10, 12};
-
-template <class T>
-struct OnDevice {
-    explicit OnDevice(size_t n) {
-        EXPECT_EQ(cudaMalloc(&data, n * sizeof(T)), cudaSuccess);
-    }
-    explicit OnDevice(const std::vector<T>& from) : OnDevice(from.size()) {
-        EXPECT_EQ(
-                cudaMemcpy(
-                        data,
-                        from.data(),
-                        from.size() * sizeof(T),
-                        cudaMemcpyHostToDevice),
-                cudaSuccess);
-    }
-    ~OnDevice() {
-        cudaFree(data);
-    }
-    std::vector<T> to_host(size_t n) const {
-        std::vector<T> to(n);
-        EXPECT_EQ(
-                cudaMemcpy(
-                        to.data(), data, n * sizeof(T), cudaMemcpyDeviceToHost),
-                cudaSuccess);
-        return to;
-    }
-    T* data = nullptr;
-};
 
 } // namespace
 
