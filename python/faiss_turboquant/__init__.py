@@ -17,6 +17,8 @@ everything else to FAISS. A function that was imported by name before (`from
 faiss import read_index`) stays FAISS's. `describe(index)` tells what is inside
 an index.
 
+`faiss_turboquant.gpu` has what belongs to NVIDIA GPUs, if it was built.
+
 Errors are RuntimeErrors that name the argument and the value. The environment
 variable TQ_SIMD_LEVEL forces one of `available_simd_levels()`; results do not
 depend on it.
@@ -44,6 +46,17 @@ from ._functions import (
     serialize_index,
     write_index,
 )
+from .gpu import (
+    GpuIndexTurboQuant,
+    GpuMultipleClonerOptions,
+    StandardGpuResources,
+    get_num_gpus,
+    index_cpu_to_all_gpus,
+    index_cpu_to_gpu,
+    index_cpu_to_gpu_multiple_py,
+    index_cpu_to_gpus_list,
+    index_gpu_to_cpu,
+)
 from ._openmp import set_up_openmp as _set_up_openmp
 from .swigfaiss_turboquant import RotationType_Haar, RotationType_Hadamard
 
@@ -52,19 +65,28 @@ __version__ = "0.1.0"
 __all__ = [
     "Codebook",
     "Description",
+    "GpuIndexTurboQuant",
+    "GpuMultipleClonerOptions",
     "IndexIVFTurboQuant",
     "IndexTurboQuant",
     "Rotation",
     "RotationType_Haar",
     "RotationType_Hadamard",
     "SearchParametersTurboQuant",
+    "StandardGpuResources",
     "TurboQuantizer",
     "available_simd_levels",
     "clone_index",
     "describe",
     "deserialize_index",
     "downcast_index",
+    "get_num_gpus",
+    "index_cpu_to_all_gpus",
+    "index_cpu_to_gpu",
+    "index_cpu_to_gpu_multiple_py",
+    "index_cpu_to_gpus_list",
     "index_factory",
+    "index_gpu_to_cpu",
     "read_index",
     "serialize_index",
     "simd_level",

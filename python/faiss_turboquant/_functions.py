@@ -7,6 +7,7 @@ import faiss
 import numpy as np
 
 from . import swigfaiss_turboquant as _swig
+from ._gpu_extension import swig as _swig_gpu
 
 
 def downcast_index(index):
@@ -23,9 +24,10 @@ def downcast_index(index):
     Returns
     -------
     faiss.Index
-        of a subclass, `faiss.IndexTurboQuant` among them
+        of a subclass, `faiss.IndexTurboQuant` and
+        `faiss_turboquant.GpuIndexTurboQuant` among them
     """
-    return _swig.downcast_index(index)
+    return (_swig_gpu or _swig).downcast_index(index)
 
 
 def index_factory(d, description, metric=faiss.METRIC_L2, own_invlists=True):

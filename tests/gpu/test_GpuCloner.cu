@@ -250,7 +250,7 @@ TEST(GpuCloner, ReplicasOfTheCpuGoPartByPart) {
 }
 
 TEST(GpuCloner, RefusesOtherIndexesByName) {
-    for (const std::string description : {"Flat", "PQ4", "IVF8,Flat"}) {
+    for (const std::string description : {"Flat", "SQ8", "IVF8,Flat"}) {
         for (const std::string wrapper : {"", "IDMap,", "PCA16,"}) {
             IndexPtr index = filled(wrapper + description);
             EXPECT_REFUSED(

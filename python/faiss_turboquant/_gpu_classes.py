@@ -1,0 +1,333 @@
+"""numpy, PyTorch, CuPy, DLPack: interfaces of the C++ classes of the GPU part.
+
+Only imported where that part was built.
+"""
+
+import contextlib
+import operator
+
+import faiss
+from faiss import class_wrappers
+
+from . import swigfaiss_turboquant_gpu as _swig_gpu
+from ._device_arrays import library_of
+from .swigfaiss_turboquant import (
+    IndexTurboQuant,
+    RotationType_Hadamard,
+    TurboQuantizer,
+)
+from .swigfaiss_turboquant_gpu import GpuIndexTurboQuant, StandardGpuResources
+
+
+def _error(method, text):
+    return RuntimeError(f"GpuIndexTurboQuant.{method}: {text}")
+
+
+def _check_vectors(self, method, x):
+    shape = getattr(x, "shape", None)
+    if shape is None:
+        raise _error(
+            method,
+            f"x is a {type(x).__name__}, expected an array of shape "
+            f"(n, {self.d})",
+        )
+    if len(shape) != 2 or shape[1] != self.d:
+        raise _error(
+            method, f"x has shape {tuple(shape)}, expected (n, {self.d})"
+        )
+
+
+def _check_k(method, k):
+    k = operator.index(k)
+    if k < 1:
+        raise _error(method, f"k = {k}, expected at least 1")
+    return k
+
+
+_POINTERS = {
+    "float32": faiss.cast_integer_to_float_ptr,
+    "int64": faiss.cast_integer_to_idx_t_ptr,
+}
+
+
+def _pointer(method, name, library, x, shape, dtype):
+    """To the elements of an array, for a function of C++."""
+    view = library.view(x)
+    if (view.shape, view.dtype) != (shape, dtype) or not view.is_contiguous:
+        layout = "" if view.is_contiguous else ", not C-contiguous"
+        raise _error(
+            method,
+            f"{name} has shape {view.shape} and dtype {view.dtype}{layout}, "
+            f"expected {shape} and C-contiguous {dtype}",
+        )
+    return _POINTERS[dtype](view.pointer)
+
+
+@contextlib.contextmanager
+def _in_order(self, library):
+    """Run after what is on the caller's stream, and before what follows."""
+    resources = self.getResources()
+    stream, device = library.stream(), library.device
+    if device is None:
+        device = self.getDevice()
+    if stream is not None:
+        resources.wait_for(stream, device)
+    try:
+        yield
+    finally:
+        if library.has_current_stream:
+            resources.make_wait(stream, device)
+        else:
+            resources.synchronize()
+
+
+def _input(self, method, x):
+    """An array on the GPU, its library, and the pointer to it; the array has
+    to live as long as the pointer is used."""
+    library = library_of(x)
+    x = library.as_float32(x)
+    pointer = _pointer(
+        method, "x", library, x, (x.shape[0], self.d), "float32"
+    )
+    return x, library, pointer
+
+
+def _output(method, name, library, array, shape, dtype):
+    if array is None:
+        array = library.empty(shape, dtype)
+    return array, _pointer(method, name, library, array, shape, dtype)
+
+
+######################################################
+# StandardGpuResources
+######################################################
+
+StandardGpuResources.__doc__ = """Streams and memory of every GPU.
+
+One is enough for all indexes and all devices; what a device needs is made when
+it is first used. `setTempMemory(bytes)` bounds the workspace of a search (a
+search goes through its queries in pages that fit), `setDefaultStream(device,
+stream)` takes a stream of the caller's, an integer as `torch.cuda.Stream` has
+it in `cuda_stream`; both before a device is first used.
+"""
+
+
+######################################################
+# GpuIndexTurboQuant
+######################################################
+
+GpuIndexTurboQuant.__doc__ = """An `IndexTurboQuant` in the memory of a GPU.
+
+It returns the ids and distances of the index on the CPU, bit for bit, for k up
+to 2048. Vectors, queries and results may be arrays of numpy, or on the device:
+tensors of PyTorch, arrays of CuPy, and others that have DLPack or
+`__cuda_array_interface__`, float32 and C-contiguous. Those are neither copied
+nor waited for on the host; results of PyTorch and CuPy come as theirs, on the
+device, in the order of the current stream; to others as numpy's.
+"""
+
+_cpp_init = GpuIndexTurboQuant.__init__
+
+
+def _init(
+    self,
+    resources,
+    index_or_d,
+    nbits=4,
+    metric=faiss.METRIC_L2,
+    rotation_type=RotationType_Hadamard,
+    seed=TurboQuantizer.default_seed,
+    memory=0,
+    *,
+    device=0,
+):
+    """A copy of an index on the CPU, or an empty one.
+
+    Parameters
+    ----------
+    resources : StandardGpuResources
+    index_or_d : faiss.IndexTurboQuant or int
+        the index, or the dimension of the vectors
+    nbits, metric, rotation_type, seed, memory
+        of an empty index; as of `faiss.IndexTurboQuant`
+    device : int
+        number of the GPU
+    """
+    on_device = resources.getResources(operator.index(device))
+    if isinstance(index_or_d, IndexTurboQuant):
+        _cpp_init(self, on_device, index_or_d)
+    else:
+        integers = (index_or_d, nbits, metric, rotation_type, seed, memory)
+        _cpp_init(self, on_device, *map(operator.index, integers))
+
+
+def _take_vectors(self, method, x):
+    """faiss.Index.add or train."""
+    _check_vectors(self, method, x)
+    if library_of(x) is None:
+        getattr(faiss.Index, method)(self, x)
+        return
+    x, library, pointer = _input(self, method, x)
+    with _in_order(self, library):
+        getattr(self, f"{method}_c")(x.shape[0], pointer)
+
+
+def _add(self, x):
+    """Add vectors.
+
+    Parameters
+    ----------
+    x : array, shape (n, d)
+        float32, on the host or the device
+    """
+    _take_vectors(self, "add", x)
+
+
+def _train(self, x):
+    """Set the centre to the mean of x. Optional.
+
+    Parameters
+    ----------
+    x : array, shape (n, d)
+        float32, on the host or the device
+    """
+    _take_vectors(self, "train", x)
+
+
+def _search(self, x, k, *, params=None, D=None, I=None):
+    """The k nearest neighbours of each query.
+
+    Parameters
+    ----------
+    x : array, shape (nq, d)
+        float32, on the host or the device
+    k : int
+        1 to 2048
+    params : faiss.SearchParameters, optional
+        with `sel`
+    D, I : arrays, shape (nq, k), optional
+        float32 and int64, written; where x is
+
+    Returns
+    -------
+    D, I : arrays, shape (nq, k)
+        distances and ids, nearest first; -1 past the last one
+    """
+    _check_vectors(self, "search", x)
+    k = _check_k("search", k)
+    if library_of(x) is None:
+        # contrib.torch_utils knows no params
+        keywords = {"params": params} if params is not None else {}
+        return faiss.Index.search(self, x, k, D=D, I=I, **keywords)
+    x, library, pointer = _input(self, "search", x)
+    shape = (x.shape[0], k)
+    D, distances = _output("search", "D", library, D, shape, "float32")
+    I, labels = _output("search", "I", library, I, shape, "int64")
+    with _in_order(self, library):
+        self.search_c(shape[0], pointer, k, distances, labels, params)
+    return D, I
+
+
+def _assign(self, x, k, labels=None):
+    """The ids alone of `search`.
+
+    Parameters
+    ----------
+    x : array, shape (nq, d)
+        float32, on the host or the device
+    k : int
+        1 to 2048
+    labels : array, shape (nq, k), optional
+        int64, written; where x is
+
+    Returns
+    -------
+    array, shape (nq, k)
+    """
+    return self.search(x, k, I=labels)[1]
+
+
+def _range_search(self, x, thresh, *, params=None):
+    """All vectors nearer than a threshold (L2), or more similar (inner
+    product).
+
+    Parameters
+    ----------
+    x : array, shape (nq, d)
+        float32, on the host or the device
+    thresh : float
+    params : faiss.SearchParameters, optional
+        with `sel`
+
+    Returns
+    -------
+    lims, D, I : arrays of numpy
+        results of query i are lims[i] to lims[i + 1] of D and I, by id
+    """
+    _check_vectors(self, "range_search", x)
+    if library_of(x) is None:
+        keywords = {"params": params} if params is not None else {}
+        return faiss.Index.range_search(self, x, thresh, **keywords)
+    x, library, pointer = _input(self, "range_search", x)
+    nq = x.shape[0]
+    result = faiss.RangeSearchResult(nq)
+    with _in_order(self, library):
+        self.range_search_c(nq, pointer, float(thresh), result, params)
+    lims = faiss.rev_swig_ptr(result.lims, nq + 1).copy()
+    total = int(lims[-1])
+    D = faiss.rev_swig_ptr(result.distances, total).copy()
+    I = faiss.rev_swig_ptr(result.labels, total).copy()
+    return lims, D, I
+
+
+def _reconstruct_n(self, n0=0, ni=-1, x=None):
+    """Vectors n0 to n0 + ni - 1, as their codes have them.
+
+    Parameters
+    ----------
+    n0, ni : int
+        -1: all that follow
+    x : array, shape (ni, d), optional
+        float32, on the host or the device, written
+
+    Returns
+    -------
+    array, shape (ni, d)
+        x, or an array of numpy
+    """
+    library = library_of(x)
+    if library is None:
+        keywords = {"x": x} if x is not None else {}
+        return faiss.Index.reconstruct_n(self, n0, ni, **keywords)
+    if ni == -1:
+        ni = self.ntotal - n0
+    pointer = _pointer(
+        "reconstruct_n", "x", library, x, (ni, self.d), "float32"
+    )
+    with _in_order(self, library):
+        self.reconstruct_n_c(n0, ni, pointer)
+    return x
+
+
+_quantizer = GpuIndexTurboQuant.quantizer
+
+
+def _tq(self):
+    """The quantizer, a `faiss_turboquant.TurboQuantizer`."""
+    tq = _quantizer(self)
+    class_wrappers.add_to_referenced_objects(tq, self)
+    return tq
+
+
+GpuIndexTurboQuant.__init__ = _init
+GpuIndexTurboQuant.tq = property(_tq)
+for _name, _method in (
+    ("add", _add),
+    ("train", _train),
+    ("search", _search),
+    ("assign", _assign),
+    ("range_search", _range_search),
+    ("reconstruct_n", _reconstruct_n),
+):
+    _method.__name__ = _name
+    setattr(GpuIndexTurboQuant, _name, _method)
