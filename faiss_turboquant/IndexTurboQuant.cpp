@@ -17,6 +17,7 @@ namespace faiss {
 using faiss_turboquant::CodeScanner;
 using faiss_turboquant::fill_result;
 using faiss_turboquant::for_each_query;
+using faiss_turboquant::get_selector;
 using faiss_turboquant::page_queries;
 using faiss_turboquant::PreparedCode;
 using faiss_turboquant::PreparedQuery;
@@ -25,19 +26,6 @@ using faiss_turboquant::RotationType;
 using faiss_turboquant::TurboQuantizer;
 
 namespace {
-
-const IDSelector* get_selector(const SearchParameters* params) {
-    if (!params) {
-        return nullptr;
-    }
-    FAISS_THROW_IF_NOT_FMT(
-            typeid(*params) == typeid(SearchParameters) ||
-                    typeid(*params) == typeid(SearchParametersTurboQuant),
-            "IndexTurboQuant: search parameters of type %s are not supported, "
-            "only SearchParameters and SearchParametersTurboQuant (sel)",
-            typeid(*params).name());
-    return params->sel;
-}
 
 std::vector<PreparedQuery> prepare_queries(
         const TurboQuantizer& tq,
@@ -202,7 +190,8 @@ void IndexTurboQuant::search(
         const SearchParameters* params) const {
     FAISS_THROW_IF_NOT_FMT(
             k > 0, "IndexTurboQuant: k = %" PRId64 " is not positive", k);
-    const CodeScanner scanner(tq, codes.data(), ntotal, get_selector(params));
+    const CodeScanner scanner(
+            tq, codes.data(), ntotal, get_selector(params, "IndexTurboQuant"));
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         scanner.search(
@@ -219,7 +208,8 @@ void IndexTurboQuant::search1(
         const float* x,
         ResultHandler& handler,
         SearchParameters* params) const {
-    const CodeScanner scanner(tq, codes.data(), ntotal, get_selector(params));
+    const CodeScanner scanner(
+            tq, codes.data(), ntotal, get_selector(params, "IndexTurboQuant"));
     PreparedQuery query;
     tq.prepare_query(x, 0, query);
     scanner.search1(query, handler);
@@ -232,7 +222,8 @@ void IndexTurboQuant::range_search(
         float radius,
         RangeSearchResult* result,
         const SearchParameters* params) const {
-    const CodeScanner scanner(tq, codes.data(), ntotal, get_selector(params));
+    const CodeScanner scanner(
+            tq, codes.data(), ntotal, get_selector(params, "IndexTurboQuant"));
     std::vector<RangeHits> found;
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);

@@ -1,17 +1,42 @@
 #pragma once
 
-/** What the searches of all indexes share: the size of a page of queries, a
- * loop over queries that may throw, and the result of a range search. */
+/** What the searches of all indexes share: their parameters, the size of a page
+ * of queries, a loop over queries that may throw, and the result of a range
+ * search. */
 
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
 #include <faiss/impl/AuxIndexStructures.h>
+#include <faiss/impl/FaissAssert.h>
+
+#include <faiss_turboquant/IndexTurboQuant.h>
 
 namespace faiss_turboquant {
+
+/** The selector of a search in a flat index; null: all ids.
+ * @param index_type  for the message
+ * @throws faiss::FaissException if the parameters are those of other indexes */
+inline const faiss::IDSelector* get_selector(
+        const faiss::SearchParameters* params,
+        const char* index_type) {
+    if (!params) {
+        return nullptr;
+    }
+    FAISS_THROW_IF_NOT_FMT(
+            typeid(*params) == typeid(faiss::SearchParameters) ||
+                    typeid(*params) ==
+                            typeid(faiss::SearchParametersTurboQuant),
+            "%s: search parameters of type %s are not supported, only "
+            "SearchParameters and SearchParametersTurboQuant (sel)",
+            index_type,
+            typeid(*params).name());
+    return params->sel;
+}
 
 /// queries prepared at a time: bounds the memory of a large batch, and the
 /// time until an interrupt is noticed

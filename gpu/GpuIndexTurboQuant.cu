@@ -5,13 +5,13 @@
 #include <cinttypes>
 #include <cmath>
 #include <cstring>
-#include <typeinfo>
 #include <vector>
 
 #include <faiss/impl/AuxIndexStructures.h>
 #include <faiss/impl/FaissAssert.h>
 #include <faiss/impl/IDSelector.h>
 
+#include <faiss_turboquant/search_pages.h>
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/encode.h>
 #include <gpu/kernels/scan.h>
@@ -20,12 +20,15 @@ namespace faiss {
 namespace gpu {
 
 using namespace faiss_turboquant::gpu;
+using faiss_turboquant::fill_result;
+using faiss_turboquant::get_selector;
+using faiss_turboquant::page_queries;
+using faiss_turboquant::RangeHits;
 using faiss_turboquant::Rotation;
 using faiss_turboquant::TurboQuantizer;
 
 namespace {
 
-constexpr idx_t page_queries = 4096;
 /// bytes of vectors or codes that pass through the workspace at a time
 constexpr size_t page_bytes = size_t(64) << 20;
 
@@ -175,18 +178,6 @@ void check_vectors(const InputCheck& check) {
             refused.too_long);
 }
 
-const IDSelector* get_selector(const SearchParameters* params) {
-    if (!params) {
-        return nullptr;
-    }
-    FAISS_THROW_IF_NOT_FMT(
-            typeid(*params) == typeid(SearchParameters),
-            "GpuIndexTurboQuant: search parameters of type %s are not "
-            "supported, only SearchParameters (sel)",
-            typeid(*params).name());
-    return params->sel;
-}
-
 /// members as a bitmap, as many words as n rows take
 std::vector<uint32_t> bitmap_of(const IDSelector& sel, size_t n) {
     std::vector<uint32_t> bitmap(ceil_div(n, size_t(32)));
@@ -195,6 +186,22 @@ std::vector<uint32_t> bitmap_of(const IDSelector& sel, size_t n) {
     }
     return bitmap;
 }
+
+/// the rows that a search may find
+struct Selection {
+    /// of an index of n rows
+    Selection(
+            const GpuResources& resources,
+            const SearchParameters* params,
+            size_t n)
+            : sel(get_selector(params, "GpuIndexTurboQuant")),
+              bitmap(sel ? bitmap_of(*sel, n) : std::vector<uint32_t>()),
+              on_device(upload(resources, bitmap)) {}
+
+    const IDSelector* sel;
+    std::vector<uint32_t> bitmap;    ///< has to outlive the upload
+    DeviceArray<uint32_t> on_device; ///< empty: all rows
+};
 
 /// dst row i is src row rows[i]; 16 bytes at a time
 __global__ void gather_rows_kernel(
@@ -598,25 +605,21 @@ void GpuIndexTurboQuant::search(
             max_k);
     FAISS_THROW_IF_NOT_FMT(
             n >= 0, "GpuIndexTurboQuant: n = %" PRId64 " is negative", n);
-    const IDSelector* sel = get_selector(params);
     if (n == 0) {
         return;
     }
     const DeviceScope scope(resources_->device);
     const GpuResources& resources = *resources_;
     const DeviceLayout& layout = storage_->layout();
-    std::vector<uint32_t> bitmap;
-    if (sel) {
-        bitmap = bitmap_of(*sel, ntotal);
-    }
-    const auto selected = upload(resources, bitmap);
-    const DeviceCodes codes = storage_->codes(ntotal, selected.data());
+    const Selection selection(resources, params, ntotal);
+    const DeviceCodes codes =
+            storage_->codes(ntotal, selection.on_device.data());
     const int k_found = int(std::min(k, ntotal));
     const size_t capacity = reservoir_capacity(k_found);
     const auto reservoir_bytes = [&](const ScanPlan& plan) {
         return plan.n_slices * plan.padded_nq() * capacity * sizeof(Entry);
     };
-    bool goes_to_host = sel != nullptr; // the bitmap must outlive its upload
+    bool goes_to_host = selection.sel != nullptr; // its upload has to end first
 
     for (idx_t first = 0; first < n;) {
         idx_t page = std::min(page_queries, n - first);
@@ -676,22 +679,18 @@ void GpuIndexTurboQuant::range_search(
         float radius,
         RangeSearchResult* result,
         const SearchParameters* params) const {
-    const IDSelector* sel = get_selector(params);
     const DeviceScope scope(resources_->device);
     const GpuResources& resources = *resources_;
     const DeviceLayout& layout = storage_->layout();
-    std::vector<uint32_t> bitmap;
-    if (sel) {
-        bitmap = bitmap_of(*sel, ntotal);
-    }
-    const auto selected = upload(resources, bitmap);
-    const DeviceCodes codes = storage_->codes(ntotal, selected.data());
+    const Selection selection(resources, params, ntotal);
+    const DeviceCodes codes =
+            storage_->codes(ntotal, selection.on_device.data());
     // no squared distance is below 0, even if its estimate is
     const bool is_empty = ntotal == 0 || (layout.is_l2 && !(radius > 0));
     RangeSink sink;
     sink.last = std::nextafter(layout.is_l2 ? radius : -radius, -INFINITY);
 
-    std::vector<std::vector<Entry>> found(n);
+    std::vector<RangeHits> hits(n);
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         const ScanPlan plan = plan_scan(layout, ntotal, page, resources.device);
@@ -738,29 +737,19 @@ void GpuIndexTurboQuant::range_search(
         resources.synchronize();
         for (idx_t q = 0; q < page; q++) {
             const auto begin = all.begin() + begins[q];
-            found[first + q].assign(begin, begin + counts[q]);
+            const auto end = begin + counts[q];
+            std::sort(begin, end, [](Entry a, Entry b) {
+                return uint32_t(a) < uint32_t(b);
+            });
+            for (auto entry = begin; entry < end; entry++) {
+                const float key = entry_key(*entry);
+                hits[first + q].emplace_back(
+                        uint32_t(*entry),
+                        0.0f + (layout.is_l2 ? std::max(key, 0.0f) : -key));
+            }
         }
     }
-
-    // do_allocation turns the sizes in lims into offsets
-    for (idx_t i = 0; i < n; i++) {
-        result->lims[i] = found[i].size();
-    }
-    result->do_allocation();
-    for (idx_t i = 0; i < n; i++) {
-        auto& entries = found[i];
-        std::sort(entries.begin(), entries.end(), [](Entry a, Entry b) {
-            return uint32_t(a) < uint32_t(b);
-        });
-        size_t at = result->lims[i];
-        for (const Entry entry : entries) {
-            const float key = entry_key(entry);
-            result->labels[at] = uint32_t(entry);
-            result->distances[at] =
-                    0.0f + (layout.is_l2 ? std::max(key, 0.0f) : -key);
-            at++;
-        }
-    }
+    fill_result(hits, *result);
 }
 
 void GpuIndexTurboQuant::reset() {

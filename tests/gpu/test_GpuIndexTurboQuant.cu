@@ -248,6 +248,9 @@ TEST(GpuIndexTurboQuant, SearchesOnlySelectedIds) {
         faiss::SearchParameters params;
         params.sel = sel;
         EXPECT_EQ(search(index, xq, 10, &params), search(gpu, xq, 10, &params));
+        faiss::SearchParametersTurboQuant own;
+        own.sel = sel;
+        EXPECT_EQ(search(index, xq, 10, &own), search(gpu, xq, 10, &own));
     }
 }
 
