@@ -8,6 +8,7 @@
 
 #include <faiss/impl/AuxIndexStructures.h>
 #include <faiss/impl/FaissAssert.h>
+#include <faiss/invlists/OnDiskInvertedLists.h>
 #include <faiss/utils/utils.h>
 
 #include <faiss_turboquant/BlockScan.h>
@@ -41,6 +42,18 @@ const IVFSearchParameters* check_params(const SearchParameters* params) {
             "supported, only SearchParametersIVF",
             typeid(*params).name());
     return static_cast<const IVFSearchParameters*>(params);
+}
+
+/// FAISS's loops over vectors would end the process
+void check_can_change(const InvertedLists* lists, const char* function) {
+    auto on_disk = dynamic_cast<const OnDiskInvertedLists*>(lists);
+    const bool is_read_only = (on_disk && on_disk->read_only) ||
+            dynamic_cast<const ReadOnlyInvertedLists*>(lists);
+    FAISS_THROW_IF_NOT_FMT(
+            !is_read_only,
+            "IndexIVFTurboQuant: %s is refused, because the inverted lists are "
+            "read-only (of a mapped file, or stacked)",
+            function);
 }
 
 bool is_finite(const float* x, size_t d) {
@@ -375,6 +388,7 @@ void IndexIVFTurboQuant::get_centre(idx_t list_no, float* centre) const {
 }
 
 void IndexIVFTurboQuant::reset() {
+    check_can_change(invlists, "reset");
     cache_.clear();
     IndexIVF::reset();
 }
@@ -383,6 +397,7 @@ void IndexIVFTurboQuant::add_with_ids(
         idx_t n,
         const float* x,
         const idx_t* xids) {
+    check_can_change(invlists, "add");
     idx_t refused = n;
 #pragma omp parallel for reduction(min : refused) if (n > 100)
     for (idx_t i = 0; i < n; i++) {
@@ -398,6 +413,36 @@ void IndexIVFTurboQuant::add_with_ids(
         cache_.clear(); // the quantizer may have been replaced
     }
     IndexIVF::add_with_ids(n, x, xids);
+}
+
+void IndexIVFTurboQuant::add_sa_codes(
+        idx_t n,
+        const uint8_t* codes,
+        const idx_t* xids) {
+    check_can_change(invlists, "add_sa_codes");
+    IndexIVF::add_sa_codes(n, codes, xids);
+}
+
+size_t IndexIVFTurboQuant::remove_ids(const IDSelector& sel) {
+    check_can_change(invlists, "remove_ids");
+    return IndexIVF::remove_ids(sel);
+}
+
+void IndexIVFTurboQuant::update_vectors(
+        int n,
+        const idx_t* ids,
+        const float* x) {
+    check_can_change(invlists, "update_vectors");
+    IndexIVF::update_vectors(n, ids, x);
+}
+
+void IndexIVFTurboQuant::merge_from(Index& otherIndex, idx_t add_id) {
+    check_compatible_for_merge(otherIndex);
+    check_can_change(invlists, "merge_from");
+    // it is emptied
+    check_can_change(
+            static_cast<const IndexIVF&>(otherIndex).invlists, "merge_from");
+    IndexIVF::merge_from(otherIndex, add_id);
 }
 
 void IndexIVFTurboQuant::encode_vectors(

@@ -72,6 +72,14 @@ struct IndexIVFTurboQuant : IndexIVF {
      * @param xids  (n,), or null for ntotal, ntotal + 1, .. */
     void add_with_ids(idx_t n, const float* x, const idx_t* xids) override;
 
+    // refused, as adding is, when the lists are read-only (read_index of a
+    // mapped file, OnDiskInvertedLists with IO_FLAG_READ_ONLY)
+    void add_sa_codes(idx_t n, const uint8_t* codes, const idx_t* xids)
+            override;
+    size_t remove_ids(const IDSelector& sel) override;
+    void update_vectors(int n, const idx_t* ids, const float* x) override;
+    void merge_from(Index& otherIndex, idx_t add_id) override;
+
     void encode_vectors(
             idx_t n,
             const float* x,

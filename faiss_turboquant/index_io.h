@@ -14,9 +14,9 @@ namespace faiss_turboquant {
 /** FAISS's index I/O, for TurboQuant indexes as well, alone or at any depth
  * inside IndexIDMap, IndexIDMap2, IndexPreTransform, IndexRefine,
  * IndexRefineFlat, IndexRefinePanorama, IndexRowwiseMinMax,
- * IndexRowwiseMinMaxFP16, and as the storage of IndexHNSW and IndexNSG. An
- * index without TurboQuant inside is written and read by FAISS, byte for byte
- * the same.
+ * IndexRowwiseMinMaxFP16 and IndexIVFTurboQuant, and as the storage of
+ * IndexHNSW and IndexNSG. An index without TurboQuant inside is written and
+ * read by FAISS, byte for byte the same.
  *
  * Format (numbers little-endian):
  *
@@ -29,8 +29,9 @@ namespace faiss_turboquant {
  * and payload, and is verified before any of the payload is used. The payloads
  * together are one record, which starts with four characters that name its
  * layout: "TQfl" for IndexTurboQuant, others for the wrappers, whose records
- * hold those of their sub-indexes. "TQfa" stands before an array that is a
- * sub-index in FAISS's own format, "TQfv" if its codes may be mapped.
+ * hold those of their sub-indexes. "TQFl" and "TQFv" are IndexFlat, of which
+ * the latter may be mapped, and "TQfa" stands before an array that is any other
+ * sub-index in FAISS's own format.
  *
  * A block ends where the record comes to an array, of which it has the size
  * (uint64) and the checksums (uint64) of its pieces of 2^20 bytes, the last
@@ -65,15 +66,15 @@ void write_index(
  *
  * With IO_FLAG_MMAP or IO_FLAG_MMAP_IFC (either does, when there is TurboQuant
  * inside) the file is mapped to memory, and the following are views of it, at
- * any depth: the codes of IndexTurboQuant, those of an IndexFlat or
- * IndexScalarQuantizer that refines its results, and the neighbours of
- * IndexHNSW. Their checksums are not verified, and codes are not read before
- * they are searched. Changing such an index (add, remove_ids, merge_from,
- * reset) is refused, with two exceptions in FAISS's code: IndexRefine adds to
- * base_index first, which is refused if that holds TurboQuant; reset() of
- * IndexHNSW ends the process. Everything else is read and verified. The file
- * may be replaced (write_index does), but not be changed, as long as the index
- * or a clone of it lives.
+ * any depth: the codes of IndexTurboQuant, the vectors of an IndexFlat that
+ * refines its results, the neighbours of IndexHNSW, and inverted lists, which
+ * become OnDiskInvertedLists. Their checksums are not verified, and codes are
+ * not read before they are searched. Changing such an index (add, remove_ids,
+ * merge_from, reset) is refused, with two exceptions in FAISS's code:
+ * IndexRefine adds to base_index first, which is refused if that holds
+ * TurboQuant; reset() of IndexHNSW ends the process. Everything else is read
+ * and verified. The file may be replaced (write_index does), but not be
+ * changed, as long as the index or a clone of it lives.
  *
  * @param io_flags  passed on to FAISS
  * @return the index, of the types that were written; the caller deletes it

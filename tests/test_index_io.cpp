@@ -37,7 +37,9 @@
 #include <faiss/impl/zerocopy_io.h>
 #include <faiss/index_factory.h>
 #include <faiss/index_io.h>
+#include <faiss/invlists/OnDiskInvertedLists.h>
 
+#include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
 #include <faiss_turboquant/index_factory.h>
 #include <faiss_turboquant/index_io.h>
@@ -79,26 +81,18 @@ void train_quickly(faiss::IndexPreTransform& pre) {
     opq.is_trained = pre.is_trained = true;
 }
 
-/// "HNSW8,TQ4", "NSG8,TQ4" and what index_factory takes
 IndexPtr empty_index(
         const std::string& s,
         faiss::MetricType metric = METRIC_L2) {
-    const bool is_hnsw = s == "HNSW8,TQ4", is_nsg = s == "NSG8,TQ4";
-    if (!is_hnsw && !is_nsg) {
-        return IndexPtr(faiss_turboquant::index_factory(d, s.c_str(), metric));
+    IndexPtr index(faiss_turboquant::index_factory(d, s.c_str(), metric));
+    if (auto nsg = dynamic_cast<faiss::IndexNSG*>(index.get())) {
+        nsg->build_type = 0; // the other needs more vectors
+        nsg->GK = 20;
     }
-    auto set_fields = [](auto* graph) {
-        graph->own_fields = graph->is_trained = true;
-        return IndexPtr(graph);
-    };
-    auto storage = new faiss::IndexTurboQuant(d, 4, metric);
-    if (is_hnsw) {
-        return set_fields(new faiss::IndexHNSW(storage, 8));
+    if (auto ivf = dynamic_cast<faiss::IndexIVF*>(index.get())) {
+        ivf->nprobe = 2;
     }
-    auto nsg = new faiss::IndexNSG(storage, 8);
-    nsg->build_type = 0; // the other needs more vectors
-    nsg->GK = 20;
-    return set_fields(nsg);
+    return index;
 }
 
 /// trained and with n vectors
@@ -141,6 +135,54 @@ std::string type_name(const Index& index) {
     return dynamic_cast<const faiss::IndexFlat*>(&index)
             ? "faiss::IndexFlat"
             : faiss_turboquant::type_name(&index);
+}
+
+void expect_equal(
+        const faiss_turboquant::TurboQuantizer& a,
+        const faiss_turboquant::TurboQuantizer& b) {
+    EXPECT_EQ(a.code_size, b.code_size);
+    EXPECT_EQ(a.nbits, b.nbits);
+    EXPECT_EQ(a.by_residual, b.by_residual);
+    EXPECT_EQ(a.rotation.type, b.rotation.type);
+    EXPECT_EQ(a.rotation.seed, b.rotation.seed);
+    EXPECT_TRUE(a.codebook == b.codebook);
+    EXPECT_EQ(a.codebook.trellis_error, b.codebook.trellis_error);
+    EXPECT_EQ(a.centre, b.centre);
+}
+
+void expect_equal(
+        const faiss::InvertedLists& a,
+        const faiss::InvertedLists& b) {
+    EXPECT_EQ(a.nlist, b.nlist);
+    EXPECT_EQ(a.code_size, b.code_size);
+    for (size_t i = 0; i < a.nlist; i++) {
+        const size_t size = a.list_size(i);
+        ASSERT_EQ(size, b.list_size(i));
+        faiss::InvertedLists::ScopedCodes a_codes(&a, i), b_codes(&b, i);
+        faiss::InvertedLists::ScopedIds a_ids(&a, i), b_ids(&b, i);
+        EXPECT_TRUE(std::equal(
+                a_codes.get(),
+                a_codes.get() + size * a.code_size,
+                b_codes.get()));
+        EXPECT_TRUE(std::equal(a_ids.get(), a_ids.get() + size, b_ids.get()));
+    }
+}
+
+void expect_equal(
+        const faiss::IndexIVFTurboQuant& a,
+        const faiss::IndexIVFTurboQuant& b) {
+    EXPECT_EQ(a.nlist, b.nlist);
+    EXPECT_EQ(a.nprobe, b.nprobe);
+    EXPECT_EQ(a.max_codes, b.max_codes);
+    EXPECT_EQ(a.quantizer_trains_alone, b.quantizer_trains_alone);
+    EXPECT_EQ(a.code_size, b.code_size);
+    EXPECT_EQ(a.centre_scales, b.centre_scales);
+    EXPECT_EQ(a.own_fields, b.own_fields);
+    expect_equal(a.tq, b.tq);
+    EXPECT_EQ(a.direct_map.type, b.direct_map.type);
+    EXPECT_EQ(a.direct_map.array, b.direct_map.array);
+    EXPECT_EQ(a.direct_map.hashtable, b.direct_map.hashtable);
+    expect_equal(*a.invlists, *b.invlists);
 }
 
 void expect_equal(const faiss::IndexHNSW& a, const faiss::IndexHNSW& b) {
@@ -202,13 +244,10 @@ void expect_equal(const Index& a, const Index& b, const std::string& what) {
         auto& q = dynamic_cast<const faiss::IndexTurboQuant&>(b);
         EXPECT_EQ(p->code_size, q.code_size);
         EXPECT_TRUE(p->codes == q.codes);
-        EXPECT_EQ(p->tq.code_size, q.tq.code_size);
-        EXPECT_EQ(p->tq.nbits, q.tq.nbits);
-        EXPECT_EQ(p->tq.rotation.type, q.tq.rotation.type);
-        EXPECT_EQ(p->tq.rotation.seed, q.tq.rotation.seed);
-        EXPECT_EQ(p->tq.codebook.step, q.tq.codebook.step);
-        EXPECT_EQ(p->tq.codebook.positions, q.tq.codebook.positions);
-        EXPECT_EQ(p->tq.centre, q.tq.centre);
+        expect_equal(p->tq, q.tq);
+    }
+    if (auto p = dynamic_cast<const faiss::IndexIVFTurboQuant*>(&a)) {
+        expect_equal(*p, dynamic_cast<const faiss::IndexIVFTurboQuant&>(b));
     }
     if (auto p = dynamic_cast<const faiss::IndexIDMap*>(&a)) {
         EXPECT_EQ(p->id_map, dynamic_cast<const faiss::IndexIDMap&>(b).id_map);
@@ -332,6 +371,13 @@ const std::vector<std::string> descriptions = {
         "PCA8,IDMap2,TQ2",
         "HNSW8,TQ4",
         "NSG8,TQ4",
+        "IDMap,HNSW8,TQ2t",
+        "IVF4,TQ4",
+        "IVF4,TQ2t",
+        "IVF4_HNSW8,TQ3",
+        "PCA8,IVF4,TQ1",
+        "IVF4,TQ1,RFlat",
+        "IDMap2,IVF4,TQ4",
 };
 
 /** The format as index_io.h describes it, written a second time: the record
@@ -528,6 +574,10 @@ size_t peak_memory_bytes() {
 }
 
 void search_damaged(const Index& index) {
+    auto ivf = dynamic_cast<const faiss::IndexIVF*>(&index);
+    if (ivf && !ivf->invlists) {
+        return;
+    }
     // FAISS looks for search_L different vectors until it has found them
     auto nsg = dynamic_cast<const faiss::IndexNSG*>(&index);
     if (nsg && nsg->nsg.search_L > nsg->ntotal) {
@@ -675,6 +725,136 @@ TEST(IndexIO, ManyBlocksAndPieces) {
             Bytes altered = bytes;
             altered[at] ^= 1;
             EXPECT_FALSE(survives(altered, ""));
+        }
+    }
+}
+
+TEST(IndexIO, FieldsOfInvertedFiles) {
+    IndexPtr index = make_index("IVF4,TQ4", METRIC_INNER_PRODUCT);
+    auto& ivf = dynamic_cast<faiss::IndexIVFTurboQuant&>(*index);
+    EXPECT_FALSE(ivf.centre_scales.empty());
+    ivf.nprobe = 3;
+    ivf.max_codes = 4;
+    ivf.quantizer_trains_alone = 2;
+    for (auto type :
+         {faiss::DirectMap::NoMap,
+          faiss::DirectMap::Array,
+          faiss::DirectMap::Hashtable}) {
+        ivf.set_direct_map_type(type);
+        const Bytes bytes = faiss_turboquant::serialize_index(&ivf);
+        const IndexPtr back(faiss_turboquant::deserialize_index(bytes));
+        expect_equal(ivf, *back, "");
+        EXPECT_EQ(faiss_turboquant::serialize_index(back.get()), bytes);
+        if (type != faiss::DirectMap::NoMap) {
+            std::vector<float> a(d), b(d);
+            ivf.reconstruct(17, a.data());
+            back->reconstruct(17, b.data());
+            EXPECT_EQ(a, b);
+        }
+    }
+    // lists that are kept elsewhere
+    ivf.max_codes = 0;
+    ivf.set_direct_map_type(faiss::DirectMap::NoMap);
+    const std::unique_ptr<faiss::InvertedLists> lists(ivf.invlists);
+    ivf.own_invlists = false;
+    ivf.invlists = nullptr;
+    const IndexPtr back(faiss_turboquant::deserialize_index(
+            faiss_turboquant::serialize_index(&ivf)));
+    auto& without = dynamic_cast<faiss::IndexIVFTurboQuant&>(*back);
+    EXPECT_EQ(without.invlists, nullptr);
+    without.replace_invlists(lists.get(), false);
+    ivf.invlists = lists.get();
+    EXPECT_EQ(Results(without), Results(ivf));
+    ivf.invlists = nullptr;
+}
+
+TEST(IndexIO, OnDiskInvertedLists) {
+    const Directory directory;
+    const std::string path = directory("index.tq"), file = directory("lists");
+    const IndexPtr index = make_index("IVF4,TQ4");
+    const Results results(*index);
+    auto& ivf = dynamic_cast<faiss::IndexIVFTurboQuant&>(*index);
+    auto on_disk = new faiss::OnDiskInvertedLists(
+            ivf.nlist, ivf.code_size, file.c_str());
+    on_disk->merge_from_1(ivf.invlists);
+    ivf.replace_invlists(on_disk, true);
+    on_disk->slots.emplace_back(100, 8);
+    faiss_turboquant::write_index(&ivf, path.c_str());
+    EXPECT_LT(read_file(path).size(), read_file(file).size());
+    for (int io_flags :
+         {0,
+          faiss::IO_FLAG_READ_ONLY,
+          faiss::IO_FLAG_ONDISK_SAME_DIR,
+          faiss::IO_FLAG_MMAP,
+          faiss::IO_FLAG_MMAP_IFC}) {
+        const IndexPtr back(
+                faiss_turboquant::read_index(path.c_str(), io_flags));
+        expect_equal(ivf, *back, "");
+        EXPECT_EQ(Results(*back), results);
+        auto& lists = dynamic_cast<faiss::OnDiskInvertedLists&>(
+                *dynamic_cast<faiss::IndexIVF&>(*back).invlists);
+        EXPECT_EQ(lists.slots.size(), on_disk->slots.size());
+        EXPECT_EQ(lists.totsize, on_disk->totsize);
+        EXPECT_EQ(lists.read_only, io_flags == faiss::IO_FLAG_READ_ONLY);
+    }
+    const IndexPtr skipped(faiss_turboquant::read_index(
+            path.c_str(), faiss::IO_FLAG_SKIP_IVF_DATA));
+    auto& lists = *dynamic_cast<faiss::IndexIVF&>(*skipped).invlists;
+    EXPECT_EQ(lists.list_size(1), ivf.invlists->list_size(1));
+    // the lists are in another directory, cut short, or gone
+    const Directory other;
+    const std::string moved = other("index.tq");
+    write_file(moved, read_file(path));
+    auto read = [&](int io_flags) {
+        return message_of([&] {
+            IndexPtr(faiss_turboquant::read_index(moved.c_str(), io_flags));
+        });
+    };
+    EXPECT_EQ(read(0), "");
+    EXPECT_CONTAINS(read(faiss::IO_FLAG_ONDISK_SAME_DIR), other("lists"));
+    write_file(other("lists"), read_file(file));
+    EXPECT_EQ(read(faiss::IO_FLAG_ONDISK_SAME_DIR), "");
+    write_file(other("lists"), Bytes(100));
+    EXPECT_CONTAINS(read(faiss::IO_FLAG_ONDISK_SAME_DIR), "cut short");
+    unlink(file.c_str());
+    EXPECT_CONTAINS(read(0), file);
+}
+
+/// FAISS's read-only lists, which FAISS does not write
+TEST(IndexIO, OtherInvertedLists) {
+    const IndexPtr a = make_index("IVF4,TQ4"), b = make_index("IVF4,TQ4");
+    auto& ivf = dynamic_cast<faiss::IndexIVF&>(*a);
+    const faiss::InvertedLists* parts[] = {
+            ivf.invlists, dynamic_cast<faiss::IndexIVF&>(*b).invlists};
+    faiss::HStackInvertedLists stacked(2, parts);
+    const std::unique_ptr<faiss::InvertedLists> lists(ivf.invlists);
+    ivf.own_invlists = false;
+    ivf.invlists = &stacked;
+    ivf.ntotal = 2 * n;
+    const IndexPtr back(faiss_turboquant::deserialize_index(
+            faiss_turboquant::serialize_index(&ivf)));
+    expect_equal(ivf, *back, "");
+}
+
+TEST(IndexIO, MappedInvertedLists) {
+    const Directory directory;
+    const std::string path = directory("index.tq");
+    for (const char* s : {"IVF4,TQ4", "IVF4,TQ1"}) {
+        const IndexPtr index = make_index(s);
+        const Results results(*index);
+        faiss_turboquant::write_index(index.get(), path.c_str());
+        for (int io_flags : {faiss::IO_FLAG_MMAP, faiss::IO_FLAG_MMAP_IFC}) {
+            const IndexPtr mapped(
+                    faiss_turboquant::read_index(path.c_str(), io_flags));
+            auto& ivf = dynamic_cast<faiss::IndexIVF&>(*mapped);
+            auto lists =
+                    dynamic_cast<faiss::OnDiskInvertedLists*>(ivf.invlists);
+            ASSERT_NE(lists, nullptr);
+            for (size_t i = 0; i < ivf.nlist; i++) {
+                EXPECT_EQ(
+                        reinterpret_cast<uintptr_t>(lists->get_ids(i)) % 8, 0u);
+            }
+            EXPECT_EQ(Results(*mapped), results);
         }
     }
 }
@@ -915,13 +1095,16 @@ constexpr Viewed viewed[] = {
         {"PCA8,TQ4", 1},
         {"TQ2,RFlat", 2},
         {"TQ1,Refine(TQ4)", 2},
-        {"TQ1,Refine(SQ8)", 2},
+        {"TQ1,Refine(SQ8)", 1},
         {"SQ8,Refine(TQ4)", 1},
         {"IDMap2,L2norm,PCA8,TQ1,RFlat", 2},
         {"IVF2,Flat,Refine(TQ4)", 1},
         {"HNSW8,Refine(TQ4)", 1},
         {"HNSW8,TQ4", 1},
         {"NSG8,TQ4", 1},
+        {"IVF4,TQ4", 0}, // its lists are OnDiskInvertedLists
+        {"IVF4,TQ4,RFlat", 1},
+        {"PCA8,IVF4,TQ3", 0},
 };
 
 TEST(IndexIO, MappedFiles) {
@@ -1016,7 +1199,12 @@ TEST(IndexIO, MappedIndexesDoNotChange) {
     const auto x = random_vectors(n, 1);
     const faiss::IDSelectorRange all(0, 10000);
     for (const char* s :
-         {"TQ4", "PCA8,TQ2t", "IDMap2,TQ1", "TQ1,RFlat", "HNSW8,TQ4"}) {
+         {"TQ4",
+          "PCA8,TQ2t",
+          "IDMap2,TQ1",
+          "TQ1,RFlat",
+          "HNSW8,TQ4",
+          "IVF4,TQ4"}) {
         const IndexPtr index = make_index(s);
         const Results results(*index);
         faiss_turboquant::write_index(index.get(), path.c_str());
@@ -1024,7 +1212,7 @@ TEST(IndexIO, MappedIndexesDoNotChange) {
                 path.c_str(), faiss::IO_FLAG_MMAP_IFC));
         const std::vector<faiss::idx_t> ids(n, 7);
         auto expect_refused = [&](const std::function<void()>& change) {
-            EXPECT_CONTAINS(message_of(change), "mapped file");
+            EXPECT_CONTAINS(message_of(change), "is refused, because");
             EXPECT_EQ(Results(*mapped), results) << s;
             EXPECT_EQ(mapped->ntotal, n);
         };
@@ -1336,7 +1524,9 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
           "TQ1,Refine(TQ4)",
           "IDMap,RR,TQ1,Refine(TQ2)",
           "HNSW8,TQ4",
-          "NSG8,TQ4"}) {
+          "NSG8,TQ4",
+          "IVF4,TQ4",
+          "IVF4,TQ1t"}) {
         const IndexPtr index = make_index(s);
         const Plain plain =
                 plain_of(faiss_turboquant::serialize_index(index.get()));
@@ -1373,7 +1563,9 @@ TEST(IndexIO, ExtremeFields) {
           "PCA8,TQ2",
           "TQ1,Refine(TQ2)",
           "HNSW8,TQ4",
-          "NSG8,TQ4"}) {
+          "NSG8,TQ4",
+          "IVF4,TQ4",
+          "IVF4,TQ1t"}) {
         const IndexPtr index = make_index(s);
         const Plain plain =
                 plain_of(faiss_turboquant::serialize_index(index.get()));

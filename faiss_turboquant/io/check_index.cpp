@@ -70,6 +70,50 @@ void check_sub_index_and_d(
             index, "d", index.d, (std::string(name) + "->d").c_str(), sub->d);
 }
 
+void check_quantizer(
+        const Index& index,
+        const TurboQuantizer& tq,
+        bool by_residual) {
+    check_equal(index, "d", index.d, "tq.d", tq.d);
+    check_equal(
+            index,
+            "metric_type",
+            static_cast<int>(index.metric_type),
+            "tq.metric_type",
+            static_cast<int>(tq.metric_type));
+    check_equal(
+            index,
+            "tq.by_residual",
+            tq.by_residual,
+            "that of the type",
+            by_residual);
+    if (by_residual && tq.has_centre()) {
+        throw_inconsistent(index, "tq has a centre beside those of the lists");
+    }
+}
+
+/// an entry is a list and a place in it, or -1
+void check_direct_map_entry(const faiss::IndexIVF& index, idx_t entry) {
+    const bool is_valid = entry == -1 ||
+            (entry >= 0 && index.invlists &&
+             faiss::lo_listno(entry) < index.nlist &&
+             faiss::lo_offset(entry) <
+                     index.invlists->list_size(faiss::lo_listno(entry)));
+    if (!is_valid) {
+        throw_inconsistent(
+                index, "the direct map has " + std::to_string(entry));
+    }
+}
+
+void check_direct_map(const faiss::IndexIVF& index) {
+    for (idx_t entry : index.direct_map.array) {
+        check_direct_map_entry(index, entry);
+    }
+    for (auto [id, entry] : index.direct_map.hashtable) {
+        check_direct_map_entry(index, entry);
+    }
+}
+
 bool linear_has_expected_sizes(const faiss::LinearTransform& linear) {
     if (linear.A.empty() && !linear.is_trained) {
         return true;
@@ -181,17 +225,59 @@ void check(const faiss::IndexFlatCodes& flat) {
 }
 
 void check(const faiss::IndexTurboQuant& index) {
-    const TurboQuantizer& tq = index.tq;
-    check_equal(index, "d", index.d, "tq.d", tq.d);
+    check_quantizer(index, index.tq, false);
     check_equal(
             index,
-            "metric_type",
-            static_cast<int>(index.metric_type),
-            "tq.metric_type",
-            static_cast<int>(tq.metric_type));
-    check_equal(
-            index, "code_size", index.code_size, "tq.code_size", tq.code_size);
+            "code_size",
+            index.code_size,
+            "tq.code_size",
+            index.tq.code_size);
     check(static_cast<const faiss::IndexFlatCodes&>(index));
+}
+
+void check(const faiss::IndexIVFTurboQuant& index) {
+    check_quantizer(index, index.tq, true);
+    check_equal(
+            index,
+            "code_size",
+            index.code_size,
+            "tq.code_size",
+            index.tq.code_size);
+    if (!index.quantizer) {
+        throw_inconsistent(index, "quantizer is null");
+    }
+    check_equal(index, "d", index.d, "quantizer->d", index.quantizer->d);
+    if (index.is_trained) {
+        check_equal(
+                index,
+                "nlist",
+                index.nlist,
+                "quantizer->ntotal",
+                index.quantizer->ntotal);
+    }
+    if (!index.centre_scales.empty()) {
+        check_equal(
+                index,
+                "nlist",
+                index.nlist,
+                "centre_scales.size()",
+                index.centre_scales.size());
+    }
+    if (index.invlists) {
+        check_equal(
+                index,
+                "nlist",
+                index.nlist,
+                "invlists->nlist",
+                index.invlists->nlist);
+        check_equal(
+                index,
+                "code_size",
+                index.code_size,
+                "invlists->code_size",
+                index.invlists->code_size);
+    }
+    check_direct_map(index);
 }
 
 void check(const faiss::IndexIDMap& map) {

@@ -7,6 +7,7 @@
 #include <faiss/IndexRefine.h>
 #include <faiss/IndexRowwiseMinMax.h>
 
+#include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
 
 namespace faiss_turboquant {
@@ -18,6 +19,8 @@ namespace faiss_turboquant {
  * own.
  * @throws faiss::FaissException naming the type and the fields */
 void check(const faiss::IndexTurboQuant& index);
+/// the lists may be missing
+void check(const faiss::IndexIVFTurboQuant& index);
 /// only that its codes are as many as its vectors
 void check(const faiss::IndexFlatCodes& flat);
 void check(const faiss::IndexIDMap& map);

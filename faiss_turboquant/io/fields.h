@@ -95,13 +95,16 @@ void write_array(BlockWriter& f, const faiss::MaybeOwnedVector<T>& items) {
     f.write_array([&](faiss::IOWriter& out) { write_items(out, items); });
 }
 
-/** An array of n values: a view on the source's memory where there is one. */
+/** An array of n values.
+ * @param is_view  whether to make a view of the source's memory, where there
+ *                 is such memory */
 template <class T>
 void read_array(
         BlockReader& f,
         faiss::MaybeOwnedVector<T>& items,
         uint64_t n,
-        const char* field) {
+        const char* field,
+        bool is_view = true) {
     ArrayReader array = f.open_array(field);
     if (array.size() % sizeof(T) != 0 || array.size() / sizeof(T) != n) {
         throw_bad_value(
@@ -109,7 +112,7 @@ void read_array(
                 (std::string("the size of ") + field).c_str(),
                 std::to_string(array.size()));
     }
-    void* view = array.view(alignof(T));
+    void* view = is_view ? array.view(alignof(T)) : nullptr;
     if (view) {
         items = faiss::MaybeOwnedVector<T>::create_view(
                 view, n, f.mapped() ? f.mapped()->mapping : nullptr);

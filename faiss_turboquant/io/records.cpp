@@ -12,10 +12,8 @@
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/IndexRowwiseMinMax.h>
-#include <faiss/IndexScalarQuantizer.h>
 #include <faiss/VectorTransform.h>
 #include <faiss/impl/FaissAssert.h>
-#include <faiss/impl/zerocopy_io.h>
 #include <faiss/index_io.h>
 
 #include <faiss_turboquant/index_tree.h>
@@ -37,11 +35,41 @@ using faiss::Index;
 /// deeper than any sensible index, shallow enough for any stack
 constexpr int max_depth = 32;
 
-/** Whether FAISS's reader makes a view of the codes, and of nothing else, from
- * memory. */
-bool has_viewable_codes(const Index* index) {
-    return dynamic_cast<const faiss::IndexFlat*>(index) ||
-            dynamic_cast<const faiss::IndexScalarQuantizer*>(index);
+/** FAISS's reader takes the memory that the file asks for. So the index that
+ * stands most often beside TurboQuant has a record of its own. */
+const faiss::IndexFlat* as_plain_flat(const Index* index) {
+    const bool is_plain = index &&
+            (typeid(*index) == typeid(faiss::IndexFlat) ||
+             typeid(*index) == typeid(faiss::IndexFlatL2) ||
+             typeid(*index) == typeid(faiss::IndexFlatIP)) &&
+            index->metric_type <= faiss::METRIC_L2;
+    return is_plain ? static_cast<const faiss::IndexFlat*>(index) : nullptr;
+}
+
+void write_plain_flat(BlockWriter& f, const faiss::IndexFlat& flat) {
+    check(static_cast<const faiss::IndexFlatCodes&>(flat));
+    write_header(f, flat);
+    write_array(f, flat.codes);
+}
+
+/// @param is_view  whether its vectors may stay in the file
+std::unique_ptr<Index> read_plain_flat(BlockReader& f, bool is_view) {
+    faiss::IndexFlat header;
+    read_header(f, header);
+    std::unique_ptr<faiss::IndexFlat> flat;
+    if (header.metric_type == faiss::METRIC_L2) {
+        flat = std::make_unique<faiss::IndexFlatL2>(header.d);
+    } else {
+        flat = std::make_unique<faiss::IndexFlatIP>(header.d);
+    }
+    flat->is_trained = header.is_trained;
+    flat->ntotal = header.ntotal;
+    if (uint64_t(flat->ntotal) > f.left() / flat->code_size) {
+        throw_cut_short(f.name, "vectors");
+    }
+    const uint64_t size = flat->ntotal * flat->code_size;
+    read_array(f, flat->codes, size, "vectors", is_view);
+    return flat;
 }
 
 /// FAISS would map inverted lists, but only of a file of its own
@@ -52,41 +80,17 @@ int without_mapping(int io_flags) {
             ~(map_lists ? faiss::IO_FLAG_MMAP : 0);
 }
 
-constexpr char faiss_part[] = "an index of FAISS's";
-
 void write_by_faiss(BlockWriter& f, const Index* index, int io_flags) {
     f.write_array([&](faiss::IOWriter& out) {
         faiss::write_index(index, &out, io_flags);
     });
 }
 
-/// @param is_viewable  whether its codes may be a view
-std::unique_ptr<Index> read_by_faiss(
-        BlockReader& f,
-        int io_flags,
-        bool is_viewable) {
-    io_flags = without_mapping(io_flags);
-    ArrayReader array = f.open_array(faiss_part);
-    const uint8_t* view = is_viewable ? array.view(1) : nullptr;
-    std::unique_ptr<Index> index;
-    if (view) {
-        faiss::ZeroCopyIOReader reader(view, array.size());
-        index.reset(faiss::read_index(&reader, io_flags));
-    } else {
-        index.reset(faiss::read_index(&array, io_flags));
-        array.finish();
-    }
-    if (is_viewable) {
-        if (!has_viewable_codes(index.get())) {
-            throw_altered(
-                    f.name, std::string(faiss_part) + " is of another type");
-        }
-        auto& flat = dynamic_cast<faiss::IndexFlatCodes&>(*index);
-        check(flat);
-        if (view && f.mapped()) {
-            flat.codes.owner = f.mapped()->mapping;
-        }
-    }
+std::unique_ptr<Index> read_by_faiss(BlockReader& f, int io_flags) {
+    ArrayReader array = f.open_array("an index of FAISS's");
+    std::unique_ptr<Index> index(
+            faiss::read_index(&array, without_mapping(io_flags)));
+    array.finish();
     return index;
 }
 
@@ -197,12 +201,12 @@ void write_refine(
     write_header(f, refine);
     write_value<float>(f, refine.k_factor);
     write_record(f, refine.base_index, io_flags);
-    // FAISS ends the process when a view is to change: only where a TurboQuant
-    // index refuses that first
-    if (has_viewable_codes(refine.refine_index) &&
-        contains_turboquant(refine.base_index)) {
-        write_value<uint32_t>(f, fourcc("TQfv"));
-        write_by_faiss(f, refine.refine_index, io_flags);
+    // FAISS ends the process when a view is to change: a view only where a
+    // TurboQuant index refuses that first
+    auto flat = as_plain_flat(refine.refine_index);
+    if (flat && contains_turboquant(refine.base_index)) {
+        write_value<uint32_t>(f, fourcc("TQFv"));
+        write_plain_flat(f, *flat);
     } else {
         write_record(f, refine.refine_index, io_flags);
     }
@@ -275,13 +279,20 @@ void write_record(BlockWriter& f, const Index* index, int io_flags) {
     auto tag = [&](const char* name) {
         write_value<uint32_t>(f, fourcc(name));
     };
-    if (!contains_turboquant(index)) {
+    if (auto plain = as_plain_flat(index)) {
+        tag("TQFl");
+        write_plain_flat(f, *plain);
+    } else if (!contains_turboquant(index)) {
         tag("TQfa");
         write_by_faiss(f, index, io_flags);
     } else if (auto flat = dynamic_cast<const IndexTurboQuant*>(index)) {
         check(*flat);
         tag("TQfl");
         write_flat(f, *flat);
+    } else if (auto ivf = dynamic_cast<const IndexIVFTurboQuant*>(index)) {
+        check(*ivf);
+        tag("TQIv");
+        write_ivf(f, *ivf, io_flags);
     } else if (auto map = dynamic_cast<const IndexIDMap*>(index)) {
         check(*map);
         tag(dynamic_cast<const IndexIDMap2*>(index) ? "TQM2" : "TQMp");
@@ -330,11 +341,15 @@ std::unique_ptr<Index> read_record(BlockReader& f, int io_flags, int depth) {
     const auto tag = read_value<uint32_t>(f, "the name of a record");
     auto is = [&](const char* name) { return tag == fourcc(name); };
     if (is("TQfa")) {
-        return read_by_faiss(f, io_flags, false);
-    } else if (is("TQfv")) {
-        return read_by_faiss(f, io_flags, true);
+        return read_by_faiss(f, io_flags);
+    } else if (is("TQFl")) {
+        return read_plain_flat(f, false);
+    } else if (is("TQFv")) {
+        return read_plain_flat(f, true);
     } else if (is("TQfl")) {
         return read_flat(f);
+    } else if (is("TQIv")) {
+        return read_ivf(f, io_flags, depth);
     } else if (is("TQMp")) {
         return read_id_map(f, std::make_unique<IndexIDMap>(), io_flags, depth);
     } else if (is("TQM2")) {

@@ -1,9 +1,39 @@
 #include <faiss_turboquant/io/turboquant_records.h>
 
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include <faiss_turboquant/io/check_index.h>
 #include <faiss_turboquant/io/fields.h>
+#include <faiss_turboquant/io/inverted_lists.h>
+#include <faiss_turboquant/io/records.h>
 
 namespace faiss_turboquant {
+
+namespace {
+
+/// by ascending id: an index has one file, not one per order of a hash table
+void write_direct_map(faiss::IOWriter& f, const faiss::DirectMap& map) {
+    write_value<uint8_t>(f, map.type);
+    write_vector(f, map.array);
+    std::vector<std::pair<faiss::idx_t, faiss::idx_t>> entries(
+            map.hashtable.begin(), map.hashtable.end());
+    std::sort(entries.begin(), entries.end());
+    write_vector(f, entries);
+}
+
+void read_direct_map(BoundedReader& f, faiss::DirectMap& map) {
+    map.type = static_cast<faiss::DirectMap::Type>(read_within<uint8_t>(
+            f, "type of the direct map", 0, faiss::DirectMap::Hashtable));
+    read_vector(f, map.array, "direct map");
+    std::vector<std::pair<faiss::idx_t, faiss::idx_t>> entries;
+    read_vector(f, entries, "direct map");
+    map.hashtable = {entries.begin(), entries.end()};
+}
+
+} // namespace
 
 void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
     write_value<uint8_t>(f, tq.nbits);
@@ -79,6 +109,47 @@ std::unique_ptr<faiss::IndexTurboQuant> read_flat(BlockReader& f) {
         throw_cut_short(f.name, "codes");
     }
     read_array(f, index->codes, index->ntotal * index->code_size, "codes");
+    check(*index);
+    return index;
+}
+
+void write_ivf(
+        BlockWriter& f,
+        const faiss::IndexIVFTurboQuant& index,
+        int io_flags) {
+    write_header(f, index);
+    write_value<uint64_t>(f, index.nlist);
+    write_value<uint64_t>(f, index.nprobe);
+    write_value<uint64_t>(f, index.max_codes);
+    write_value<uint8_t>(f, index.quantizer_trains_alone);
+    write_quantizer(f, index.tq);
+    write_vector(f, index.centre_scales);
+    write_record(f, index.quantizer, io_flags);
+    write_direct_map(f, index.direct_map);
+    write_inverted_lists(f, index.invlists);
+}
+
+std::unique_ptr<faiss::IndexIVFTurboQuant> read_ivf(
+        BlockReader& f,
+        int io_flags,
+        int depth) {
+    auto index = std::make_unique<faiss::IndexIVFTurboQuant>();
+    index->own_fields = true;
+    read_header(f, *index);
+    index->nlist = read_within<uint64_t>(f, "nlist", 1, INT64_MAX);
+    index->nprobe = read_value<uint64_t>(f, "nprobe");
+    index->max_codes = read_value<uint64_t>(f, "max_codes");
+    index->quantizer_trains_alone =
+            read_within<uint8_t>(f, "quantizer_trains_alone", 0, 2);
+    index->tq.by_residual = true;
+    read_quantizer(f, *index, index->tq);
+    index->code_size = index->tq.code_size;
+    read_vector(f, index->centre_scales, "centre_scales");
+    index->quantizer = read_record(f, io_flags, depth).release();
+    read_direct_map(f, index->direct_map);
+    auto lists =
+            read_inverted_lists(f, index->nlist, index->code_size, io_flags);
+    index->replace_invlists(lists.release(), true);
     check(*index);
     return index;
 }

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
 #include <faiss_turboquant/io/blocks.h>
 
@@ -11,6 +12,7 @@ namespace faiss_turboquant {
 void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq);
 
 /** @param index  of which d and metric_type are the quantizer's
+ *  @param tq     with its by_residual
  *  @throws faiss::FaissException as read_index does */
 void read_quantizer(
         BoundedReader& f,
@@ -19,5 +21,14 @@ void read_quantizer(
 
 void write_flat(BlockWriter& f, const faiss::IndexTurboQuant& index);
 std::unique_ptr<faiss::IndexTurboQuant> read_flat(BlockReader& f);
+
+void write_ivf(
+        BlockWriter& f,
+        const faiss::IndexIVFTurboQuant& index,
+        int io_flags);
+std::unique_ptr<faiss::IndexIVFTurboQuant> read_ivf(
+        BlockReader& f,
+        int io_flags,
+        int depth);
 
 } // namespace faiss_turboquant
