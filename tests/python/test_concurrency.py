@@ -10,7 +10,17 @@ from conftest import gaussian, output_of
 
 D, N, K = 64, 4000, 10
 
-SHAPES = ["TQ4", "TQ1t", "IDMap,TQ2", "PCA32,TQ4", "TQ1,Refine(TQ4)"]
+SHAPES = [
+    "TQ4",
+    "TQ1t",
+    "IDMap,TQ2",
+    "PCA32,TQ4",
+    "TQ1,Refine(TQ4)",
+    "IVF16,TQ4",
+    "IDMap,IVF16,TQ2t",
+    "HNSW16,TQ4",
+    "IVF16,TQ1,RFlat",
+]
 
 
 def build(shape):
@@ -20,6 +30,8 @@ def build(shape):
         index.add_with_ids(gaussian(N, D), np.arange(N) + 5)
     else:
         index.add(gaussian(N, D))
+    if "IVF" in shape:
+        faiss.ParameterSpace().set_index_parameter(index, "nprobe", 4)
     return index
 
 
@@ -48,6 +60,8 @@ def in_threads(work, n):
 def test_many_threads_search_one_index(shape):
     index = build(shape)
     queries = [gaussian(1 + 7 * i, D, 10 + i) for i in range(8)]
+    # what a first search computes is computed by many at a time, too
+    in_threads(lambda i: index.search(queries[i], K), len(queries))
     expected = [index.search(xq, K) for xq in queries]
     sel = faiss.IDSelectorRange(0, N // 2)
     inner = faiss.downcast_index(getattr(index, "base_index", index))
@@ -152,7 +166,7 @@ print((again[1] == expected[1]).all(), index.ntotal)
 
 
 # Flat: FAISS's own loops too, which would hang without this package
-@pytest.mark.parametrize("shape", ["TQ4", "IDMap2,TQ2t", "Flat"])
+@pytest.mark.parametrize("shape", ["TQ4", "IDMap2,TQ2t", "IVF8,TQ4", "Flat"])
 def test_searching_on_both_sides_of_a_fork(shape):
     script = FORK.format(shape=shape, patience=60)
     if "IDMap" in shape:
