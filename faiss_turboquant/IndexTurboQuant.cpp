@@ -1,6 +1,7 @@
 #include <faiss_turboquant/IndexTurboQuant.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
 #include <cmath>
 #include <iterator>
@@ -93,21 +94,39 @@ struct TurboQuantDistanceComputer : FlatCodesDistanceComputer {
         dis3 = distances[3];
     }
 
-    /// graphs ask for runs of pairs that share i or j
+    /// Graphs ask for runs of pairs that share i or j; NN-descent asks from
+    /// several threads at once, of one computer.
     float symmetric_dis(idx_t i, idx_t j) override {
-        if (i != prepared_id && j != prepared_id) {
-            prepared_id = i == last_i ? i : j;
-            tq.prepare_code(codes + prepared_id * code_size, prepared);
+        thread_local LastPrepared last;
+        if (last.computer != serial) {
+            last.computer = serial;
+            last.id = last.i = -1;
         }
-        last_i = i;
-        const idx_t other = i == prepared_id ? j : i;
-        return tq.symmetric_distance(prepared, codes + other * code_size);
+        if (i != last.id && j != last.id) {
+            last.id = i == last.i ? i : j;
+            tq.prepare_code(codes + last.id * code_size, last.prepared);
+        }
+        last.i = i;
+        const idx_t other = i == last.id ? j : i;
+        return tq.symmetric_distance(last.prepared, codes + other * code_size);
     }
 
    private:
-    PreparedCode prepared;
-    idx_t prepared_id = -1;
-    idx_t last_i = -1;
+    /// what a thread prepared last, and for which computer
+    struct LastPrepared {
+        uint64_t computer = 0;
+        idx_t id = -1;
+        idx_t i = -1;
+        PreparedCode prepared;
+    };
+
+    static uint64_t next_serial() {
+        static std::atomic<uint64_t> count{0};
+        return ++count;
+    }
+
+    /// an address could be that of an earlier computer
+    const uint64_t serial = next_serial();
 };
 
 } // namespace

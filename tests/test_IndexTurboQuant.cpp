@@ -494,6 +494,30 @@ TEST(IndexTurboQuant, DistanceComputerOrder) {
     }
 }
 
+// as NN-descent, which builds the graphs of NSG, does
+TEST(IndexTurboQuant, DistanceComputerGivesPairsToManyThreads) {
+    const size_t d = 40, n = 200;
+    const auto xb = gaussian(n, d, 1);
+    IndexTurboQuant index = make_index(d, 4, METRIC_L2, 0);
+    index.add(n, xb.data());
+    std::unique_ptr<faiss::DistanceComputer> dc(index.get_distance_computer());
+    std::vector<float> expected(n * n);
+    for (size_t i = 0; i < n * n; i++) {
+        expected[i] = dc->symmetric_dis(i / n, i % n);
+    }
+    for (int round = 0; round < 20; round++) {
+        dc.reset(index.get_distance_computer());
+        std::vector<float> found(n * n);
+#pragma omp parallel for num_threads(8) schedule(dynamic, 1)
+        for (size_t i = 0; i < n; i++) {
+            for (size_t j = 0; j < n; j++) {
+                found[i * n + j] = dc->symmetric_dis(i, j);
+            }
+        }
+        EXPECT_EQ(found, expected);
+    }
+}
+
 TEST(IndexTurboQuant, ZeroVectorsAndScales) {
     const size_t d = 24;
     for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
