@@ -48,6 +48,8 @@ all_shapes = pytest.mark.parametrize("shape", SHAPES + INDEXED_SHAPES)
 
 def build(shape, metric, centre=False):
     index = faiss.index_factory(D, shape, metric)
+    if shape.startswith("NSG"):
+        index.build_type, index.GK = 0, 20  # a second faster than the default
     # trains what FAISS wants trained, and never TurboQuant inside it
     index.train(gaussian(500, D, 1))
     if centre:

@@ -133,11 +133,7 @@ def test_k_factor(shape, metric, k_factor):
     assert_same(index.search(xq, K, params=params), found)
 
 
-# files of the others are still to come
-WRITABLE = [s for s in SHAPES if not any(t in s for t in ("IVF", "HNSW", "NSG"))]
-
-
-@pytest.mark.parametrize("shape", WRITABLE)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_round_trips_at_depth(shape, metric, tmp_path):
     index, _ = build(shape, metric)
     xq = gaussian(9, D, 2)
