@@ -13,6 +13,7 @@ from faiss.contrib import (
     big_batch_search,
     evaluation,
     exhaustive_search,
+    factory_tools,
     inspect_tools,
     ivf_tools,
     rpc,
@@ -176,10 +177,84 @@ def test_codes_of_a_flat_index():
 # ----------------------------------------------------------- big_batch_search
 
 
-def test_big_batch_search_refuses_classes_that_it_does_not_know():
-    """It has a list of three of FAISS's, and says so."""
-    with pytest.raises(RuntimeError, match="IndexIVFTurboQuant"):
-        big_batch_search.big_batch_search(make_ivf(), XQ, K)
+@pytest.mark.parametrize("threaded", [0, 1, 2])
+def test_big_batch_search_by_the_index(metric, threaded):
+    index = make_ivf("TQ4", metric)
+    found = big_batch_search.big_batch_search(
+        index, XQ, K, method="index", threaded=threaded
+    )
+    assert_same(found, index.search(XQ, K))
+
+
+@pytest.mark.parametrize("method", ["knn_function", "pairwise_distances"])
+@pytest.mark.parametrize("codec", ["TQ1t", "TQ4"])
+def test_big_batch_search_by_decoded_vectors(metric, method, codec):
+    index = make_ivf(codec, metric)
+    decoded = faiss.index_factory(D, "Flat", metric)
+    decoded.add(index.reconstruct_n(0, N))
+    lists = faiss.IndexIVFFlat(index.quantizer, D, NLIST, metric)
+    lists.nprobe = index.nprobe
+    lists.is_trained = True
+    for no in range(NLIST):
+        ids, _ = inspect_tools.get_invlist(index.invlists, no)
+        x = decoded.reconstruct_batch(ids)
+        lists.invlists.add_entries(
+            no, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(x.view("uint8"))
+        )
+    lists.ntotal = N
+    D_expected, I_expected = lists.search(XQ, K)
+    D_found, I_found = big_batch_search.big_batch_search(
+        index, XQ, K, method=method
+    )
+    np.testing.assert_allclose(D_found, D_expected, rtol=1e-4, atol=1e-4)
+    assert np.mean(I_found == I_expected) > 0.99
+
+
+def test_big_batch_search_of_faiss_s_classes():
+    index = make_ivf("Flat")
+    D_found, I_found = big_batch_search.big_batch_search(
+        index, XQ, K, method="index"
+    )
+    D_expected, I_expected = index.search(XQ, K)
+    np.testing.assert_allclose(D_found, D_expected, rtol=1e-5)
+    assert np.array_equal(I_found, I_expected)
+
+
+# -------------------------------------------------------------- factory_tools
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "TQ4",
+        "TQ2t10",
+        "IVF4,TQ4",
+        "IVF4_HNSW8,TQ1t",
+        "IVF4(TQ4),TQ2",
+        "IVF4(TQ4),Flat",
+        "PCA8,TQ4",
+        "TQ1,Refine(TQ4)",
+        "HNSW8,TQ4",
+        "NSG8,TQ2t",
+        "PCA8,IVF4,TQ3,Refine(Flat)",
+        "HNSW8",
+    ],
+)
+def test_reverse_index_factory(description):
+    index = faiss.index_factory(D, description)
+    assert factory_tools.reverse_index_factory(index) == description
+
+
+def test_get_code_size():
+    for codec in ("TQ1", "TQ3t", "TQ4"):
+        size = faiss.index_factory(D, codec).code_size
+        assert factory_tools.get_code_size(D, codec) == size
+        assert factory_tools.get_code_size(D, f"IVF16,{codec}") == size
+        size = faiss.index_factory(16, codec).code_size
+        assert factory_tools.get_code_size(D, f"PCA16,{codec}") == size
+    assert factory_tools.get_code_size(D, "PQ8") == 8
+    with pytest.raises(RuntimeError, match="TQ9"):
+        factory_tools.get_code_size(D, "TQ9")
 
 
 # -------------------------------------------------------------- client_server
