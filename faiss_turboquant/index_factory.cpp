@@ -231,9 +231,11 @@ void replace_stand_ins(
         if (sq->sq.qtype == stand_in) {
             replace((*next)->make(sq->d, sq->metric_type));
         }
-    } else if (auto ivf = dynamic_cast<faiss::IndexIVFScalarQuantizer*>(slot)) {
-        if (ivf->sq.qtype == stand_in) {
-            replace((*next)->make_ivf(*ivf));
+    } else if (auto ivf = dynamic_cast<faiss::IndexIVF*>(slot)) {
+        replace_stand_ins(ivf->quantizer, stand_in, next);
+        auto sq = dynamic_cast<faiss::IndexIVFScalarQuantizer*>(slot);
+        if (sq && sq->sq.qtype == stand_in) {
+            replace((*next)->make_ivf(*sq));
         }
     } else if (auto hnsw = dynamic_cast<faiss::IndexHNSWSQ*>(slot)) {
         replace_storage<faiss::IndexHNSW>(slot, *hnsw, stand_in, next);

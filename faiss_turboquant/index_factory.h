@@ -5,11 +5,13 @@
 
 namespace faiss_turboquant {
 
-/** faiss::index_factory that knows the TurboQuant codecs TQ1, TQ2, TQ3, TQ4
- * (bits per coordinate).
+/** faiss::index_factory that knows the TurboQuant codecs: TQ1, TQ2, TQ3, TQ4
+ * (bits per coordinate), and with trellis codes TQ1t to TQ4t, of 2^8 states, or
+ * of 2^10 and 2^12 as in TQ2t10, TQ2t12.
  *
  * A codec stands alone ("TQ4") and inside FAISS's wrappers, which FAISS parses
  * by its own rules: "IDMap,TQ4", "TQ4,IDMap2", "PCA64,TQ4", "L2norm,RR,TQ4",
+ * "IVF256,TQ4", "IVF4096(HNSW32,TQ4),TQ2t", "HNSW32,TQ4", "NSG32,TQ4",
  * "TQ2,RFlat", "TQ1,Refine(TQ4)", "PQ8,Refine(TQ4)", "MinMax,TQ4" and their
  * combinations. A description without a TurboQuant codec goes to FAISS as it
  * is.

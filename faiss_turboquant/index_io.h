@@ -14,8 +14,9 @@ namespace faiss_turboquant {
 /** FAISS's index I/O, for TurboQuant indexes as well, alone or at any depth
  * inside IndexIDMap, IndexIDMap2, IndexPreTransform, IndexRefine,
  * IndexRefineFlat, IndexRefinePanorama, IndexRowwiseMinMax,
- * IndexRowwiseMinMaxFP16 and IndexIVFTurboQuant, and as the storage of
- * IndexHNSW and IndexNSG. An index without TurboQuant inside is written and
+ * IndexRowwiseMinMaxFP16 and IndexIVFTurboQuant, as the storage of IndexHNSW
+ * and IndexNSG, and as the quantizer of those inverted files of FAISS's that
+ * clone_index can clone. An index without TurboQuant inside is written and
  * read by FAISS, byte for byte the same.
  *
  * Format (numbers little-endian):

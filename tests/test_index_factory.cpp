@@ -153,6 +153,10 @@ TEST(IndexFactory, WrappersAreThoseOfFaiss) {
             "IVF16_HNSW8,@",
             "IVF16(PQ8),@",
             "IVF16(RCQ2x4),@",
+            "IVF16(@),@",
+            "IVF16(@,Refine(@)),Flat",
+            "IVF16(HNSW8,@),PQ4x4",
+            "IVF16(IVF4,@,RFlat),@",
             "IMI2x4,@",
             "OPQ4_8,IVF16,@",
             "PCA8,IVF16,@,RFlat",
@@ -342,11 +346,8 @@ TEST(IndexFactory, UnknownCodecs) {
 
 TEST(IndexFactory, PlacesThatTakeNoCodec) {
     for (const char* s :
-         {"IVF16(TQ4),Flat",
-          "IVF16(TQ4),TQ4",
-          "IVF16x4fsr,TQ4",
+         {"IVF16x4fsr,TQ4",
           "HNSW8,TQ4,Flat",
-          "IVF16(TQ1,Refine(TQ2)),Flat",
           "TQ4,Flat",
           "Nonsense,TQ4",
           "TQ4,",

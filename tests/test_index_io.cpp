@@ -26,7 +26,7 @@
 #include <faiss/IndexFlat.h>
 #include <faiss/IndexHNSW.h>
 #include <faiss/IndexIDMap.h>
-#include <faiss/IndexIVFFlat.h>
+#include <faiss/IndexNNDescent.h>
 #include <faiss/IndexNSG.h>
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
@@ -378,6 +378,10 @@ const std::vector<std::string> descriptions = {
         "PCA8,IVF4,TQ1",
         "IVF4,TQ1,RFlat",
         "IDMap2,IVF4,TQ4",
+        "IVF4(TQ4),TQ2",
+        "IVF4(TQ2,Refine(TQ4)),Flat",
+        "PCA8,IVF4(HNSW8,TQ4t),PQ4x4",
+        "IVF4(TQ4),PQ4x4fs",
 };
 
 /** The format as index_io.h describes it, written a second time: the record
@@ -1105,6 +1109,7 @@ constexpr Viewed viewed[] = {
         {"IVF4,TQ4", 0}, // its lists are OnDiskInvertedLists
         {"IVF4,TQ4,RFlat", 1},
         {"PCA8,IVF4,TQ3", 0},
+        {"IVF4(TQ4),Flat", 1},
 };
 
 TEST(IndexIO, MappedFiles) {
@@ -1333,14 +1338,14 @@ TEST(IndexIO, LeavesNothingBehindOnFailure) {
     EXPECT_EQ(read_file(path), before);
 
     // an index that cannot be written
-    faiss::IndexIVFFlat ivf(new faiss::IndexTurboQuant(d), d, 2);
-    ivf.own_fields = true;
+    faiss::IndexTurboQuant storage(d);
+    faiss::IndexNNDescent graph(&storage, 4);
     const std::string other = directory("other.tq");
     EXPECT_CONTAINS(
             message_of([&] {
-                faiss_turboquant::write_index(&ivf, other.c_str());
+                faiss_turboquant::write_index(&graph, other.c_str());
             }),
-            "faiss::IndexIVFFlat");
+            "faiss::IndexNNDescent");
     EXPECT_EQ(directory.names(), std::vector<std::string>{"index.tq"});
 
     const std::string missing = directory("no/such/index.tq");

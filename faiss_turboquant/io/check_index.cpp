@@ -235,14 +235,7 @@ void check(const faiss::IndexTurboQuant& index) {
     check(static_cast<const faiss::IndexFlatCodes&>(index));
 }
 
-void check(const faiss::IndexIVFTurboQuant& index) {
-    check_quantizer(index, index.tq, true);
-    check_equal(
-            index,
-            "code_size",
-            index.code_size,
-            "tq.code_size",
-            index.tq.code_size);
+void check(const faiss::IndexIVF& index) {
     if (!index.quantizer) {
         throw_inconsistent(index, "quantizer is null");
     }
@@ -255,6 +248,17 @@ void check(const faiss::IndexIVFTurboQuant& index) {
                 "quantizer->ntotal",
                 index.quantizer->ntotal);
     }
+}
+
+void check(const faiss::IndexIVFTurboQuant& index) {
+    check_quantizer(index, index.tq, true);
+    check_equal(
+            index,
+            "code_size",
+            index.code_size,
+            "tq.code_size",
+            index.tq.code_size);
+    check(static_cast<const faiss::IndexIVF&>(index));
     if (!index.centre_scales.empty()) {
         check_equal(
                 index,

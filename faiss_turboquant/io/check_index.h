@@ -19,6 +19,8 @@ namespace faiss_turboquant {
  * own.
  * @throws faiss::FaissException naming the type and the fields */
 void check(const faiss::IndexTurboQuant& index);
+/// only that its quantizer fits
+void check(const faiss::IndexIVF& index);
 /// the lists may be missing
 void check(const faiss::IndexIVFTurboQuant& index);
 /// only that its codes are as many as its vectors

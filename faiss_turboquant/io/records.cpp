@@ -8,11 +8,14 @@
 #include <faiss/IndexFlat.h>
 #include <faiss/IndexHNSW.h>
 #include <faiss/IndexIDMap.h>
+#include <faiss/IndexIVFPQ.h>
+#include <faiss/IndexIVFPQFastScan.h>
 #include <faiss/IndexNSG.h>
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/IndexRowwiseMinMax.h>
 #include <faiss/VectorTransform.h>
+#include <faiss/clone_index.h>
 #include <faiss/impl/FaissAssert.h>
 #include <faiss/index_io.h>
 
@@ -272,6 +275,56 @@ std::unique_ptr<Index> with_storage(
     return graph;
 }
 
+/// An inverted file of FAISS's, by FAISS but for its quantizer
+void write_ivf_of_faiss(
+        BlockWriter& f,
+        const faiss::IndexIVF& ivf,
+        int io_flags) {
+    // of FAISS's clone of an inverted file this is the part that shares
+    // quantizer and lists
+    const std::unique_ptr<faiss::IndexIVF> copy(
+            faiss::Cloner().clone_IndexIVF(&ivf));
+    if (!copy) {
+        FAISS_THROW_MSG(
+                "write_index: TurboQuant as the quantizer of " +
+                type_name(&ivf) + " cannot be written");
+    }
+    faiss::IndexFlat stand_in(ivf.d, ivf.metric_type);
+    copy->quantizer = &stand_in;
+    copy->own_fields = copy->own_invlists = false;
+    write_by_faiss(f, copy.get(), io_flags);
+    write_record(f, ivf.quantizer, io_flags);
+}
+
+/// The tables of PQ depend on the quantizer, which FAISS's reader had not.
+template <class IvfPq>
+void precompute_table(faiss::IndexIVF& ivf, int io_flags) {
+    auto pq = dynamic_cast<IvfPq*>(&ivf);
+    if (pq && !(io_flags & faiss::IO_FLAG_SKIP_PRECOMPUTE_TABLE)) {
+        pq->use_precomputed_table = 0;
+        pq->precompute_table();
+    }
+}
+
+std::unique_ptr<Index> read_ivf_of_faiss(
+        BlockReader& f,
+        int io_flags,
+        int depth) {
+    std::unique_ptr<Index> index =
+            read_by_faiss(f, io_flags | faiss::IO_FLAG_SKIP_PRECOMPUTE_TABLE);
+    auto ivf = dynamic_cast<faiss::IndexIVF*>(index.get());
+    if (!ivf) {
+        throw_altered(f.name, "an inverted file is of another type");
+    }
+    delete ivf->quantizer;
+    ivf->quantizer = nullptr;
+    ivf->quantizer = read_record(f, io_flags, depth).release();
+    check(*ivf);
+    precompute_table<faiss::IndexIVFPQ>(*ivf, io_flags);
+    precompute_table<faiss::IndexIVFPQFastScan>(*ivf, io_flags);
+    return index;
+}
+
 } // namespace
 
 void write_record(BlockWriter& f, const Index* index, int io_flags) {
@@ -293,6 +346,10 @@ void write_record(BlockWriter& f, const Index* index, int io_flags) {
         check(*ivf);
         tag("TQIv");
         write_ivf(f, *ivf, io_flags);
+    } else if (auto ivf = dynamic_cast<const IndexIVF*>(index)) {
+        check(*ivf);
+        tag("TQIq");
+        write_ivf_of_faiss(f, *ivf, io_flags);
     } else if (auto map = dynamic_cast<const IndexIDMap*>(index)) {
         check(*map);
         tag(dynamic_cast<const IndexIDMap2*>(index) ? "TQM2" : "TQMp");
@@ -350,6 +407,8 @@ std::unique_ptr<Index> read_record(BlockReader& f, int io_flags, int depth) {
         return read_flat(f);
     } else if (is("TQIv")) {
         return read_ivf(f, io_flags, depth);
+    } else if (is("TQIq")) {
+        return read_ivf_of_faiss(f, io_flags, depth);
     } else if (is("TQMp")) {
         return read_id_map(f, std::make_unique<IndexIDMap>(), io_flags, depth);
     } else if (is("TQM2")) {
