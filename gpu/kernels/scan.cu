@@ -224,8 +224,7 @@ ScanPlan plan_scan(
 }
 
 size_t reservoir_capacity(int k) {
-    // room for two rounds of the largest blocks before it has to be thinned
-    return round_up(2 * k, 32) + 2 * max_round_rows;
+    return round_up(2 * k, 32) + max_check_rows;
 }
 
 void scan_top_k(

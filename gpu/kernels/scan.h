@@ -67,10 +67,10 @@ struct Reservoirs {
     uint32_t* counts = nullptr;  ///< (n_slices, padded_nq)
     Entry* thresholds = nullptr; ///< (padded_nq,): the last entry of interest
 
-    /// entries from which a reservoir is thinned out before the next round: the
+    /// entries from which a reservoir is thinned out before the next rows: the
     /// sooner, the fewer entries are taken in by old thresholds
-    TQ_HOST_DEVICE int limit(int round_rows) const {
-        const int soon = 2 * k + 32, latest = capacity - round_rows;
+    TQ_HOST_DEVICE int limit(int rows) const {
+        const int soon = 2 * k + 32, latest = capacity - rows;
         return soon < latest ? soon : latest;
     }
 };

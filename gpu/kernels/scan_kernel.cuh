@@ -23,6 +23,10 @@ struct ScanShape {
     static constexpr int row_tiles = group_tiles == 1 || uses_wgmma ? 1 : 2;
     static constexpr int warp_rows = row_tiles * tile_rows;
     static constexpr int round_rows = warps * warp_rows;
+    /// rounds from one look at the reservoirs, for which all warps wait, to the
+    /// next: many where a round is short
+    static constexpr int rounds_per_check = group_tiles == 1 ? 4 : 1;
+    static constexpr int check_rows = rounds_per_check * round_rows;
     static constexpr int group_size = 8 * group_tiles;
 };
 
@@ -33,8 +37,8 @@ constexpr int steps_ahead(int nbits, int units, int group_tiles) {
     return group_tiles > 1 || words > 8 ? 1 : 16 / words;
 }
 
-/// rows of a block in a round, at most
-constexpr int max_round_rows = 256;
+/// rows of a block in a round, at most, and from one check to the next
+constexpr int max_round_rows = 256, max_check_rows = 512;
 
 constexpr int max_group = 128;
 
@@ -161,6 +165,7 @@ __global__ void __launch_bounds__(
     constexpr int n_row_tiles = Shape::row_tiles;
     constexpr int warp_rows = Shape::warp_rows;
     constexpr int round_rows = Shape::round_rows;
+    static_assert(Shape::check_rows <= max_check_rows, "a reservoir's room");
     extern __shared__ uint4 image[];
     __shared__ GroupState<group_size> state;
 
@@ -230,6 +235,7 @@ __global__ void __launch_bounds__(
     };
     begin_rows(begin + warp * warp_rows);
 
+    int rounds_to_check = Shape::rounds_per_check;
     for (uint32_t round = begin; round < end; round += round_rows) {
         // what other blocks have found meanwhile
         Entry shared_last = no_entry;
@@ -366,8 +372,9 @@ __global__ void __launch_bounds__(
             }
         }
 
-        if (is_top_k) {
-            const int limit = args.reservoirs.limit(round_rows);
+        if (is_top_k && --rounds_to_check == 0) {
+            rounds_to_check = Shape::rounds_per_check;
+            const int limit = args.reservoirs.limit(Shape::check_rows);
             __syncthreads();
             const int q = threadIdx.x;
             if (q < group_size && shared_last < state.last[q]) {
