@@ -51,7 +51,7 @@ struct HandlerCollector {
 /// rows [begin, end) of the codes that are selected, a block at a time
 template <class F>
 void for_each_block(
-        const std::vector<uint64_t>& selected,
+        const IdFilter::Bitmap& selected,
         size_t begin,
         size_t end,
         size_t max_block,
@@ -86,7 +86,7 @@ void for_each_block(
 template <class Collector>
 void scan_slice(
         const CodeScanner& scanner,
-        const std::vector<uint64_t>& selected,
+        const IdFilter::Bitmap& selected,
         const PreparedQuery* queries,
         size_t nq,
         size_t begin,
@@ -139,7 +139,7 @@ struct TaskGrid {
 template <class Collector, class Make, class Take>
 void run_tasks(
         const CodeScanner& scanner,
-        const std::vector<uint64_t>& selected,
+        const IdFilter::Bitmap& selected,
         const std::vector<PreparedQuery>& queries,
         const TaskGrid& grid,
         Make make,
@@ -177,21 +177,10 @@ CodeScanner::CodeScanner(
         const uint8_t* codes,
         size_t ntotal,
         const faiss::IDSelector* sel)
-        : tq(tq), codes(codes), ntotal(ntotal), sel(sel) {
-    if (!sel) {
-        return;
-    }
-    selected_.resize((ntotal + 63) / 64 + 1);
-#pragma omp parallel for if (ntotal > 100000)
-    for (int64_t word = 0; word < int64_t((ntotal + 63) / 64); word++) {
-        uint64_t bits = 0;
-        for (size_t i = word * 64; i < std::min<size_t>(ntotal, word * 64 + 64);
-             i++) {
-            bits |= uint64_t(sel->is_member(i)) << (i % 64);
-        }
-        selected_[word] = bits;
-    }
-}
+        : tq(tq),
+          codes(codes),
+          ntotal(ntotal),
+          selected_(sel ? IdFilter(*sel).select(ntotal) : IdFilter::Bitmap()) {}
 
 void CodeScanner::search(
         const std::vector<PreparedQuery>& queries,

@@ -8,6 +8,7 @@
 #include <faiss/impl/IDSelector.h>
 #include <faiss/impl/ResultHandler.h>
 
+#include <faiss_turboquant/IdFilter.h>
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 #include <faiss_turboquant/search_pages.h>
 
@@ -22,9 +23,9 @@ struct CodeScanner {
     const TurboQuantizer& tq;
     const uint8_t* codes;
     size_t ntotal;
-    const faiss::IDSelector* sel; ///< null: all ids
 
-    /** @param codes   (ntotal, tq.code_size) */
+    /** @param codes  (ntotal, tq.code_size)
+     *  @param sel    null: all ids */
     CodeScanner(
             const TurboQuantizer& tq,
             const uint8_t* codes,
@@ -56,7 +57,7 @@ struct CodeScanner {
 
    private:
     /// selected ids as a bitmap; empty when there is no selector
-    std::vector<uint64_t> selected_;
+    IdFilter::Bitmap selected_;
 };
 
 } // namespace faiss_turboquant

@@ -17,6 +17,7 @@
 #include <faiss/invlists/DirectMap.h>
 
 #include <faiss_turboquant/BlockScan.h>
+#include <faiss_turboquant/IdFilter.h>
 
 namespace faiss_turboquant {
 
@@ -166,6 +167,8 @@ ListScanner::Stats run_tasks(
         Finish finish) {
     const TurboQuantizer& tq = scanner.tq;
     const size_t padded = tq.layout().padded_dim();
+    const auto filter =
+            scanner.sel ? std::make_unique<IdFilter>(*scanner.sel) : nullptr;
     const int nthreads = std::clamp<size_t>(
             probes.tasks.size(), 1, size_t(omp_get_max_threads()));
     size_t nlist = 0, ndis = 0, nkept = 0;
@@ -183,16 +186,14 @@ ListScanner::Stats run_tasks(
             try {
                 const Task& task = probes.tasks[t];
                 const uint32_t* queries = &probes.queries[task.first];
-                const faiss::InvertedLists::ScopedIds ids(
+                faiss::InvertedLists::ScopedIds ids(
                         &scanner.lists, task.list_no);
                 size_t n = task.end - task.begin;
-                if (scanner.sel) {
+                if (filter) {
                     rows.clear();
-                    for (size_t i = 0; i < n; i++) {
-                        if (scanner.sel->is_member(ids[task.begin + i])) {
-                            rows.push_back(i);
-                        }
-                    }
+                    for_each_bit(
+                            filter->select(ids.get() + task.begin, n),
+                            [&](size_t i) { rows.push_back(i); });
                     n = rows.size();
                 }
                 nlist += task.begin == 0 ? task.n : 0;
@@ -217,7 +218,7 @@ ListScanner::Stats run_tasks(
                         &scanner.lists, task.list_no);
                 scan.scan(
                         codes.get() + task.begin * tq.code_size,
-                        scanner.sel ? rows.data() : nullptr,
+                        filter ? rows.data() : nullptr,
                         n);
                 for (size_t i = 0; i < task.n; i++) {
                     nkept += finish(

@@ -11,6 +11,7 @@
 #include <faiss/impl/FaissAssert.h>
 #include <faiss/impl/IDSelector.h>
 
+#include <faiss_turboquant/IdFilter.h>
 #include <faiss_turboquant/search_pages.h>
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/encode.h>
@@ -21,7 +22,9 @@ namespace gpu {
 
 using namespace faiss_turboquant::gpu;
 using faiss_turboquant::fill_result;
+using faiss_turboquant::for_each_bit;
 using faiss_turboquant::get_selector;
+using faiss_turboquant::IdFilter;
 using faiss_turboquant::page_queries;
 using faiss_turboquant::RangeHits;
 using faiss_turboquant::Rotation;
@@ -178,15 +181,6 @@ void check_vectors(const InputCheck& check) {
             refused.too_long);
 }
 
-/// members as a bitmap, as many words as n rows take
-std::vector<uint32_t> bitmap_of(const IDSelector& sel, size_t n) {
-    std::vector<uint32_t> bitmap(ceil_div(n, size_t(32)));
-    for (size_t i = 0; i < n; i++) {
-        bitmap[i / 32] |= uint32_t(sel.is_member(idx_t(i))) << i % 32;
-    }
-    return bitmap;
-}
-
 /// the rows that a search may find
 struct Selection {
     /// of an index of n rows
@@ -195,12 +189,17 @@ struct Selection {
             const SearchParameters* params,
             size_t n)
             : sel(get_selector(params, "GpuIndexTurboQuant")),
-              bitmap(sel ? bitmap_of(*sel, n) : std::vector<uint32_t>()),
+              bitmap(sel ? IdFilter(*sel).select(n) : IdFilter::Bitmap()),
               on_device(upload(resources, bitmap)) {}
 
+    /// in words of 32 bits; null: all rows
+    const uint32_t* rows() const {
+        return reinterpret_cast<const uint32_t*>(on_device.data());
+    }
+
     const IDSelector* sel;
-    std::vector<uint32_t> bitmap;    ///< has to outlive the upload
-    DeviceArray<uint32_t> on_device; ///< empty: all rows
+    IdFilter::Bitmap bitmap; ///< has to outlive the upload
+    DeviceArray<uint64_t> on_device;
 };
 
 /// dst row i is src row rows[i]; 16 bytes at a time
@@ -612,8 +611,7 @@ void GpuIndexTurboQuant::search(
     const GpuResources& resources = *resources_;
     const DeviceLayout& layout = storage_->layout();
     const Selection selection(resources, params, ntotal);
-    const DeviceCodes codes =
-            storage_->codes(ntotal, selection.on_device.data());
+    const DeviceCodes codes = storage_->codes(ntotal, selection.rows());
     const int k_found = int(std::min(k, ntotal));
     const size_t capacity = reservoir_capacity(k_found);
     const auto reservoir_bytes = [&](const ScanPlan& plan) {
@@ -683,8 +681,7 @@ void GpuIndexTurboQuant::range_search(
     const GpuResources& resources = *resources_;
     const DeviceLayout& layout = storage_->layout();
     const Selection selection(resources, params, ntotal);
-    const DeviceCodes codes =
-            storage_->codes(ntotal, selection.on_device.data());
+    const DeviceCodes codes = storage_->codes(ntotal, selection.rows());
     // no squared distance is below 0, even if its estimate is
     const bool is_empty = ntotal == 0 || (layout.is_l2 && !(radius > 0));
     RangeSink sink;
@@ -763,11 +760,10 @@ void GpuIndexTurboQuant::reset() {
 size_t GpuIndexTurboQuant::remove_ids(const IDSelector& sel) {
     const DeviceScope scope(resources_->device);
     std::vector<uint32_t> kept;
-    for (idx_t i = 0; i < ntotal; i++) {
-        if (!sel.is_member(i)) {
-            kept.push_back(uint32_t(i));
-        }
-    }
+    const IDSelectorNot others(&sel);
+    for_each_bit(IdFilter(others).select(ntotal), [&](size_t i) {
+        kept.push_back(uint32_t(i));
+    });
     const size_t removed = ntotal - kept.size();
     if (removed > 0) {
         storage_->keep_rows(kept);
