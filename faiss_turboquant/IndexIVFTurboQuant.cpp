@@ -17,6 +17,7 @@
 namespace faiss {
 
 using faiss_turboquant::BlockScan;
+using faiss_turboquant::CodecType;
 using faiss_turboquant::distance_of_key;
 using faiss_turboquant::fill_result;
 using faiss_turboquant::for_each_query;
@@ -278,9 +279,10 @@ IndexIVFTurboQuant::IndexIVFTurboQuant(
         bool own_invlists,
         RotationType rotation_type,
         uint64_t seed,
-        int memory)
+        int memory,
+        CodecType codec)
         : IndexIVF(quantizer, d, nlist, 0, metric, own_invlists),
-          tq(d, nbits, metric, rotation_type, seed, memory) {
+          tq(d, nbits, metric, rotation_type, seed, memory, codec) {
     tq.by_residual = true;
     tq.set_derived_values();
     code_size = tq.code_size;

@@ -43,7 +43,7 @@ struct IndexIVFTurboQuant : IndexIVF {
      *  @param nlist      number of lists
      *  @param nbits      bits per coordinate, 1 to 4
      *  @param metric     METRIC_L2 or METRIC_INNER_PRODUCT
-     *  @param rotation_type, seed, memory  as for IndexTurboQuant
+     *  @param rotation_type, seed, memory, codec  as for IndexTurboQuant
      *  @throws FaissException on any other value */
     IndexIVFTurboQuant(
             Index* quantizer,
@@ -55,7 +55,9 @@ struct IndexIVFTurboQuant : IndexIVF {
             faiss_turboquant::RotationType rotation_type =
                     faiss_turboquant::RotationType::Hadamard,
             uint64_t seed = faiss_turboquant::TurboQuantizer::default_seed,
-            int memory = 0);
+            int memory = 0,
+            faiss_turboquant::CodecType codec =
+                    faiss_turboquant::CodecType::Scaled);
 
     IndexIVFTurboQuant();
 

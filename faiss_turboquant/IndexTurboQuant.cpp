@@ -15,6 +15,7 @@
 
 namespace faiss {
 
+using faiss_turboquant::CodecType;
 using faiss_turboquant::CodeScanner;
 using faiss_turboquant::fill_result;
 using faiss_turboquant::for_each_query;
@@ -137,9 +138,10 @@ IndexTurboQuant::IndexTurboQuant(
         MetricType metric,
         RotationType rotation_type,
         uint64_t seed,
-        int memory)
+        int memory,
+        CodecType codec)
         : IndexFlatCodes(0, d, metric),
-          tq(d, nbits, metric, rotation_type, seed, memory) {
+          tq(d, nbits, metric, rotation_type, seed, memory, codec) {
     code_size = tq.code_size;
 }
 

@@ -32,6 +32,7 @@ struct IndexTurboQuant : IndexFlatCodes {
      *  @param memory  0: one level per coordinate; 8: trellis-coded with 2^8
      *                 states, a smaller error at the same size and search
      *                 speed, and slower to add
+     *  @param codec   how a vector is made from its code
      *  @throws FaissException on any other value */
     explicit IndexTurboQuant(
             idx_t d,
@@ -40,7 +41,9 @@ struct IndexTurboQuant : IndexFlatCodes {
             faiss_turboquant::RotationType rotation_type =
                     faiss_turboquant::RotationType::Hadamard,
             uint64_t seed = faiss_turboquant::TurboQuantizer::default_seed,
-            int memory = 0);
+            int memory = 0,
+            faiss_turboquant::CodecType codec =
+                    faiss_turboquant::CodecType::Scaled);
 
     IndexTurboQuant();
 

@@ -30,6 +30,7 @@ struct Codec {
     const char* name;
     int nbits;
     int memory; ///< of the trellis; 0 is none
+    CodecType type = CodecType::Scaled;
 
     std::unique_ptr<faiss::Index> make(int d, faiss::MetricType metric) const {
         return std::make_unique<faiss::IndexTurboQuant>(
@@ -38,7 +39,8 @@ struct Codec {
                 metric,
                 RotationType::Hadamard,
                 TurboQuantizer::default_seed,
-                memory);
+                memory,
+                type);
     }
 
     /// an inverted file in the place of another, whose quantizer it takes
@@ -52,7 +54,8 @@ struct Codec {
                 from.invlists != nullptr,
                 RotationType::Hadamard,
                 TurboQuantizer::default_seed,
-                memory);
+                memory,
+                type);
         static_cast<faiss::Level1Quantizer&>(*ivf) = from;
         from.own_fields = false;
         return ivf;
@@ -76,6 +79,10 @@ constexpr Codec codecs[] = {
         {"TQ2t12", 2, 12},
         {"TQ3t12", 3, 12},
         {"TQ4t12", 4, 12},
+        {"TQ1mse", 1, 0, CodecType::Mse},
+        {"TQ2mse", 2, 0, CodecType::Mse},
+        {"TQ3mse", 3, 0, CodecType::Mse},
+        {"TQ4mse", 4, 0, CodecType::Mse},
 };
 
 /** FAISS indexes that a codec's place is kept with while FAISS parses the

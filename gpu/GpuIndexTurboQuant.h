@@ -41,7 +41,7 @@ struct GpuIndexTurboQuant : Index {
             uint64_t seed = faiss_turboquant::TurboQuantizer::default_seed,
             int memory = 0);
 
-    /// a copy of an index on the CPU
+    /// a copy of an index on the CPU, whose codec is CodecType::Scaled
     GpuIndexTurboQuant(
             std::shared_ptr<Resources> resources,
             const IndexTurboQuant& index);

@@ -15,6 +15,8 @@
 #include <faiss/impl/IDSelector.h>
 #include <faiss/impl/ResultHandler.h>
 
+#include <faiss_turboquant/index_factory.h>
+
 #include "awkward_sizes.h"
 
 using faiss::idx_t;
@@ -111,6 +113,18 @@ std::string message_of(F f) {
     return "";
 }
 
+IndexTurboQuant index_of(
+        const char* codec,
+        size_t d,
+        faiss::MetricType metric) {
+    const std::unique_ptr<faiss::Index> index(
+            faiss_turboquant::index_factory(d, codec, metric));
+    return dynamic_cast<IndexTurboQuant&>(*index);
+}
+
+/// codecs other than those of make_index
+const char* const other_codecs[] = {"TQ1mse", "TQ2mse", "TQ3mse", "TQ4mse"};
+
 #define EXPECT_REFUSED(statement, part)                         \
     do {                                                        \
         const std::string msg = message_of([&] { statement; }); \
@@ -144,6 +158,33 @@ TEST(IndexTurboQuant, SearchEqualsBruteForce) {
                                     << " nq " << nq << " k " << k;
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+TEST(IndexTurboQuant, SearchOfOtherCodecsEqualsBruteForce) {
+    for (const char* codec : other_codecs) {
+        for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+            for (size_t d : awkward_sizes) {
+                const size_t n = 300;
+                IndexTurboQuant index = index_of(codec, d, metric);
+                if (d % 2) {
+                    index.train(n, gaussian(n, d, 3).data());
+                }
+                index.add(n, gaussian(n, d, n).data());
+                faiss::IDSelectorRange range(20, 100);
+                faiss::SearchParameters params;
+                params.sel = &range;
+                for (size_t nq : {1, 5, 40}) {
+                    const auto xq = gaussian(nq, d, 99);
+                    EXPECT_EQ(brute_force(index, xq, 10), search(index, xq, 10))
+                            << codec << " d " << d << " nq " << nq;
+                    EXPECT_EQ(
+                            brute_force(index, xq, 10, &range),
+                            search(index, xq, 10, &params))
+                            << codec << " d " << d << " nq " << nq;
                 }
             }
         }
@@ -377,7 +418,8 @@ TEST(IndexTurboQuant, MergeRefusals) {
             seed(d, 2, METRIC_L2, faiss_turboquant::RotationType::Hadamard, 5),
             haar(d, 2, METRIC_L2, faiss_turboquant::RotationType::Haar),
             scalar = make_index(d, 2, METRIC_L2, 0),
-            trellis = make_index(d, 2, METRIC_L2, 8), centre(d, 2);
+            trellis = make_index(d, 2, METRIC_L2, 8), centre(d, 2),
+            mse = index_of("TQ2mse", d, METRIC_L2);
     centre.train(50, xb.data());
     faiss::IndexFlat flat(d);
     EXPECT_REFUSED(index.merge_from(bits), "nbits = 3");
@@ -387,6 +429,7 @@ TEST(IndexTurboQuant, MergeRefusals) {
     EXPECT_REFUSED(index.merge_from(haar), "rotation");
     EXPECT_REFUSED(scalar.merge_from(trellis), "codebook");
     EXPECT_REFUSED(index.merge_from(centre), "centre");
+    EXPECT_REFUSED(index.merge_from(mse), "codec TQ2mse into codec TQ2");
     EXPECT_REFUSED(index.merge_from(flat), "IndexFlat");
 }
 
@@ -549,6 +592,26 @@ TEST(IndexTurboQuant, BadInputIsRefused) {
     EXPECT_REFUSED(IndexTurboQuant(100000, 4), "d = 100000");
     EXPECT_REFUSED(IndexTurboQuant(d, 0), "nbits = 0");
     EXPECT_REFUSED(IndexTurboQuant(d, 5), "nbits = 5");
+    EXPECT_REFUSED(
+            IndexTurboQuant(
+                    d,
+                    2,
+                    METRIC_L2,
+                    faiss_turboquant::RotationType::Hadamard,
+                    1,
+                    8,
+                    faiss_turboquant::CodecType::Mse),
+            "does not go with a trellis");
+    EXPECT_REFUSED(
+            IndexTurboQuant(
+                    d,
+                    2,
+                    METRIC_L2,
+                    faiss_turboquant::RotationType::Hadamard,
+                    1,
+                    0,
+                    faiss_turboquant::CodecType(77)),
+            "codec type 77");
     EXPECT_REFUSED(IndexTurboQuant(d, 4, faiss::METRIC_L1), "metric");
 
     auto xb = gaussian(10, d, 1);

@@ -106,6 +106,7 @@ TEST(CloneIndex, FactoryIndexes) {
         for (const char* s :
              {"TQ1",
               "TQ2t",
+              "TQ2mse",
               "TQ4",
               "IDMap,TQ4",
               "TQ3,IDMap2",

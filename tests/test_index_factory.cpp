@@ -16,6 +16,7 @@
 #include <faiss/impl/FaissException.h>
 #include <faiss/index_factory.h>
 
+#include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
 #include <faiss_turboquant/index_factory.h>
 #include <faiss_turboquant/index_tree.h>
@@ -106,6 +107,21 @@ TEST(IndexFactory, Codecs) {
                 EXPECT_EQ(tq->ntotal, 0);
             }
         }
+    }
+}
+
+TEST(IndexFactory, NamesOfCodecs) {
+    for (const char* name :
+         {"TQ1", "TQ4", "TQ2t", "TQ3t10", "TQ4t12", "TQ1mse", "TQ4mse"}) {
+        IndexPtr flat(faiss_turboquant::index_factory(16, name));
+        EXPECT_EQ(
+                name,
+                dynamic_cast<faiss::IndexTurboQuant&>(*flat).tq.codec_name());
+        const std::string description = std::string("IVF4,") + name;
+        IndexPtr ivf(faiss_turboquant::index_factory(16, description.c_str()));
+        EXPECT_EQ(
+                name,
+                dynamic_cast<faiss::IndexIVFTurboQuant&>(*ivf).tq.codec_name());
     }
 }
 
@@ -324,7 +340,8 @@ TEST(IndexFactory, UnknownCodecs) {
                  {"TQ5t", "\"TQ5t\"", "TQ1t, TQ2t, TQ3t, TQ4t"},
                  {"TQ2t9", "\"TQ2t9\"", "nearest valid: TQ2t"},
                  {"TQ2.5", "\"TQ2.5\"", "nearest valid: TQ2"},
-                 {"TQ3mse", "\"TQ3mse\"", "nearest valid: TQ3"},
+                 {"TQ5mse", "\"TQ5mse\"", "TQ1mse, TQ2mse, TQ3mse, TQ4mse"},
+                 {"TQ3tmse", "\"TQ3tmse\"", "nearest valid: TQ3mse"},
                  {"TQ1prod", "\"TQ1prod\"", "nearest valid: TQ1"},
                  {"tq4", "\"tq4\"", "nearest valid: TQ4"},
                  {"TQ4 ", "\"TQ4 \"", "nearest valid: TQ4"},

@@ -142,6 +142,7 @@ void expect_equal(
         const faiss_turboquant::TurboQuantizer& b) {
     EXPECT_EQ(a.code_size, b.code_size);
     EXPECT_EQ(a.nbits, b.nbits);
+    EXPECT_EQ(a.codec, b.codec);
     EXPECT_EQ(a.by_residual, b.by_residual);
     EXPECT_EQ(a.rotation.type, b.rotation.type);
     EXPECT_EQ(a.rotation.seed, b.rotation.seed);
@@ -348,6 +349,8 @@ const std::vector<std::string> descriptions = {
         "TQ2t10",
         "TQ3t12",
         "TQ1t,Refine(TQ4t)",
+        "TQ2mse",
+        "IVF4,TQ3mse",
         "TQ2",
         "TQ3",
         "TQ4",
@@ -1466,6 +1469,7 @@ TEST(IndexIO, RandomDamage) {
          {"TQ1",
           "TQ2t",
           "TQ4t",
+          "TQ2mse",
           "TQ4",
           "IDMap2,TQ3",
           "PCA8,TQ4",
@@ -1519,6 +1523,7 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
          {"TQ1",
           "TQ2t",
           "TQ4t",
+          "TQ2mse",
           "TQ4",
           "IDMap2,TQ3",
           "PCA8,TQ4",
@@ -1564,6 +1569,7 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
 TEST(IndexIO, ExtremeFields) {
     for (const char* s :
          {"TQ4",
+          "TQ2mse",
           "IDMap2,TQ1",
           "PCA8,TQ2",
           "TQ1,Refine(TQ2)",

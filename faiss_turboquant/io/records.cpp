@@ -340,11 +340,11 @@ void write_record(BlockWriter& f, const Index* index, int io_flags) {
         write_by_faiss(f, index, io_flags);
     } else if (auto flat = dynamic_cast<const IndexTurboQuant*>(index)) {
         check(*flat);
-        tag("TQfl");
+        tag(has_codec_field(flat->tq) ? "TQfc" : "TQfl");
         write_flat(f, *flat);
     } else if (auto ivf = dynamic_cast<const IndexIVFTurboQuant*>(index)) {
         check(*ivf);
-        tag("TQIv");
+        tag(has_codec_field(ivf->tq) ? "TQIc" : "TQIv");
         write_ivf(f, *ivf, io_flags);
     } else if (auto ivf = dynamic_cast<const IndexIVF*>(index)) {
         check(*ivf);
@@ -403,10 +403,10 @@ std::unique_ptr<Index> read_record(BlockReader& f, int io_flags, int depth) {
         return read_plain_flat(f, false);
     } else if (is("TQFv")) {
         return read_plain_flat(f, true);
-    } else if (is("TQfl")) {
-        return read_flat(f);
-    } else if (is("TQIv")) {
-        return read_ivf(f, io_flags, depth);
+    } else if (is("TQfl") || is("TQfc")) {
+        return read_flat(f, is("TQfc"));
+    } else if (is("TQIv") || is("TQIc")) {
+        return read_ivf(f, is("TQIc"), io_flags, depth);
     } else if (is("TQIq")) {
         return read_ivf_of_faiss(f, io_flags, depth);
     } else if (is("TQMp")) {

@@ -14,6 +14,8 @@ namespace faiss_turboquant {
 
 namespace {
 
+constexpr auto last_codec = static_cast<uint8_t>(CodecType::Mse);
+
 /// by ascending id: an index has one file, not one per order of a hash table
 void write_direct_map(faiss::IOWriter& f, const faiss::DirectMap& map) {
     write_value<uint8_t>(f, map.type);
@@ -36,6 +38,9 @@ void read_direct_map(BoundedReader& f, faiss::DirectMap& map) {
 } // namespace
 
 void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
+    if (has_codec_field(tq)) {
+        write_value<uint8_t>(f, static_cast<uint8_t>(tq.codec));
+    }
     write_value<uint8_t>(f, tq.nbits);
     write_value<uint8_t>(f, static_cast<uint8_t>(tq.rotation.type));
     write_value<uint64_t>(f, tq.rotation.seed);
@@ -57,12 +62,17 @@ void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
 void read_quantizer(
         BoundedReader& f,
         const faiss::Index& index,
+        bool has_codec,
         TurboQuantizer& tq) {
     if (size_t(index.d) > TurboQuantizer::max_dim) {
         throw_bad_value(f, "d", std::to_string(index.d));
     }
     tq.d = index.d;
     tq.metric_type = index.metric_type;
+    if (has_codec) {
+        tq.codec = static_cast<CodecType>(
+                read_within<uint8_t>(f, "codec type", 1, last_codec));
+    }
     tq.nbits = read_within<uint8_t>(f, "nbits", 1, 4);
     const auto rotation_type = static_cast<RotationType>(
             read_within<uint8_t>(f, "rotation type", 0, 1));
@@ -97,13 +107,15 @@ void write_flat(BlockWriter& f, const faiss::IndexTurboQuant& index) {
     write_array(f, index.codes);
 }
 
-std::unique_ptr<faiss::IndexTurboQuant> read_flat(BlockReader& f) {
+std::unique_ptr<faiss::IndexTurboQuant> read_flat(
+        BlockReader& f,
+        bool has_codec) {
     auto index = std::make_unique<faiss::IndexTurboQuant>();
     read_header(f, *index);
     if (!index->is_trained) {
         throw_bad_value(f, "is_trained", "false");
     }
-    read_quantizer(f, *index, index->tq);
+    read_quantizer(f, *index, has_codec, index->tq);
     index->code_size = index->tq.code_size;
     if (uint64_t(index->ntotal) > f.left() / index->code_size) {
         throw_cut_short(f.name, "codes");
@@ -131,6 +143,7 @@ void write_ivf(
 
 std::unique_ptr<faiss::IndexIVFTurboQuant> read_ivf(
         BlockReader& f,
+        bool has_codec,
         int io_flags,
         int depth) {
     auto index = std::make_unique<faiss::IndexIVFTurboQuant>();
@@ -142,7 +155,7 @@ std::unique_ptr<faiss::IndexIVFTurboQuant> read_ivf(
     index->quantizer_trains_alone =
             read_within<uint8_t>(f, "quantizer_trains_alone", 0, 2);
     index->tq.by_residual = true;
-    read_quantizer(f, *index, index->tq);
+    read_quantizer(f, *index, has_codec, index->tq);
     index->code_size = index->tq.code_size;
     read_vector(f, index->centre_scales, "centre_scales");
     index->quantizer = read_record(f, io_flags, depth).release();

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <string>
 
 #include <faiss/impl/FaissAssert.h>
 
@@ -57,6 +58,9 @@ double rotate_direction(
     return norm;
 }
 
+/// of a trellis, which its name does not mention
+constexpr int usual_memory = 8;
+
 constexpr double largest_float = std::numeric_limits<float>::max();
 
 struct Factors {
@@ -93,8 +97,9 @@ TurboQuantizer::TurboQuantizer(
         faiss::MetricType metric,
         RotationType rotation_type,
         uint64_t seed,
-        int memory)
-        : faiss::Quantizer(d), nbits(nbits), metric_type(metric) {
+        int memory,
+        CodecType codec)
+        : faiss::Quantizer(d), nbits(nbits), codec(codec), metric_type(metric) {
     FAISS_THROW_IF_NOT_FMT(
             d >= 1 && d <= max_dim,
             "TurboQuant: d = %zd is not in 1 .. %zd",
@@ -120,6 +125,10 @@ void TurboQuantizer::set_derived_values() {
             nbits >= 1 && nbits <= 4,
             "TurboQuant: nbits = %d is not in 1 .. 4",
             nbits);
+    FAISS_THROW_IF_NOT_FMT(
+            codec == CodecType::Scaled || codec == CodecType::Mse,
+            "TurboQuant: there is no codec type %d",
+            int(codec));
     FAISS_THROW_IF_NOT_FMT(
             metric_type == faiss::METRIC_L2 ||
                     metric_type == faiss::METRIC_INNER_PRODUCT,
@@ -148,6 +157,10 @@ void TurboQuantizer::set_derived_values() {
             "%d bits",
             trellis.memory,
             nbits);
+    FAISS_THROW_IF_NOT_FMT(
+            !has_trellis || codec == CodecType::Scaled,
+            "TurboQuant: codec type %d does not go with a trellis",
+            int(codec));
     const size_t nlevels =
             has_trellis ? Trellis::n_indices : size_t(1) << (nbits - 1);
     FAISS_THROW_IF_NOT_FMT(
@@ -208,6 +221,21 @@ void TurboQuantizer::set_derived_values() {
     layout_.code_size =
             layout_.packed_size() + (has_offset() ? 2 : 1) * sizeof(float);
     code_size = layout_.code_size;
+}
+
+std::string TurboQuantizer::codec_name() const {
+    const std::string name = "TQ" + std::to_string(nbits);
+    if (codec == CodecType::Mse) {
+        return name + "mse";
+    }
+    switch (memory()) {
+        case 0:
+            return name;
+        case usual_memory:
+            return name + "t";
+        default:
+            return name + "t" + std::to_string(memory());
+    }
 }
 
 size_t TurboQuantizer::packed_size() const {
@@ -295,7 +323,10 @@ void TurboQuantizer::encode_rows(
                 too_long = std::min(too_long, size_t(i));
                 continue;
             }
-            const double scale = norm > 0 ? norm / (product * half_level) : 0;
+            double scale = norm;
+            if (codec == CodecType::Scaled && norm > 0) {
+                scale /= product * half_level;
+            }
             const Factors factors = {
                     static_cast<float>(scale), static_cast<float>(offset)};
             write_factors(layout_, factors, code);
@@ -329,14 +360,17 @@ void TurboQuantizer::decode(const uint8_t* codes, float* x, size_t n) const {
             for (size_t j = 0; j < d; j++) {
                 levels[j] = static_cast<float>(2 * grid[j] - 63);
             }
-            // The point along v that is nearest to x - c is
-            // |x - c| <u, v> / |v|^2 v, and scale is |x - c| / <u, v>. <u, v>
-            // comes from |u - v|^2 = 1 + |v|^2 - 2 <u, v>, which is nearly
-            // constant.
-            const double squared = half_level * half_level *
-                    k.sum_of_squares(levels.data(), levels.size());
-            const double uv = (1 + squared - expected_error_) / 2;
-            const double factor = factors.scale * uv * uv / squared;
+            double factor = factors.scale;
+            if (codec == CodecType::Scaled) {
+                // The point along v that is nearest to x - c is
+                // |x - c| <u, v> / |v|^2 v, and scale is |x - c| / <u, v>.
+                // <u, v> comes from |u - v|^2 = 1 + |v|^2 - 2 <u, v>, which is
+                // nearly constant.
+                const double squared = half_level * half_level *
+                        k.sum_of_squares(levels.data(), levels.size());
+                const double uv = (1 + squared - expected_error_) / 2;
+                factor = factor * uv * uv / squared;
+            }
             k.scale(levels.data(),
                     factor * half_level,
                     scaled.data(),
@@ -571,6 +605,11 @@ void TurboQuantizer::check_same_codes(const TurboQuantizer& other) const {
             "TurboQuant: cannot merge nbits = %d into nbits = %d",
             other.nbits,
             nbits);
+    FAISS_THROW_IF_NOT_FMT(
+            other.codec == codec,
+            "TurboQuant: cannot merge codec %s into codec %s",
+            other.codec_name().c_str(),
+            codec_name().c_str());
     FAISS_THROW_IF_NOT_FMT(
             other.metric_type == metric_type,
             "TurboQuant: cannot merge metric %d into metric %d",

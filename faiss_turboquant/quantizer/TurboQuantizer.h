@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include <faiss/MetricType.h>
@@ -33,6 +34,15 @@ struct PreparedCode {
     float offset = 0;
 };
 
+/// how a vector is made from its code
+enum class CodecType : uint8_t {
+    /// TQ1 .. TQ4, TQ1t .. TQ4t: the levels times the estimator scale
+    Scaled = 0,
+    /// TQ1mse .. TQ4mse: the levels times the norm (Zandieh et al.,
+    /// TurboQuant, 2025, Algorithm 1)
+    Mse = 1,
+};
+
 /** Codes of TurboQuant with the estimator scale of EDEN and RaBitQ.
  *
  * A vector x is encoded as the quantized direction of P (x - c), for a
@@ -51,9 +61,14 @@ struct PreparedCode {
  * (Zandieh et al., TurboQuant, 2025, section 3.1), on an integer grid, or those
  * of a trellis code (kernels/trellis.h), whose error is smaller and whose
  * encoder is slower.
+ *
+ * That is CodecType::Scaled. With CodecType::Mse scale is |x - c|, so that a
+ * vector is |x - c| P^T v + c as the paper's Algorithm 1 has it: inner products
+ * fall short by the mean squared error.
  */
 struct TurboQuantizer : faiss::Quantizer {
     int nbits = 4; ///< bits per coordinate, 1 to 4
+    CodecType codec = CodecType::Scaled;
     faiss::MetricType metric_type = faiss::METRIC_L2;
     Rotation rotation;         ///< P
     Codebook codebook;         ///< levels, for this d and nbits
@@ -68,6 +83,7 @@ struct TurboQuantizer : faiss::Quantizer {
      *  @param metric  METRIC_L2 or METRIC_INNER_PRODUCT
      *  @param memory  0 for scalar levels, else a trellis of 2^memory states
      *                 (Codebook::trellis_coded)
+     *  @param codec   a trellis goes with CodecType::Scaled only
      *  @throws faiss::FaissException on any other value */
     TurboQuantizer(
             size_t d,
@@ -75,7 +91,8 @@ struct TurboQuantizer : faiss::Quantizer {
             faiss::MetricType metric,
             RotationType rotation_type = RotationType::Hadamard,
             uint64_t seed = default_seed,
-            int memory = 0);
+            int memory = 0,
+            CodecType codec = CodecType::Scaled);
 
     /// largest dimension: keeps integer dot products within 32 bits
     static constexpr size_t max_dim = 65536;
@@ -85,6 +102,8 @@ struct TurboQuantizer : faiss::Quantizer {
     int memory() const {
         return codebook.trellis.memory;
     }
+    /// the factory string of such codes: "TQ4", "TQ2t", "TQ4t12", "TQ3mse"
+    std::string codec_name() const;
     bool has_centre() const {
         return !centre.empty();
     }
@@ -95,7 +114,7 @@ struct TurboQuantizer : faiss::Quantizer {
     /// bytes of the bit planes alone: code_size less the factors
     size_t packed_size() const;
 
-    /** Set code_size and the derived tables from d, nbits, metric_type,
+    /** Set code_size and the derived tables from d, nbits, codec, metric_type,
      * rotation.type, rotation.seed, codebook and centre. Used after reading
      * these from a file.
      * @throws faiss::FaissException when they do not fit together */
@@ -119,8 +138,9 @@ struct TurboQuantizer : faiss::Quantizer {
             uint8_t* codes,
             size_t n) const;
 
-    /** Reconstruct: the point along P^T v that is nearest to x - c, plus c
-     * (if by_residual: not plus c, which the caller has).
+    /** Reconstruct: the point along P^T v that is nearest to x - c (Mse: of
+     * length |x - c| |v|), plus c (if by_residual: not plus c, which the caller
+     * has).
      * @param codes  (n, code_size)
      *  @param x      (n, d), written */
     void decode(const uint8_t* codes, float* x, size_t n) const override;

@@ -12,6 +12,10 @@ namespace gpu {
 
 DeviceLayout::DeviceLayout(const TurboQuantizer& tq) {
     FAISS_THROW_IF_NOT_FMT(
+            tq.codec == CodecType::Scaled,
+            "GpuIndexTurboQuant: the codec %s is for the CPU only",
+            tq.codec_name().c_str());
+    FAISS_THROW_IF_NOT_FMT(
             tq.d <= size_t(max_dim),
             "GpuIndexTurboQuant: d = %zd is greater than %d",
             tq.d,

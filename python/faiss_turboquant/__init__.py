@@ -58,12 +58,19 @@ from .gpu import (
     index_gpu_to_cpu,
 )
 from ._openmp import set_up_openmp as _set_up_openmp
-from .swigfaiss_turboquant import RotationType_Haar, RotationType_Hadamard
+from .swigfaiss_turboquant import (
+    CodecType_Mse,
+    CodecType_Scaled,
+    RotationType_Haar,
+    RotationType_Hadamard,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Codebook",
+    "CodecType_Mse",
+    "CodecType_Scaled",
     "Description",
     "GpuIndexTurboQuant",
     "GpuMultipleClonerOptions",

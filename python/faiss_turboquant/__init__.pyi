@@ -21,6 +21,8 @@ _Array: TypeAlias = npt.NDArray[Any] | _Tensor
 
 __version__: str
 
+CodecType_Scaled: int
+CodecType_Mse: int
 RotationType_Hadamard: int
 RotationType_Haar: int
 
@@ -108,6 +110,7 @@ class TurboQuantizer(faiss.Quantizer):
     d: int
     code_size: int
     nbits: int
+    codec: int
     metric_type: int
     by_residual: bool
     rotation: Rotation
@@ -124,9 +127,11 @@ class TurboQuantizer(faiss.Quantizer):
         rotation_type: int = ...,
         seed: int = ...,
         memory: int = 0,
+        codec: int = ...,
         /,
     ) -> None: ...
     def memory(self) -> int: ...
+    def codec_name(self) -> str: ...
     def has_centre(self) -> bool: ...
     def has_offset(self) -> bool: ...
     def packed_size(self) -> int: ...
@@ -145,6 +150,7 @@ class IndexTurboQuant(faiss.IndexFlatCodes):
         rotation_type: int = ...,
         seed: int = ...,
         memory: int = 0,
+        codec: int = ...,
     ) -> None: ...
 
 class IndexIVFTurboQuant(faiss.IndexIVF):
@@ -162,6 +168,7 @@ class IndexIVFTurboQuant(faiss.IndexIVF):
         rotation_type: int = ...,
         seed: int = ...,
         memory: int = 0,
+        codec: int = ...,
     ) -> None: ...
 
 class SearchParametersTurboQuant(faiss.SearchParameters): ...

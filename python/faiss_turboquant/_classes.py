@@ -12,6 +12,7 @@ from . import swigfaiss_turboquant as _swig
 from ._docstrings import add_docstrings
 from .swigfaiss_turboquant import (
     Codebook,
+    CodecType_Scaled,
     IndexIVFTurboQuant,
     IndexTurboQuant,
     Rotation,
@@ -133,6 +134,7 @@ def _add_keywords(cls):
         rotation_type=RotationType_Hadamard,
         seed=TurboQuantizer.default_seed,
         memory=0,
+        codec=CodecType_Scaled,
     ):
         """Flat index on TurboQuant codes. It needs no training.
 
@@ -153,11 +155,14 @@ def _add_keywords(cls):
         memory : int
             0 for one level per coordinate (`TQ4`), 8 for trellis codes with
             2^8 states (`TQ4t`).
+        codec : int
+            `faiss_turboquant.CodecType_Scaled`, or `CodecType_Mse` for the
+            paper's Algorithm 1 (`TQ4mse`).
         """
         if d is None:
             cpp_init(self)
             return
-        integers = (d, nbits, metric, rotation_type, seed, memory)
+        integers = (d, nbits, metric, rotation_type, seed, memory, codec)
         cpp_init(self, *map(operator.index, integers))
 
     cls.__init__ = __init__
@@ -177,6 +182,7 @@ def _add_ivf_keywords(cls):
         rotation_type=RotationType_Hadamard,
         seed=TurboQuantizer.default_seed,
         memory=0,
+        codec=CodecType_Scaled,
     ):
         """Inverted file of TurboQuant codes. Only its quantizer is trained.
 
@@ -190,7 +196,7 @@ def _add_ivf_keywords(cls):
             Dimension of the vectors.
         nlist : int
             Number of lists.
-        nbits, metric, rotation_type, seed, memory : int
+        nbits, metric, rotation_type, seed, memory, codec : int
             As for `IndexTurboQuant`.
         own_invlists : bool
             Whether the index owns its inverted lists.
@@ -203,7 +209,7 @@ def _add_ivf_keywords(cls):
             quantizer,
             *map(operator.index, (d, nlist, nbits, metric)),
             bool(own_invlists),
-            *map(operator.index, (rotation_type, seed, memory)),
+            *map(operator.index, (rotation_type, seed, memory, codec)),
         )
         _keep_alive(self, quantizer)
 

@@ -14,8 +14,6 @@ _ROTATIONS = {
     _swig.RotationType_Hadamard: "Hadamard",
     _swig.RotationType_Haar: "Haar",
 }
-# states of the trellis, as a power of two, that a name does not mention
-_USUAL_MEMORY = 8
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -25,7 +23,7 @@ class Description:
     Attributes
     ----------
     codec : str
-        the codec's name in a factory string: "TQ4", "TQ2t", "TQ4t12"
+        the codec's name in a factory string: "TQ4", "TQ2t", "TQ4t12", "TQ3mse"
     bits : int
         per coordinate
     code_bytes, factor_bytes : int
@@ -132,7 +130,7 @@ def _describe_one(index, wrappers):
     tq = index.tq
     code_bytes = tq.packed_size()
     return Description(
-        codec=codec_name(tq),
+        codec=tq.codec_name(),
         bits=tq.nbits,
         code_bytes=code_bytes,
         factor_bytes=tq.code_size - code_bytes,
@@ -152,18 +150,6 @@ def _centre(tq):
     if tq.by_residual:
         return "centroid of the list"
     return "mean of the training vectors" if tq.has_centre() else "none"
-
-
-def codec_name(tq):
-    """The factory string that makes a TurboQuantizer like this one."""
-    memory = tq.memory()
-    if memory == 0:
-        trellis = ""
-    elif memory == _USUAL_MEMORY:
-        trellis = "t"
-    else:
-        trellis = f"t{memory}"
-    return f"TQ{tq.nbits}{trellis}"
 
 
 def _name(index):

@@ -11,9 +11,9 @@ import faiss_turboquant
 from faiss_turboquant import RotationType_Haar, describe
 
 CODECS = [
-    f"TQ{bits}{trellis}"
+    f"TQ{bits}{kind}"
     for bits in (1, 2, 3, 4)
-    for trellis in ("", "t", "t10", "t12")
+    for kind in ("", "t", "t10", "t12", "mse")
 ]
 
 

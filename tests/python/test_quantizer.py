@@ -100,6 +100,33 @@ def test_distortion(d, n, nbits, metric):
     assert error == pytest.approx(lloyd_max(d, nbits)[1], rel=0.02)
 
 
+@pytest.mark.parametrize("d, n", [(200, 4000), (1536, 600)])
+def test_algorithm_1_is_the_paper_s(d, n, nbits, metric):
+    """Without the estimator scale: the paper's error, and inner products that
+    fall short by it."""
+    index = faiss.index_factory(d, f"TQ{nbits}mse", metric)
+    x = unit_vectors(n, d)
+    y = index.sa_decode(index.sa_encode(x))
+    errors = np.sum((x - y) ** 2, axis=1)
+    # the grid of levels costs 1 % at 4 bits
+    tolerance = (0.01 if nbits == 4 else 0.003) * DISTORTION[nbits]
+    tolerance += 5 * errors.std() / n**0.5
+    assert abs(errors.mean() - lloyd_max(d, nbits)[1]) < tolerance
+    assert abs(errors.mean() - DISTORTION[nbits]) < 0.02 * DISTORTION[nbits]
+    # the levels are conditional means, so <x, y> = |y|^2 = 1 - error
+    products = np.sum(x * y, axis=1)
+    shortfall = lloyd_max(d, nbits)[1]
+    tolerance = 0.01 * shortfall + 5 * products.std() / n**0.5
+    assert abs(1 - products.mean() - shortfall) < tolerance
+    index.add(x)
+    D, _ = index.search(x[:20], 1)
+    expected = products[:20]
+    if metric == faiss.METRIC_L2:
+        expected = np.maximum(0, 2 - 2 * expected)
+    # the query is quantized to 8 bits
+    np.testing.assert_allclose(D[:, 0], expected, atol=0.006)
+
+
 @pytest.mark.parametrize("d, n", [(200, 2000), (1536, 300)])
 def test_distortion_of_the_worst_inputs(d, n, nbits):
     """The rotation makes every input look alike: averaged over rotations,
