@@ -150,11 +150,16 @@ class BlockScan {
               tq(tq),
               layout(tq.layout()),
               sign(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f),
+              parts(tq.parts().size()),
               scales(block_codes),
               offsets(layout.has_offset ? block_codes : 0),
               keys(block_codes + select_slack),
-              dots(block_codes),
-              kept(block_codes + select_slack) {}
+              with_second(parts.size() > 1 ? block_codes : 0),
+              kept(block_codes + select_slack) {
+        for (Part& part : parts) {
+            part.dots.resize(block_codes);
+        }
+    }
 
     /** @param queries     (nq,), their `arranged` only if nq < batch_queries
      *  @param collectors  (nq,), have a threshold and add(keys, rows, n)
@@ -170,7 +175,7 @@ class BlockScan {
 
     /// the most codes of a block
     size_t max_block() const {
-        return is_batch() ? batch_codes(layout.padded_dim()) : block_codes;
+        return is_batch() ? batch_codes(tq.rotated_dim()) : block_codes;
     }
 
     /** A whole run, however long.
@@ -197,40 +202,31 @@ class BlockScan {
             codes += first * layout.code_size;
         }
         if (is_batch()) {
-            decode_panels(codes, rows, n);
+            for (size_t p = 0; p < parts.size(); p++) {
+                decode_panels(p, codes, rows, n);
+            }
             load_factors(codes, rows, n);
-            const int8_t* tile = tiles.data();
             for (size_t q0 = 0; q0 < nq; q0 += k.tile_queries) {
-                k.dot_panels(
-                        panels.data(),
-                        panel_stride,
-                        (n + panel_rows - 1) / panel_rows,
-                        tile,
-                        layout.panel_quads(k),
-                        dots.data(),
-                        block_codes);
-                tile += tile_size;
+                for (size_t p = 0; p < parts.size(); p++) {
+                    dot_panels(p, q0 / k.tile_queries, n);
+                }
                 for (size_t q = q0; q < std::min(q0 + k.tile_queries, nq);
                      q++) {
-                    select(q, &dots[(q - q0) * block_codes], first, rows, n);
+                    select(q, (q - q0) * block_codes, first, rows, n);
                 }
             }
             return;
         }
         for (size_t q = 0; q < nq; q++) {
-            k.dot_codes(
-                    layout,
-                    codes,
-                    rows,
-                    n,
-                    queries[q].arranged.data(),
-                    queries[q].factors.sum,
-                    dots.data());
+            for (size_t p = 0; p < parts.size(); p++) {
+                tq.dot_codes(
+                        p, queries[q], codes, rows, n, parts[p].dots.data());
+            }
             if (q == 0) {
                 // behind the dot products, which have prefetched the codes
                 load_factors(codes, rows, n);
             }
-            select(q, dots.data(), first, rows, n);
+            select(q, 0, first, rows, n);
         }
     }
 
@@ -239,28 +235,46 @@ class BlockScan {
         return nq >= batch_queries;
     }
 
+    /// what belongs to one part of the codes
+    struct Part {
+        std::vector<int32_t> dots;
+
+        // of batches only
+        size_t tile_size = 0;
+        size_t panel_stride = 0;
+        faiss::AlignedTable<int8_t, 64> tiles; ///< tile_queries queries each
+        faiss::AlignedTable<uint8_t, 64> scratch, panels;
+    };
+
     void prepare_batch() {
-        tile_size = layout.tile_size(k);
+        for (size_t p = 0; p < parts.size(); p++) {
+            prepare_batch(tq.parts()[p], parts[p]);
+        }
+    }
+
+    void prepare_batch(const CodePart& of_code, Part& part) {
+        const CodeLayout& layout = of_code.layout;
+        part.tile_size = layout.tile_size(k);
         const size_t ntiles = (nq + k.tile_queries - 1) / k.tile_queries;
-        if (tiles.size() < ntiles * tile_size) {
-            tiles.resize(ntiles * tile_size);
+        if (part.tiles.size() < ntiles * part.tile_size) {
+            part.tiles.resize(ntiles * part.tile_size);
         }
         std::vector<const int8_t*> of_tile;
         for (size_t q0 = 0; q0 < nq; q0 += k.tile_queries) {
             of_tile.clear();
             for (size_t q = q0; q < std::min(q0 + k.tile_queries, nq); q++) {
-                of_tile.push_back(queries[q].q.data());
+                of_tile.push_back(queries[q].q.data() + of_code.coordinate);
             }
             k.arrange_tile(
                     of_tile.data(),
                     of_tile.size(),
                     layout.panel_quads(k),
-                    tiles.data() + q0 / k.tile_queries * tile_size);
+                    part.tiles.data() + q0 / k.tile_queries * part.tile_size);
         }
-        panel_stride = panel_rows * layout.padded_dim();
-        scratch.resize(panel_stride);
-        panels.resize(max_block() * layout.padded_dim());
-        dots.resize(k.tile_queries * block_codes);
+        part.panel_stride = panel_rows * layout.padded_dim();
+        part.scratch.resize(part.panel_stride);
+        part.panels.resize(max_block() * layout.padded_dim());
+        part.dots.resize(k.tile_queries * block_codes);
     }
 
     void load_factors(const uint8_t* codes, const uint32_t* rows, size_t n) {
@@ -273,13 +287,21 @@ class BlockScan {
     }
 
     /// what of a block is better than the query's threshold to its collector
+    /// @param at  of the dot products of the query
     void select(
             size_t q,
-            const int32_t* query_dots,
+            size_t at,
             uint32_t first,
             const uint32_t* rows,
             size_t n) {
         Collector& collector = collectors[q];
+        const int32_t* query_dots = parts[0].dots.data() + at;
+        const float* query_offsets =
+                layout.has_offset ? offsets.data() : nullptr;
+        if (parts.size() > 1) {
+            add_second_part(q, parts[1].dots.data() + at, n);
+            query_offsets = with_second.data();
+        }
         for (size_t begin = 0; begin < n;) {
             // without a threshold, a few first, to have one for the rest
             const size_t end = std::isfinite(collector.threshold)
@@ -289,7 +311,7 @@ class BlockScan {
                     queries[q].factors,
                     query_dots + begin,
                     scales.data() + begin,
-                    layout.has_offset ? offsets.data() + begin : nullptr,
+                    query_offsets ? query_offsets + begin : nullptr,
                     end - begin,
                     sign,
                     collector.threshold,
@@ -304,16 +326,47 @@ class BlockScan {
         }
     }
 
-    void decode_panels(const uint8_t* codes, const uint32_t* rows, size_t n) {
+    /// the offsets of codes of two parts: what the second part adds to them
+    void add_second_part(size_t q, const int32_t* second_dots, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+            with_second[i] = distance_from_dot(
+                    queries[q].second,
+                    second_dots[i],
+                    scales[i],
+                    layout.has_offset ? offsets[i] : 0);
+        }
+    }
+
+    void decode_panels(
+            size_t p,
+            const uint8_t* codes,
+            const uint32_t* rows,
+            size_t n) {
+        const CodePart& of_code = tq.parts()[p];
+        Part& part = parts[p];
+        codes += of_code.byte;
         for (size_t i = 0; i < n; i += panel_rows) {
             k.decode_panel(
-                    layout,
+                    of_code.layout,
                     rows ? codes : codes + i * layout.code_size,
                     rows ? rows + i : nullptr,
                     std::min(panel_rows, n - i),
-                    scratch.data(),
-                    panels.data() + i / panel_rows * panel_stride);
+                    part.scratch.data(),
+                    part.panels.data() + i / panel_rows * part.panel_stride);
         }
+    }
+
+    /// of n codes, in panels, with one tile of queries
+    void dot_panels(size_t p, size_t tile, size_t n) {
+        Part& part = parts[p];
+        k.dot_panels(
+                part.panels.data(),
+                part.panel_stride,
+                (n + panel_rows - 1) / panel_rows,
+                part.tiles.data() + tile * part.tile_size,
+                tq.parts()[p].layout.panel_quads(k),
+                part.dots.data(),
+                block_codes);
     }
 
     const Kernels& k;
@@ -324,15 +377,10 @@ class BlockScan {
     size_t nq = 0;
     Collector* collectors = nullptr;
 
+    std::vector<Part> parts;
     std::vector<float> scales, offsets, keys;
-    std::vector<int32_t> dots;
+    std::vector<float> with_second; ///< offsets, where there are two parts
     std::vector<uint32_t> kept;
-
-    // of batches only
-    size_t tile_size = 0;
-    size_t panel_stride = 0;
-    faiss::AlignedTable<int8_t, 64> tiles; ///< tile_queries queries each
-    faiss::AlignedTable<uint8_t, 64> scratch, panels;
 };
 
 } // namespace faiss_turboquant

@@ -201,7 +201,7 @@ void CodeScanner::search(
     const size_t max_group = std::clamp<size_t>(
             reservoir_bytes / Reservoir::bytes(nresults),
             1,
-            group_queries(tq.layout().padded_dim()));
+            group_queries(tq.rotated_dim()));
     const TaskGrid grid(nq, ntotal, max_group);
     std::vector<std::vector<uint64_t>> found(nq * grid.nslices);
     run_tasks<Reservoir>(
@@ -246,7 +246,7 @@ std::vector<RangeHits> CodeScanner::range_search(
     if (nq == 0 || ntotal == 0 || (is_l2 && !(radius > 0))) {
         return results;
     }
-    const TaskGrid grid(nq, ntotal, group_queries(tq.layout().padded_dim()));
+    const TaskGrid grid(nq, ntotal, group_queries(tq.rotated_dim()));
     std::vector<std::vector<std::pair<uint32_t, float>>> found(
             nq * grid.nslices);
     run_tasks<RangeCollector>(

@@ -69,13 +69,13 @@ bool is_finite(const float* x, size_t d) {
     return found == 0;
 }
 
-/// P x of n queries, (n, padded_dim)
+/// P x of n queries, (n, rotated_dim)
 std::vector<float> rotate_queries(
         const TurboQuantizer& tq,
         idx_t first,
         idx_t n,
         const float* x) {
-    const size_t padded = tq.layout().padded_dim();
+    const size_t padded = tq.rotated_dim();
     std::vector<float> rotated(n * padded);
     for_each_query(n, [&](idx_t i) {
         tq.rotate_query(
@@ -152,7 +152,7 @@ struct TurboQuantListScanner : InvertedListScanner {
             : InvertedListScanner(store_pairs, sel),
               tq(index.tq),
               rotated_centres(index.rotated_centres()),
-              rotated(tq.layout().padded_dim()) {
+              rotated(tq.rotated_dim()) {
         code_size = index.code_size;
         keep_max = index.metric_type == METRIC_INNER_PRODUCT;
     }
@@ -312,7 +312,7 @@ std::shared_ptr<const std::vector<float>> IndexIVFTurboQuant::rotated_centres()
             " centroids, the index %zd lists",
             quantizer->ntotal,
             nlist);
-    const size_t padded = tq.layout().padded_dim();
+    const size_t padded = tq.rotated_dim();
     auto rotated = std::make_shared<std::vector<float>>(nlist * padded);
     std::vector<float> centres(page_vectors * d);
     for (idx_t i0 = 0; i0 < idx_t(nlist); i0 += page_vectors) {
@@ -322,8 +322,7 @@ std::shared_ptr<const std::vector<float>> IndexIVFTurboQuant::rotated_centres()
         }
 #pragma omp parallel for if (n > 8)
         for (idx_t i = 0; i < n; i++) {
-            tq.rotation.apply(
-                    &centres[i * d], rotated->data() + (i0 + i) * padded);
+            tq.rotate(&centres[i * d], rotated->data() + (i0 + i) * padded);
         }
     }
     cache_.rotated_centres = rotated;

@@ -154,7 +154,7 @@ struct IndexIVFTurboQuant : IndexIVF {
     /// refuses other centres, nbits, metric or rotation, by name
     void check_compatible_for_merge(const Index& otherIndex) const override;
 
-    /** Rotated centres, padded with zeros: (nlist, padded_dim). Computed when
+    /** Rotated centres, padded with zeros: (nlist, rotated_dim). Computed when
      * first asked for. */
     std::shared_ptr<const std::vector<float>> rotated_centres() const;
 

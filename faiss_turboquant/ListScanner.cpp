@@ -166,7 +166,7 @@ ListScanner::Stats run_tasks(
         Start start,
         Finish finish) {
     const TurboQuantizer& tq = scanner.tq;
-    const size_t padded = tq.layout().padded_dim();
+    const size_t padded = tq.rotated_dim();
     const auto filter =
             scanner.sel ? std::make_unique<IdFilter>(*scanner.sel) : nullptr;
     const int nthreads = std::clamp<size_t>(
@@ -258,7 +258,7 @@ ListScanner::Stats ListScanner::search(
     const size_t max_group = std::clamp<size_t>(
             reservoir_bytes / Reservoir::bytes(k_of_task),
             1,
-            group_queries(tq.layout().padded_dim()));
+            group_queries(tq.rotated_dim()));
     const Probes probes = group_by_list(lists, nq, keys, nprobe, max_group);
     std::vector<BestResults> best(nq);
     QueryLocks locks;
@@ -314,7 +314,7 @@ ListScanner::Stats ListScanner::range_search(
         return {};
     }
     const Probes probes = group_by_list(
-            lists, nq, keys, nprobe, group_queries(tq.layout().padded_dim()));
+            lists, nq, keys, nprobe, group_queries(tq.rotated_dim()));
     QueryLocks locks;
     const Stats stats = run_tasks<RangeCollector>(
             *this,

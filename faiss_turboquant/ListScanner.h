@@ -21,7 +21,7 @@ namespace faiss_turboquant {
 struct ListScanner {
     const TurboQuantizer& tq;
     const faiss::InvertedLists& lists;
-    const float* rotated_centres; ///< (nlist, padded_dim)
+    const float* rotated_centres; ///< (nlist, rotated_dim)
     const faiss::IDSelector* sel; ///< null: all ids
     bool store_pairs; ///< labels are lo_build(list, row) instead of ids
 
@@ -32,7 +32,7 @@ struct ListScanner {
         size_t nkept = 0; ///< results of single lists
     };
 
-    /** @param rotated    (nq, padded_dim), from TurboQuantizer::rotate_query
+    /** @param rotated    (nq, rotated_dim), from TurboQuantizer::rotate_query
      *  @param keys       (nq, nprobe), lists to probe, nearest first; negative
      *                    ones are skipped
      *  @param distances  (nq, k), written, best first

@@ -79,6 +79,8 @@ constexpr Codec codecs[] = {
         {"TQ2t12", 2, 12},
         {"TQ3t12", 3, 12},
         {"TQ4t12", 4, 12},
+        {"TQ2.5", 2, 0, CodecType::HalfBit},
+        {"TQ3.5", 3, 0, CodecType::HalfBit},
         {"TQ1mse", 1, 0, CodecType::Mse},
         {"TQ2mse", 2, 0, CodecType::Mse},
         {"TQ3mse", 3, 0, CodecType::Mse},

@@ -48,29 +48,36 @@ std::vector<float> clusters(size_t n, size_t d, unsigned seed) {
     return x;
 }
 
+/// what of a codec its constructor takes
+struct Codec {
+    int nbits;
+    int memory;
+    faiss_turboquant::CodecType type = faiss_turboquant::CodecType::Scaled;
+};
+
 struct Fixture {
     faiss::IndexFlat quantizer;
     std::vector<float> xb;
     std::vector<float> xq;
     IndexIVFTurboQuant index;
 
-    Fixture(size_t d,
-            int nbits,
-            faiss::MetricType metric,
-            int memory = 0,
-            size_t nb = 700)
+    Fixture(size_t d, int nbits, faiss::MetricType metric, size_t nb = 700)
+            : Fixture(d, Codec{nbits, 0}, metric, nb) {}
+
+    Fixture(size_t d, Codec codec, faiss::MetricType metric, size_t nb = 700)
             : quantizer(d, metric),
               xb(clusters(nb, d, 1)),
               xq(clusters(60, d, 2)),
               index(&quantizer,
                     d,
                     nlist,
-                    nbits,
+                    codec.nbits,
                     metric,
                     true,
                     faiss_turboquant::RotationType::Hadamard,
                     1,
-                    memory) {
+                    codec.memory,
+                    codec.type) {
         index.cp.min_points_per_centroid = 1;
         index.train(nb, xb.data());
         index.add(nb, xb.data());
@@ -157,12 +164,11 @@ Results brute_force(
 } // namespace
 
 class IvfCodec : public testing::TestWithParam<
-                         std::tuple<size_t, int, int, faiss::MetricType>> {
+                         std::tuple<size_t, Codec, faiss::MetricType>> {
    protected:
     Fixture f{
             std::get<0>(GetParam()),
             std::get<1>(GetParam()),
-            std::get<3>(GetParam()),
             std::get<2>(GetParam())};
 };
 
@@ -263,33 +269,30 @@ TEST_P(IvfAccuracy, ReconstructionIsNear) {
             error_of_centroids += (x - centroid[j]) * (x - centroid[j]);
         }
     }
-    const int nbits = std::get<1>(GetParam());
+    const int nbits = std::get<1>(GetParam()).nbits;
     EXPECT_LT(error, error_of_centroids * (nbits == 1 ? 0.5 : 0.1));
 }
 
-const auto bits = testing::Values(1, 4);
-const auto memories = testing::Values(0, 8);
+const auto half_bit = faiss_turboquant::CodecType::HalfBit;
+const auto codecs = testing::Values(
+        Codec{1, 0},
+        Codec{4, 0},
+        Codec{1, 8},
+        Codec{4, 8},
+        Codec{3, 0, half_bit});
 const auto metrics = testing::Values(METRIC_L2, METRIC_INNER_PRODUCT);
 
 INSTANTIATE_TEST_SUITE_P(
         Codecs,
         IvfCodec,
-        testing::Combine(
-                testing::Values(1, 20, 72, 130),
-                bits,
-                memories,
-                metrics));
+        testing::Combine(testing::Values(1, 20, 72, 130), codecs, metrics));
 INSTANTIATE_TEST_SUITE_P(
         Codecs,
         IvfAccuracy,
-        testing::Combine(
-                testing::Values(20, 72, 130),
-                bits,
-                memories,
-                metrics));
+        testing::Combine(testing::Values(20, 72, 130), codecs, metrics));
 
 TEST(IndexIVFTurboQuant, ThreadsDoNotMatter) {
-    Fixture f(40, 3, METRIC_L2, 0, 3000);
+    Fixture f(40, 3, METRIC_L2, 3000);
     const int threads = omp_get_max_threads();
     omp_set_num_threads(1);
     const Results one = search(f.index, f.xq, 10);

@@ -123,7 +123,8 @@ IndexTurboQuant index_of(
 }
 
 /// codecs other than those of make_index
-const char* const other_codecs[] = {"TQ1mse", "TQ2mse", "TQ3mse", "TQ4mse"};
+const char* const other_codecs[] =
+        {"TQ1mse", "TQ2mse", "TQ3mse", "TQ4mse", "TQ2.5", "TQ3.5"};
 
 #define EXPECT_REFUSED(statement, part)                         \
     do {                                                        \
@@ -495,9 +496,9 @@ TEST(IndexTurboQuant, SymmetricDistance) {
 TEST(IndexTurboQuant, DistanceComputerOrder) {
     const size_t d = 70, n = 60;
     const auto xb = gaussian(n, d, 1);
-    for (int memory : {0, 8}) {
+    for (const char* codec : {"TQ3", "TQ3t", "TQ3mse", "TQ2.5"}) {
         for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
-            IndexTurboQuant index = make_index(d, 3, metric, memory);
+            IndexTurboQuant index = index_of(codec, d, metric);
             index.train(n, xb.data());
             index.add(n, xb.data());
             std::unique_ptr<faiss::DistanceComputer> dc(
@@ -612,6 +613,18 @@ TEST(IndexTurboQuant, BadInputIsRefused) {
                     0,
                     faiss_turboquant::CodecType(77)),
             "codec type 77");
+    for (int nbits : {1, 4}) {
+        EXPECT_REFUSED(
+                IndexTurboQuant(
+                        d,
+                        nbits,
+                        METRIC_L2,
+                        faiss_turboquant::RotationType::Hadamard,
+                        1,
+                        0,
+                        faiss_turboquant::CodecType::HalfBit),
+                "half a bit more goes with nbits = 2 and 3");
+    }
     EXPECT_REFUSED(IndexTurboQuant(d, 4, faiss::METRIC_L1), "metric");
 
     auto xb = gaussian(10, d, 1);

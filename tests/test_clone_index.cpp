@@ -107,6 +107,7 @@ TEST(CloneIndex, FactoryIndexes) {
              {"TQ1",
               "TQ2t",
               "TQ2mse",
+              "TQ2.5",
               "TQ4",
               "IDMap,TQ4",
               "TQ3,IDMap2",

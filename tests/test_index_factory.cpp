@@ -112,7 +112,15 @@ TEST(IndexFactory, Codecs) {
 
 TEST(IndexFactory, NamesOfCodecs) {
     for (const char* name :
-         {"TQ1", "TQ4", "TQ2t", "TQ3t10", "TQ4t12", "TQ1mse", "TQ4mse"}) {
+         {"TQ1",
+          "TQ4",
+          "TQ2t",
+          "TQ3t10",
+          "TQ4t12",
+          "TQ1mse",
+          "TQ4mse",
+          "TQ2.5",
+          "TQ3.5"}) {
         IndexPtr flat(faiss_turboquant::index_factory(16, name));
         EXPECT_EQ(
                 name,
@@ -339,7 +347,8 @@ TEST(IndexFactory, UnknownCodecs) {
                  {"TQ04", "\"TQ04\"", "nearest valid: TQ4"},
                  {"TQ5t", "\"TQ5t\"", "TQ1t, TQ2t, TQ3t, TQ4t"},
                  {"TQ2t9", "\"TQ2t9\"", "nearest valid: TQ2t"},
-                 {"TQ2.5", "\"TQ2.5\"", "nearest valid: TQ2"},
+                 {"TQ1.5", "\"TQ1.5\"", "nearest valid: TQ2.5, TQ3.5"},
+                 {"TQ2.5t", "\"TQ2.5t\"", "nearest valid: TQ2.5"},
                  {"TQ5mse", "\"TQ5mse\"", "TQ1mse, TQ2mse, TQ3mse, TQ4mse"},
                  {"TQ3tmse", "\"TQ3tmse\"", "nearest valid: TQ3mse"},
                  {"TQ1prod", "\"TQ1prod\"", "nearest valid: TQ1"},

@@ -147,6 +147,7 @@ void expect_equal(
     EXPECT_EQ(a.rotation.type, b.rotation.type);
     EXPECT_EQ(a.rotation.seed, b.rotation.seed);
     EXPECT_TRUE(a.codebook == b.codebook);
+    EXPECT_TRUE(a.second_codebook == b.second_codebook);
     EXPECT_EQ(a.codebook.trellis_error, b.codebook.trellis_error);
     EXPECT_EQ(a.centre, b.centre);
 }
@@ -350,7 +351,10 @@ const std::vector<std::string> descriptions = {
         "TQ3t12",
         "TQ1t,Refine(TQ4t)",
         "TQ2mse",
+        "TQ2.5",
         "IVF4,TQ3mse",
+        "IVF4,TQ3.5",
+        "HNSW8,TQ3.5",
         "TQ2",
         "TQ3",
         "TQ4",
@@ -1470,6 +1474,7 @@ TEST(IndexIO, RandomDamage) {
           "TQ2t",
           "TQ4t",
           "TQ2mse",
+          "TQ3.5",
           "TQ4",
           "IDMap2,TQ3",
           "PCA8,TQ4",
@@ -1524,6 +1529,7 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
           "TQ2t",
           "TQ4t",
           "TQ2mse",
+          "TQ3.5",
           "TQ4",
           "IDMap2,TQ3",
           "PCA8,TQ4",
@@ -1570,6 +1576,7 @@ TEST(IndexIO, ExtremeFields) {
     for (const char* s :
          {"TQ4",
           "TQ2mse",
+          "TQ3.5",
           "IDMap2,TQ1",
           "PCA8,TQ2",
           "TQ1,Refine(TQ2)",

@@ -14,7 +14,7 @@ namespace faiss_turboquant {
 
 namespace {
 
-constexpr auto last_codec = static_cast<uint8_t>(CodecType::Mse);
+constexpr auto last_codec = static_cast<uint8_t>(CodecType::HalfBit);
 
 /// by ascending id: an index has one file, not one per order of a hash table
 void write_direct_map(faiss::IOWriter& f, const faiss::DirectMap& map) {
@@ -35,18 +35,33 @@ void read_direct_map(BoundedReader& f, faiss::DirectMap& map) {
     map.hashtable = {entries.begin(), entries.end()};
 }
 
+void write_levels(faiss::IOWriter& f, const Codebook& codebook) {
+    write_value<float>(f, codebook.step);
+    write_value<uint8_t>(f, codebook.positions.size());
+    write_items(f, codebook.positions);
+}
+
+/// set_derived_values checks that they fit together
+void read_levels(BoundedReader& f, Codebook& codebook) {
+    codebook.step = read_value<float>(f, "codebook step");
+    const auto npositions =
+            read_within<uint8_t>(f, "codebook size", 1, Trellis::n_indices);
+    read_items(f, codebook.positions, npositions, "codebook positions");
+}
+
 } // namespace
 
 void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
     if (has_codec_field(tq)) {
         write_value<uint8_t>(f, static_cast<uint8_t>(tq.codec));
+        if (tq.has_second_codebook()) {
+            write_levels(f, tq.second_codebook);
+        }
     }
     write_value<uint8_t>(f, tq.nbits);
     write_value<uint8_t>(f, static_cast<uint8_t>(tq.rotation.type));
     write_value<uint64_t>(f, tq.rotation.seed);
-    write_value<float>(f, tq.codebook.step);
-    write_value<uint8_t>(f, tq.codebook.positions.size());
-    write_items(f, tq.codebook.positions);
+    write_levels(f, tq.codebook);
     const Trellis& trellis = tq.codebook.trellis;
     write_value<uint8_t>(f, trellis.memory);
     if (trellis.memory > 0) {
@@ -72,17 +87,16 @@ void read_quantizer(
     if (has_codec) {
         tq.codec = static_cast<CodecType>(
                 read_within<uint8_t>(f, "codec type", 1, last_codec));
+        if (tq.has_second_codebook()) {
+            read_levels(f, tq.second_codebook);
+        }
     }
     tq.nbits = read_within<uint8_t>(f, "nbits", 1, 4);
     const auto rotation_type = static_cast<RotationType>(
             read_within<uint8_t>(f, "rotation type", 0, 1));
     const auto seed = read_value<uint64_t>(f, "seed");
     tq.rotation = Rotation(rotation_type, tq.d, seed);
-    tq.codebook.step = read_value<float>(f, "codebook step");
-    // set_derived_values checks that the codebook fits together
-    const auto npositions =
-            read_within<uint8_t>(f, "codebook size", 1, Trellis::n_indices);
-    read_items(f, tq.codebook.positions, npositions, "codebook positions");
+    read_levels(f, tq.codebook);
     Trellis& trellis = tq.codebook.trellis;
     trellis.memory =
             read_within<uint8_t>(f, "trellis memory", 0, Trellis::max_memory);

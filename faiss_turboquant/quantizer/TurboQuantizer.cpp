@@ -5,7 +5,9 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <numeric>
 #include <string>
+#include <utility>
 
 #include <faiss/impl/FaissAssert.h>
 
@@ -13,17 +15,24 @@ namespace faiss_turboquant {
 
 namespace {
 
+/// floats of padded buffers, and bytes of arranged ones, are multiples of this
+constexpr size_t padding = 64;
+
+size_t round_up(size_t n) {
+    return (n + padding - 1) / padding * padding;
+}
+
 /// buffers of one vector on its way through the float steps, zero past d
 struct Workspace {
     std::vector<float> difference; ///< x - c
     std::vector<float> direction;  ///< its unit vector
-    std::vector<float> rotated;    ///< P times that
+    std::vector<float> rotated;    ///< TurboQuantizer::rotate of that
     std::vector<uint8_t> fields;   ///< scratch of Kernels::encode
 
-    Workspace(size_t padded_dim, size_t scratch_size)
-            : difference(padded_dim),
-              direction(padded_dim),
-              rotated(padded_dim),
+    explicit Workspace(const TurboQuantizer& tq, size_t scratch_size = 0)
+            : difference(round_up(tq.d)),
+              direction(round_up(tq.d)),
+              rotated(tq.rotated_dim()),
               fields(scratch_size) {}
 };
 
@@ -38,7 +47,6 @@ double rotate_direction(
     const Kernels& k = kernels();
     const size_t padded = work.difference.size();
     std::fill(work.difference.begin() + tq.d, work.difference.end(), 0.0f);
-    std::fill(work.rotated.begin() + tq.d, work.rotated.end(), 0.0f);
     if (centre) {
         for (size_t i = 0; i < tq.d; i++) {
             work.difference[i] = x[i] - centre[i];
@@ -54,7 +62,7 @@ double rotate_direction(
     // a zero vector has no direction: zeros encode, and estimate, as zero
     const double factor = norm > 0 ? 1 / norm : 0;
     k.scale(work.difference.data(), factor, work.direction.data(), padded);
-    tq.rotation.apply(work.direction.data(), work.rotated.data());
+    tq.rotate(work.direction.data(), work.rotated.data());
     return norm;
 }
 
@@ -68,87 +76,29 @@ struct Factors {
     float offset;
 };
 
-Factors read_factors(const CodeLayout& layout, const uint8_t* code) {
+Factors read_factors(const TurboQuantizer& tq, const uint8_t* code) {
     Factors factors = {0, 0};
-    const uint8_t* from = code + layout.packed_size();
+    const uint8_t* from = code + tq.packed_size();
     std::memcpy(&factors.scale, from, sizeof(float));
-    if (layout.has_offset) {
+    if (tq.has_offset()) {
         std::memcpy(&factors.offset, from + sizeof(float), sizeof(float));
     }
     return factors;
 }
 
 void write_factors(
-        const CodeLayout& layout,
+        const TurboQuantizer& tq,
         const Factors& factors,
         uint8_t* code) {
-    uint8_t* to = code + layout.packed_size();
+    uint8_t* to = code + tq.packed_size();
     std::memcpy(to, &factors.scale, sizeof(float));
-    if (layout.has_offset) {
+    if (tq.has_offset()) {
         std::memcpy(to + sizeof(float), &factors.offset, sizeof(float));
     }
 }
 
-} // namespace
-
-TurboQuantizer::TurboQuantizer(
-        size_t d,
-        int nbits,
-        faiss::MetricType metric,
-        RotationType rotation_type,
-        uint64_t seed,
-        int memory,
-        CodecType codec)
-        : faiss::Quantizer(d), nbits(nbits), codec(codec), metric_type(metric) {
-    FAISS_THROW_IF_NOT_FMT(
-            d >= 1 && d <= max_dim,
-            "TurboQuant: d = %zd is not in 1 .. %zd",
-            d,
-            max_dim);
-    FAISS_THROW_IF_NOT_FMT(
-            nbits >= 1 && nbits <= 4,
-            "TurboQuant: nbits = %d is not in 1 .. 4",
-            nbits);
-    rotation = Rotation(rotation_type, d, seed);
-    codebook = memory == 0 ? Codebook::lloyd_max(d, nbits)
-                           : Codebook::trellis_coded(nbits, memory);
-    set_derived_values();
-}
-
-void TurboQuantizer::set_derived_values() {
-    FAISS_THROW_IF_NOT_FMT(
-            d >= 1 && d <= max_dim,
-            "TurboQuant: d = %zd is not in 1 .. %zd",
-            d,
-            max_dim);
-    FAISS_THROW_IF_NOT_FMT(
-            nbits >= 1 && nbits <= 4,
-            "TurboQuant: nbits = %d is not in 1 .. 4",
-            nbits);
-    FAISS_THROW_IF_NOT_FMT(
-            codec == CodecType::Scaled || codec == CodecType::Mse,
-            "TurboQuant: there is no codec type %d",
-            int(codec));
-    FAISS_THROW_IF_NOT_FMT(
-            metric_type == faiss::METRIC_L2 ||
-                    metric_type == faiss::METRIC_INNER_PRODUCT,
-            "TurboQuant: metric %d is neither METRIC_L2 nor "
-            "METRIC_INNER_PRODUCT",
-            int(metric_type));
-    FAISS_THROW_IF_NOT_FMT(
-            rotation.d == d,
-            "TurboQuant: the rotation has d = %zd, not %zd",
-            rotation.d,
-            d);
-    FAISS_THROW_IF_NOT_FMT(
-            centre.empty() || centre.size() == d,
-            "TurboQuant: the centre has d = %zd, not %zd",
-            centre.size(),
-            d);
-    for (float c : centre) {
-        FAISS_THROW_IF_NOT_MSG(
-                std::isfinite(c), "TurboQuant: the centre is not finite");
-    }
+/// @throws faiss::FaissException unless it is one of so many bits
+void check_codebook(const Codebook& codebook, int nbits) {
     const Trellis& trellis = codebook.trellis;
     const bool has_trellis = trellis.memory != 0;
     FAISS_THROW_IF_NOT_FMT(
@@ -157,10 +107,6 @@ void TurboQuantizer::set_derived_values() {
             "%d bits",
             trellis.memory,
             nbits);
-    FAISS_THROW_IF_NOT_FMT(
-            !has_trellis || codec == CodecType::Scaled,
-            "TurboQuant: codec type %d does not go with a trellis",
-            int(codec));
     const size_t nlevels =
             has_trellis ? Trellis::n_indices : size_t(1) << (nbits - 1);
     FAISS_THROW_IF_NOT_FMT(
@@ -189,44 +135,167 @@ void TurboQuantizer::set_derived_values() {
                 i,
                 lowest);
     }
+}
 
-    layout_ = CodeLayout();
-    layout_.d = d;
-    layout_.nbits = nbits;
-    layout_.has_offset = has_offset();
-    if (has_trellis) {
+CodeLayout make_layout(
+        const Codebook& codebook,
+        int nbits,
+        size_t n_coordinates,
+        size_t d) {
+    CodeLayout layout;
+    layout.d = n_coordinates;
+    layout.nbits = nbits;
+    if (codebook.trellis.memory != 0) {
         std::copy(
                 codebook.positions.begin(),
                 codebook.positions.end(),
-                layout_.grid);
-        layout_.trellis = trellis;
-        layout_.tables = make_trellis_tables(
-                trellis, nbits, layout_.grid, codebook.step);
+                layout.grid);
+        layout.trellis = codebook.trellis;
+        layout.tables = make_trellis_tables(
+                codebook.trellis, nbits, layout.grid, codebook.step);
     } else {
         const size_t half = size_t(1) << (nbits - 1);
-        for (size_t i = 0; i < std::size(layout_.grid); i++) {
-            layout_.grid[i] = i < half ? codebook.positions[i]
-                    : i < 2 * half     ? 63 - codebook.positions[i - half]
-                                       : 0;
+        for (size_t i = 0; i < std::size(layout.grid); i++) {
+            layout.grid[i] = i < half ? codebook.positions[i]
+                    : i < 2 * half    ? 63 - codebook.positions[i - half]
+                                      : 0;
         }
         for (size_t i = 0; i + 1 < half; i++) {
             // the midpoint of two levels, in half steps
-            layout_.thresholds[i] = static_cast<int8_t>(
+            layout.thresholds[i] = static_cast<int8_t>(
                     codebook.positions[i] + codebook.positions[i + 1] - 63);
         }
     }
-    expected_error_ = codebook.mean_squared_error(d);
-    layout_.half_steps =
+    layout.half_steps =
             static_cast<float>(2 * std::sqrt(double(d)) / codebook.step);
-    layout_.code_size =
-            layout_.packed_size() + (has_offset() ? 2 : 1) * sizeof(float);
-    code_size = layout_.code_size;
+    return layout;
+}
+
+/// a part of the codes of tq, but for its place in a code
+CodePart make_part(
+        const TurboQuantizer& tq,
+        const Codebook& codebook,
+        int nbits,
+        size_t n_coordinates,
+        size_t coordinate) {
+    check_codebook(codebook, nbits);
+    CodePart part;
+    part.layout = make_layout(codebook, nbits, n_coordinates, tq.d);
+    part.half_level = codebook.step / (2 * std::sqrt(double(tq.d)));
+    part.coordinate = coordinate;
+    return part;
+}
+
+} // namespace
+
+TurboQuantizer::TurboQuantizer(
+        size_t d,
+        int nbits,
+        faiss::MetricType metric,
+        RotationType rotation_type,
+        uint64_t seed,
+        int memory,
+        CodecType codec)
+        : faiss::Quantizer(d), nbits(nbits), codec(codec), metric_type(metric) {
+    FAISS_THROW_IF_NOT_FMT(
+            d >= 1 && d <= max_dim,
+            "TurboQuant: d = %zd is not in 1 .. %zd",
+            d,
+            max_dim);
+    FAISS_THROW_IF_NOT_FMT(
+            nbits >= 1 && nbits <= 4,
+            "TurboQuant: nbits = %d is not in 1 .. 4",
+            nbits);
+    rotation = Rotation(rotation_type, d, seed);
+    if (codec == CodecType::HalfBit) {
+        codebook = Codebook::lloyd_max(d, std::min(nbits + 1, 4));
+        second_codebook = Codebook::lloyd_max(d, nbits);
+    } else {
+        codebook = memory == 0 ? Codebook::lloyd_max(d, nbits)
+                               : Codebook::trellis_coded(nbits, memory);
+    }
+    set_derived_values();
+}
+
+void TurboQuantizer::set_derived_values() {
+    FAISS_THROW_IF_NOT_FMT(
+            d >= 1 && d <= max_dim,
+            "TurboQuant: d = %zd is not in 1 .. %zd",
+            d,
+            max_dim);
+    FAISS_THROW_IF_NOT_FMT(
+            nbits >= 1 && nbits <= 4,
+            "TurboQuant: nbits = %d is not in 1 .. 4",
+            nbits);
+    FAISS_THROW_IF_NOT_FMT(
+            codec <= CodecType::HalfBit,
+            "TurboQuant: there is no codec type %d",
+            int(codec));
+    FAISS_THROW_IF_NOT_FMT(
+            codec != CodecType::HalfBit || nbits == 2 || nbits == 3,
+            "TurboQuant: half a bit more goes with nbits = 2 and 3, not %d",
+            nbits);
+    FAISS_THROW_IF_NOT_FMT(
+            metric_type == faiss::METRIC_L2 ||
+                    metric_type == faiss::METRIC_INNER_PRODUCT,
+            "TurboQuant: metric %d is neither METRIC_L2 nor "
+            "METRIC_INNER_PRODUCT",
+            int(metric_type));
+    FAISS_THROW_IF_NOT_FMT(
+            rotation.d == d,
+            "TurboQuant: the rotation has d = %zd, not %zd",
+            rotation.d,
+            d);
+    FAISS_THROW_IF_NOT_FMT(
+            centre.empty() || centre.size() == d,
+            "TurboQuant: the centre has d = %zd, not %zd",
+            centre.size(),
+            d);
+    for (float c : centre) {
+        FAISS_THROW_IF_NOT_MSG(
+                std::isfinite(c), "TurboQuant: the centre is not finite");
+    }
+    FAISS_THROW_IF_NOT_FMT(
+            memory() == 0 || codec == CodecType::Scaled,
+            "TurboQuant: codec type %d does not go with a trellis",
+            int(codec));
+    std::vector<CodePart> parts;
+    if (codec == CodecType::HalfBit) {
+        const size_t half = (d + 1) / 2;
+        parts.push_back(make_part(*this, codebook, nbits + 1, half, 0));
+        parts.push_back(make_part(
+                *this, second_codebook, nbits, d - half, round_up(half)));
+        expected_error_ =
+                (double(half) * codebook.mean_squared_error(d) +
+                 double(d - half) * second_codebook.mean_squared_error(d)) /
+                double(d);
+    } else {
+        parts.push_back(make_part(*this, codebook, nbits, d, 0));
+        expected_error_ = codebook.mean_squared_error(d);
+    }
+    if (parts.back().layout.d == 0) {
+        parts.pop_back(); // d = 1 has no second half
+    }
+    size_t size = 0;
+    for (CodePart& part : parts) {
+        part.byte = size;
+        size += part.layout.packed_size();
+    }
+    code_size = size + (has_offset() ? 2 : 1) * sizeof(float);
+    for (CodePart& part : parts) {
+        part.layout.code_size = code_size;
+        part.layout.has_offset = has_offset();
+    }
+    parts_ = std::move(parts);
 }
 
 std::string TurboQuantizer::codec_name() const {
     const std::string name = "TQ" + std::to_string(nbits);
     if (codec == CodecType::Mse) {
         return name + "mse";
+    }
+    if (codec == CodecType::HalfBit) {
+        return name + ".5";
     }
     switch (memory()) {
         case 0:
@@ -239,7 +308,30 @@ std::string TurboQuantizer::codec_name() const {
 }
 
 size_t TurboQuantizer::packed_size() const {
-    return layout_.packed_size();
+    size_t size = 0;
+    for (const CodePart& part : parts_) {
+        size += part.layout.packed_size();
+    }
+    return size;
+}
+
+size_t TurboQuantizer::rotated_dim() const {
+    const CodePart& last = parts_.back();
+    return last.coordinate + last.layout.padded_dim();
+}
+
+void TurboQuantizer::rotate(const float* x, float* rotated) const {
+    rotation.apply(x, rotated);
+    float* end = rotated + d;
+    if (parts_.size() == 2) {
+        // the padding of the first part goes between the two
+        float* second = rotated + parts_[1].coordinate;
+        std::copy_backward(
+                rotated + parts_[0].layout.d, end, second + parts_[1].layout.d);
+        std::fill(rotated + parts_[0].layout.d, second, 0.0f);
+        end = second + parts_[1].layout.d;
+    }
+    std::fill(end, rotated + rotated_dim(), 0.0f);
 }
 
 void TurboQuantizer::train(size_t n, const float* x) {
@@ -285,14 +377,16 @@ void TurboQuantizer::encode_rows(
         uint8_t* codes,
         size_t n) const {
     const Kernels& k = kernels();
-    // level(g) on a unit vector is (2 g - 63) times this
-    const double half_level = codebook.step / (2 * std::sqrt(double(d)));
+    size_t scratch_size = 0;
+    for (const CodePart& part : parts_) {
+        scratch_size = std::max(scratch_size, part.layout.scratch_size());
+    }
     size_t not_finite = n, too_long = n;
 
 #pragma omp parallel if (n > 8)
     {
-        Workspace work(layout_.padded_dim(), layout_.scratch_size());
-        std::vector<float> padded_centre(layout_.padded_dim());
+        Workspace work(*this, scratch_size);
+        std::vector<float> padded_centre(work.difference.size());
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < int64_t(n); i++) {
             uint8_t* code = codes + i * code_size;
@@ -305,8 +399,15 @@ void TurboQuantizer::encode_rows(
                 not_finite = std::min(not_finite, size_t(i));
                 continue;
             }
-            const float product = k.encode(
-                    layout_, work.rotated.data(), work.fields.data(), code);
+            double product = 0; // <u, v>
+            for (const CodePart& part : parts_) {
+                product += part.half_level *
+                        k.encode(
+                                part.layout,
+                                &work.rotated[part.coordinate],
+                                work.fields.data(),
+                                code + part.byte);
+            }
             double offset = 0;
             if (metric_type == faiss::METRIC_L2) {
                 offset = norm * norm;
@@ -315,7 +416,7 @@ void TurboQuantizer::encode_rows(
                 offset =
                         k.dot(work.difference.data(),
                               padded_centre.data(),
-                              layout_.padded_dim());
+                              padded_centre.size());
             }
             if (norm * norm > largest_float ||
                 std::fabs(offset) > largest_float) {
@@ -324,12 +425,12 @@ void TurboQuantizer::encode_rows(
                 continue;
             }
             double scale = norm;
-            if (codec == CodecType::Scaled && norm > 0) {
-                scale /= product * half_level;
+            if (codec != CodecType::Mse && norm > 0) {
+                scale /= product;
             }
             const Factors factors = {
                     static_cast<float>(scale), static_cast<float>(offset)};
-            write_factors(layout_, factors, code);
+            write_factors(*this, factors, code);
         }
     }
     FAISS_THROW_IF_NOT_FMT(
@@ -344,39 +445,16 @@ void TurboQuantizer::encode_rows(
 }
 
 void TurboQuantizer::decode(const uint8_t* codes, float* x, size_t n) const {
-    const Kernels& k = kernels();
-    const double half_level = codebook.step / (2 * std::sqrt(double(d)));
-
 #pragma omp parallel if (n > 8)
     {
-        std::vector<uint8_t> grid(layout_.padded_dim());
-        std::vector<float> levels(layout_.padded_dim());
-        std::vector<float> scaled(layout_.padded_dim());
+        std::vector<float> levels(rotated_dim());
+        std::vector<float> rotated(rotated_dim());
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < int64_t(n); i++) {
-            const uint8_t* code = codes + i * code_size;
-            const Factors factors = read_factors(layout_, code);
-            k.decode(layout_, code, grid.data());
-            for (size_t j = 0; j < d; j++) {
-                levels[j] = static_cast<float>(2 * grid[j] - 63);
-            }
-            double factor = factors.scale;
-            if (codec == CodecType::Scaled) {
-                // The point along v that is nearest to x - c is
-                // |x - c| <u, v> / |v|^2 v, and scale is |x - c| / <u, v>.
-                // <u, v> comes from |u - v|^2 = 1 + |v|^2 - 2 <u, v>, which is
-                // nearly constant.
-                const double squared = half_level * half_level *
-                        k.sum_of_squares(levels.data(), levels.size());
-                const double uv = (1 + squared - expected_error_) / 2;
-                factor = factor * uv * uv / squared;
-            }
-            k.scale(levels.data(),
-                    factor * half_level,
-                    scaled.data(),
-                    scaled.size());
+            decode_rotated(
+                    codes + i * code_size, levels.data(), rotated.data());
             float* out = x + i * d;
-            rotation.apply_transpose(scaled.data(), out);
+            rotation.apply_transpose(rotated.data(), out);
             for (size_t j = 0; j < centre.size(); j++) {
                 out[j] += centre[j];
             }
@@ -384,14 +462,57 @@ void TurboQuantizer::decode(const uint8_t* codes, float* x, size_t n) const {
     }
 }
 
+/** What rotation.apply_transpose makes x - c of.
+ * @param levels   (rotated_dim,), zero between the parts; written
+ * @param rotated  (rotated_dim,), written, d of them wanted */
+void TurboQuantizer::decode_rotated(
+        const uint8_t* code,
+        float* levels,
+        float* rotated) const {
+    const Kernels& k = kernels();
+    thread_local std::vector<uint8_t> grid;
+    double squared = 0; // |v|^2
+    for (const CodePart& part : parts_) {
+        const CodeLayout& layout = part.layout;
+        grid.resize(std::max(grid.size(), layout.padded_dim()));
+        k.decode(layout, code + part.byte, grid.data());
+        float* of_part = levels + part.coordinate;
+        for (size_t j = 0; j < layout.d; j++) {
+            of_part[j] = static_cast<float>(2 * grid[j] - 63);
+        }
+        squared += part.half_level * part.half_level *
+                k.sum_of_squares(of_part, layout.padded_dim());
+    }
+    double factor = read_factors(*this, code).scale;
+    if (codec != CodecType::Mse) {
+        // The point along v that is nearest to x - c is
+        // |x - c| <u, v> / |v|^2 v, and scale is |x - c| / <u, v>. <u, v> comes
+        // from |u - v|^2 = 1 + |v|^2 - 2 <u, v>, which is nearly constant.
+        const double uv = (1 + squared - expected_error_) / 2;
+        factor = factor * uv * uv / squared;
+    }
+    for (const CodePart& part : parts_) {
+        k.scale(levels + part.coordinate,
+                factor * part.half_level,
+                rotated + part.coordinate,
+                part.layout.padded_dim());
+    }
+    if (parts_.size() == 2) {
+        std::copy_n(
+                rotated + parts_[1].coordinate,
+                parts_[1].layout.d,
+                rotated + parts_[0].layout.d);
+    }
+}
+
 void TurboQuantizer::prepare_query(
         const float* x,
         size_t row,
         PreparedQuery& query) const {
-    const size_t padded = layout_.padded_dim();
-    thread_local Workspace work(0, 0);
-    if (work.difference.size() != padded) {
-        work = Workspace(padded, 0);
+    thread_local Workspace work(*this);
+    if (work.difference.size() != round_up(d) ||
+        work.rotated.size() != rotated_dim()) {
+        work = Workspace(*this);
     }
     const double norm = rotate_direction(
             *this, x, has_centre() ? centre.data() : nullptr, work);
@@ -423,34 +544,54 @@ void TurboQuantizer::quantize_query(
         const float* rotated,
         double length,
         PreparedQuery& query) const {
-    query.q.resize(layout_.padded_dim());
-    const float largest = kernels().quantize_query(
-            rotated, layout_.padded_dim(), query.q.data());
-    QueryFactors& factors = query.factors;
-    factors = QueryFactors();
-    for (int8_t value : query.q) {
-        factors.sum += value;
-    }
-    // <P (q - c), v> = |q - c| (largest / 127) (step / 2 sqrt(d)) t
-    const double multiplier = length * (double(largest) / 127) *
-            (codebook.step / (2 * std::sqrt(double(d))));
     const bool is_l2 = metric_type == faiss::METRIC_L2;
-    factors.multiplier =
-            static_cast<float>(is_l2 ? -2 * multiplier : multiplier);
+    query.q.resize(rotated_dim());
+    QueryFactors* const factors[] = {&query.factors, &query.second};
+    for (size_t p = 0; p < parts_.size(); p++) {
+        const CodePart& part = parts_[p];
+        int8_t* q = query.q.data() + part.coordinate;
+        const size_t padded = part.layout.padded_dim();
+        const float largest =
+                kernels().quantize_query(rotated + part.coordinate, padded, q);
+        // <P (q - c), v> = |q - c| (largest / 127) (step / 2 sqrt(d)) t
+        const double multiplier =
+                length * (double(largest) / 127) * part.half_level;
+        *factors[p] = QueryFactors();
+        factors[p]->sum = std::accumulate(q, q + padded, 0);
+        factors[p]->multiplier =
+                static_cast<float>(is_l2 ? -2 * multiplier : multiplier);
+    }
 }
 
 void TurboQuantizer::arrange_query(PreparedQuery& query) const {
-    const Kernels& k = kernels();
-    query.arranged.resize(k.query_size(layout_));
-    k.arrange_query(layout_, query.q.data(), query.arranged.data());
+    arrange(query.q.data(), query.arranged);
+}
+
+/// @param q  (rotated_dim,)
+void TurboQuantizer::arrange(
+        const int8_t* q,
+        faiss::AlignedTable<int8_t, 64>& arranged) const {
+    arranged.resize(arranged_at(parts_.size()));
+    for (size_t p = 0; p < parts_.size(); p++) {
+        kernels().arrange_query(
+                parts_[p].layout,
+                q + parts_[p].coordinate,
+                arranged.data() + arranged_at(p));
+    }
+}
+
+size_t TurboQuantizer::arranged_at(size_t part) const {
+    size_t at = 0;
+    for (size_t p = 0; p < part; p++) {
+        at += round_up(kernels().query_size(parts_[p].layout));
+    }
+    return at;
 }
 
 void TurboQuantizer::rotate_query(const float* x, size_t row, float* rotated)
         const {
-    std::fill(rotated + d, rotated + layout_.padded_dim(), 0.0f);
-    rotation.apply(x, rotated);
-    const double squared =
-            kernels().sum_of_squares(rotated, layout_.padded_dim());
+    rotate(x, rotated);
+    const double squared = kernels().sum_of_squares(rotated, rotated_dim());
     FAISS_THROW_IF_NOT_FMT(
             squared <= largest_float,
             "TurboQuant: query %zd has a NaN or an infinity, or its squared "
@@ -463,7 +604,7 @@ void TurboQuantizer::prepare_residual_query(
         const float* rotated_centre,
         bool arrange,
         PreparedQuery& query) const {
-    const size_t padded = layout_.padded_dim();
+    const size_t padded = rotated_dim();
     thread_local std::vector<float> difference;
     difference.resize(padded);
     for (size_t i = 0; i < padded; i++) {
@@ -480,20 +621,53 @@ void TurboQuantizer::prepare_residual_query(
     }
 }
 
+void TurboQuantizer::dot_codes(
+        size_t part,
+        const PreparedQuery& query,
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        int32_t* out) const {
+    kernels().dot_codes(
+            parts_[part].layout,
+            codes + parts_[part].byte,
+            rows,
+            n,
+            query.arranged.data() + arranged_at(part),
+            part == 0 ? query.factors.sum : query.second.sum,
+            out);
+}
+
+/// @param n  up to 4
+void TurboQuantizer::distances_to_codes(
+        const PreparedQuery& query,
+        const uint8_t* codes,
+        const uint32_t* rows,
+        size_t n,
+        float* distances) const {
+    int32_t dots[2][4];
+    for (size_t p = 0; p < parts_.size(); p++) {
+        dot_codes(p, query, codes, rows, n, dots[p]);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const size_t row = rows ? rows[i] : i;
+        const Factors factors = read_factors(*this, codes + row * code_size);
+        float offset = factors.offset;
+        if (parts_.size() == 2) {
+            offset = distance_from_dot(
+                    query.second, dots[1][i], factors.scale, offset);
+        }
+        distances[i] = distance_from_dot(
+                query.factors, dots[0][i], factors.scale, offset);
+    }
+}
+
 float TurboQuantizer::distance_to_code(
         const PreparedQuery& query,
         const uint8_t* code) const {
-    int32_t dot;
-    kernels().dot_codes(
-            layout_,
-            code,
-            nullptr,
-            1,
-            query.arranged.data(),
-            query.factors.sum,
-            &dot);
-    const Factors factors = read_factors(layout_, code);
-    return distance_from_dot(query.factors, dot, factors.scale, factors.offset);
+    float distance;
+    distances_to_codes(query, code, nullptr, 1, &distance);
+    return distance;
 }
 
 void TurboQuantizer::distances_to_4_codes(
@@ -513,22 +687,7 @@ void TurboQuantizer::distances_to_4_codes(
     for (int i = 0; i < 4; i++) {
         near[i] = static_cast<uint32_t>(rows[i] - *first);
     }
-    codes += *first * code_size;
-    int32_t dots[4];
-    kernels().dot_codes(
-            layout_,
-            codes,
-            near,
-            4,
-            query.arranged.data(),
-            query.factors.sum,
-            dots);
-    for (int i = 0; i < 4; i++) {
-        const Factors factors =
-                read_factors(layout_, codes + near[i] * code_size);
-        distances[i] = distance_from_dot(
-                query.factors, dots[i], factors.scale, factors.offset);
-    }
+    distances_to_codes(query, codes + *first * code_size, near, 4, distances);
 }
 
 void TurboQuantizer::load_factors(
@@ -537,8 +696,8 @@ void TurboQuantizer::load_factors(
         size_t n,
         float* scales,
         float* offsets) const {
-    const size_t stride = layout_.code_size;
-    codes += layout_.packed_size();
+    const size_t stride = code_size;
+    codes += packed_size();
     for (size_t i = 0; i < n; i++) {
         const uint8_t* at = codes + (rows ? rows[i] : i) * stride;
         std::memcpy(&scales[i], at, sizeof(float));
@@ -550,19 +709,20 @@ void TurboQuantizer::load_factors(
 
 void TurboQuantizer::prepare_code(const uint8_t* code, PreparedCode& prepared)
         const {
-    const Kernels& k = kernels();
-    const size_t padded = layout_.padded_dim();
-    std::vector<uint8_t> grid(padded);
-    k.decode(layout_, code, grid.data());
-    std::vector<int8_t> levels(padded);
-    prepared.sum = 0;
-    for (size_t i = 0; i < d; i++) {
-        levels[i] = static_cast<int8_t>(2 * grid[i] - 63);
-        prepared.sum += levels[i];
+    std::vector<uint8_t> grid(rotated_dim());
+    std::vector<int8_t> levels(rotated_dim());
+    for (size_t p = 0; p < parts_.size(); p++) {
+        const CodePart& part = parts_[p];
+        kernels().decode(part.layout, code + part.byte, grid.data());
+        prepared.sums[p] = 0;
+        for (size_t i = 0; i < part.layout.d; i++) {
+            const auto level = static_cast<int8_t>(2 * grid[i] - 63);
+            levels[part.coordinate + i] = level;
+            prepared.sums[p] += level;
+        }
     }
-    prepared.arranged.resize(k.query_size(layout_));
-    k.arrange_query(layout_, levels.data(), prepared.arranged.data());
-    const Factors factors = read_factors(layout_, code);
+    arrange(levels.data(), prepared.arranged);
+    const Factors factors = read_factors(*this, code);
     prepared.scale = factors.scale;
     prepared.offset = factors.offset;
 }
@@ -570,14 +730,23 @@ void TurboQuantizer::prepare_code(const uint8_t* code, PreparedCode& prepared)
 float TurboQuantizer::symmetric_distance(
         const PreparedCode& code1,
         const uint8_t* code2) const {
-    int32_t sum;
-    kernels().dot_codes(
-            layout_, code2, nullptr, 1, code1.arranged.data(), code1.sum, &sum);
-    const int32_t dot = 2 * sum - 63 * code1.sum;
-    const Factors f2 = read_factors(layout_, code2);
-    const double half_level = codebook.step / (2 * std::sqrt(double(d)));
-    const double product = double(dot) * half_level * half_level *
-            (double(code1.scale) * f2.scale);
+    double levels_product = 0; // <v1, v2>
+    for (size_t p = 0; p < parts_.size(); p++) {
+        const CodePart& part = parts_[p];
+        int32_t sum;
+        kernels().dot_codes(
+                part.layout,
+                code2 + part.byte,
+                nullptr,
+                1,
+                code1.arranged.data() + arranged_at(p),
+                code1.sums[p],
+                &sum);
+        const int32_t dot = 2 * sum - 63 * code1.sums[p];
+        levels_product += double(dot) * part.half_level * part.half_level;
+    }
+    const Factors f2 = read_factors(*this, code2);
+    const double product = levels_product * (double(code1.scale) * f2.scale);
     if (metric_type == faiss::METRIC_L2) {
         return static_cast<float>(
                 std::max(0.0, double(code1.offset) + f2.offset - 2 * product));
@@ -621,7 +790,8 @@ void TurboQuantizer::check_same_codes(const TurboQuantizer& other) const {
             "TurboQuant: cannot merge an index with another rotation "
             "(type or seed)");
     FAISS_THROW_IF_NOT_MSG(
-            other.codebook == codebook,
+            other.codebook == codebook &&
+                    other.second_codebook == second_codebook,
             "TurboQuant: cannot merge an index with another codebook "
             "(levels or trellis)");
     FAISS_THROW_IF_NOT_MSG(

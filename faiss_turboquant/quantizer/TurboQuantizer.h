@@ -18,10 +18,11 @@ namespace faiss_turboquant {
 /** A query made ready for the integer kernels: rotated, quantized to int8,
  * with the float factors that turn an integer dot product into a distance. */
 struct PreparedQuery {
-    std::vector<int8_t> q; ///< (padded_dim,), zero past d
-    /// q in the order of Kernels::dot_codes
+    std::vector<int8_t> q; ///< (rotated_dim,), zero between the parts
+    /// q in the order of Kernels::dot_codes, part after part
     faiss::AlignedTable<int8_t, 64> arranged;
     QueryFactors factors;
+    QueryFactors second; ///< for the second part of codes that have two
 };
 
 /** A code made ready to be compared with others: its levels in the place of a
@@ -29,9 +30,18 @@ struct PreparedQuery {
 struct PreparedCode {
     /// 2 g - 63 in the order of Kernels::dot_codes
     faiss::AlignedTable<int8_t, 64> arranged;
-    int32_t sum = 0; ///< of these
+    int32_t sums[2] = {}; ///< of these, for each part
     float scale = 0;
     float offset = 0;
+};
+
+/** Coordinates of a rotated vector whose levels are of one codebook, and where
+ * their planes are in a code. */
+struct CodePart {
+    CodeLayout layout;     ///< code_size and has_offset are of the whole code
+    double half_level = 0; ///< level(g) of a unit vector is (2 g - 63) times it
+    size_t coordinate = 0; ///< of the rotated vector, where the part begins
+    size_t byte = 0;       ///< of a code, where its planes begin
 };
 
 /// how a vector is made from its code
@@ -41,6 +51,9 @@ enum class CodecType : uint8_t {
     /// TQ1mse .. TQ4mse: the levels times the norm (Zandieh et al.,
     /// TurboQuant, 2025, Algorithm 1)
     Mse = 1,
+    /// TQ2.5, TQ3.5: as Scaled, with nbits + 1 bits for the first half of the
+    /// rotated coordinates and nbits for the others
+    HalfBit = 2,
 };
 
 /** Codes of TurboQuant with the estimator scale of EDEN and RaBitQ.
@@ -49,7 +62,7 @@ enum class CodecType : uint8_t {
  * rotation P and a centre c (0 until train() sets it), followed by one or two
  * float32 factors:
  *
- *   [bit planes, packed_size bytes][scale][offset, when there is one]
+ *   [bit planes, packed_size bytes][scale][offset, where there is one]
  *
  * scale is |x - c| / <u, v>, where u is the rotated unit direction and v the
  * chosen levels, so that scale * <P (q - c), v> estimates <q - c, x - c>
@@ -64,14 +77,17 @@ enum class CodecType : uint8_t {
  *
  * That is CodecType::Scaled. With CodecType::Mse scale is |x - c|, so that a
  * vector is |x - c| P^T v + c as the paper's Algorithm 1 has it: inner products
- * fall short by the mean squared error.
+ * fall short by the mean squared error. With CodecType::HalfBit a code has two
+ * parts, with a codebook each, and is Scaled otherwise.
  */
 struct TurboQuantizer : faiss::Quantizer {
-    int nbits = 4; ///< bits per coordinate, 1 to 4
+    /// bits per coordinate, 1 to 4; with HalfBit 2 or 3, and half a bit more
+    int nbits = 4;
     CodecType codec = CodecType::Scaled;
     faiss::MetricType metric_type = faiss::METRIC_L2;
     Rotation rotation;         ///< P
     Codebook codebook;         ///< levels, for this d and nbits
+    Codebook second_codebook;  ///< of the second part, else without levels
     std::vector<float> centre; ///< c, size d; empty when there is none
     /// the caller keeps a centre for each code (a centroid of an inverted file)
     bool by_residual = false;
@@ -102,8 +118,12 @@ struct TurboQuantizer : faiss::Quantizer {
     int memory() const {
         return codebook.trellis.memory;
     }
-    /// the factory string of such codes: "TQ4", "TQ2t", "TQ4t12", "TQ3mse"
+    /// the factory string of such codes: "TQ4", "TQ2t", "TQ4t12", "TQ3.5"
     std::string codec_name() const;
+    /// whether second_codebook is of use
+    bool has_second_codebook() const {
+        return codec == CodecType::HalfBit;
+    }
     bool has_centre() const {
         return !centre.empty();
     }
@@ -115,8 +135,8 @@ struct TurboQuantizer : faiss::Quantizer {
     size_t packed_size() const;
 
     /** Set code_size and the derived tables from d, nbits, codec, metric_type,
-     * rotation.type, rotation.seed, codebook and centre. Used after reading
-     * these from a file.
+     * rotation.type, rotation.seed, the codebooks and centre. Used after
+     * reading these from a file.
      * @throws faiss::FaissException when they do not fit together */
     void set_derived_values();
 
@@ -149,15 +169,24 @@ struct TurboQuantizer : faiss::Quantizer {
      * @param x  (d,), finite (checked; `row` names it in the exception) */
     void prepare_query(const float* x, size_t row, PreparedQuery& query) const;
 
-    /** P x, for prepare_residual_query.
+    /** P x, part by part: each begins at its CodePart::coordinate and is padded
+     * with zeros to a multiple of 64.
+     * @param x        (d,)
+     * @param rotated  (rotated_dim,), written */
+    void rotate(const float* x, float* rotated) const;
+
+    /// floats of a rotated vector with its padding
+    size_t rotated_dim() const;
+
+    /** rotate(), for prepare_residual_query.
      * @param x        (d,), finite (checked; `row` names it in the exception)
-     * @param rotated  (padded_dim,), written */
+     * @param rotated  (rotated_dim,), written */
     void rotate_query(const float* x, size_t row, float* rotated) const;
 
     /** Prepare a rotated query for the codes of one centre: a subtraction and a
      * quantization.
-     * @param rotated         (padded_dim,), from rotate_query
-     * @param rotated_centre  (padded_dim,), the same of the centre
+     * @param rotated         (rotated_dim,), from rotate_query
+     * @param rotated_centre  (rotated_dim,), from rotate
      * @param arrange         whether `arranged` is wanted */
     void prepare_residual_query(
             const float* rotated,
@@ -196,9 +225,23 @@ struct TurboQuantizer : faiss::Quantizer {
             float* scales,
             float* offsets) const;
 
-    /// the code layout the kernels work on
+    /** The integer dot products of one part of codes, as Kernels::dot_codes.
+     * @param query  with `arranged` */
+    void dot_codes(
+            size_t part,
+            const PreparedQuery& query,
+            const uint8_t* codes,
+            const uint32_t* rows,
+            size_t n,
+            int32_t* out) const;
+
+    /// the parts of a code, one or two
+    const std::vector<CodePart>& parts() const {
+        return parts_;
+    }
+    /// the code layout the kernels work on, of the first part
     const CodeLayout& layout() const {
-        return layout_;
+        return parts_[0].layout;
     }
 
     /// @throws faiss::FaissException that says how other makes other codes
@@ -211,13 +254,25 @@ struct TurboQuantizer : faiss::Quantizer {
             size_t centre_stride,
             uint8_t* codes,
             size_t n) const;
+    void decode_rotated(const uint8_t* code, float* levels, float* rotated)
+            const;
     void quantize_query(
             const float* rotated,
             double length,
             PreparedQuery& query) const;
     void arrange_query(PreparedQuery& query) const;
+    void arrange(const int8_t* q, faiss::AlignedTable<int8_t, 64>& arranged)
+            const;
+    /// where a part begins in `arranged` of queries and codes
+    size_t arranged_at(size_t part) const;
+    void distances_to_codes(
+            const PreparedQuery& query,
+            const uint8_t* codes,
+            const uint32_t* rows,
+            size_t n,
+            float* distances) const;
 
-    CodeLayout layout_;
+    std::vector<CodePart> parts_{CodePart()};
     double expected_error_ = 0; ///< |u - v|^2 on average
 };
 

@@ -59,6 +59,7 @@ from .gpu import (
 )
 from ._openmp import set_up_openmp as _set_up_openmp
 from .swigfaiss_turboquant import (
+    CodecType_HalfBit,
     CodecType_Mse,
     CodecType_Scaled,
     RotationType_Haar,
@@ -69,6 +70,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Codebook",
+    "CodecType_HalfBit",
     "CodecType_Mse",
     "CodecType_Scaled",
     "Description",

@@ -23,6 +23,7 @@ __version__: str
 
 CodecType_Scaled: int
 CodecType_Mse: int
+CodecType_HalfBit: int
 RotationType_Hadamard: int
 RotationType_Haar: int
 
@@ -57,7 +58,7 @@ def downcast_index(index: faiss.Index) -> faiss.Index: ...
 @dataclasses.dataclass(frozen=True, repr=False)
 class Description:
     codec: str
-    bits: int
+    bits: float
     code_bytes: int
     factor_bytes: int
     rotation: str
@@ -115,6 +116,7 @@ class TurboQuantizer(faiss.Quantizer):
     by_residual: bool
     rotation: Rotation
     codebook: Codebook
+    second_codebook: Codebook
     centre: Any  # std::vector: faiss.vector_to_array
     @overload
     def __init__(self) -> None: ...
@@ -131,6 +133,7 @@ class TurboQuantizer(faiss.Quantizer):
         /,
     ) -> None: ...
     def memory(self) -> int: ...
+    def has_second_codebook(self) -> bool: ...
     def codec_name(self) -> str: ...
     def has_centre(self) -> bool: ...
     def has_offset(self) -> bool: ...

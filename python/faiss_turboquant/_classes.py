@@ -156,8 +156,9 @@ def _add_keywords(cls):
             0 for one level per coordinate (`TQ4`), 8 for trellis codes with
             2^8 states (`TQ4t`).
         codec : int
-            `faiss_turboquant.CodecType_Scaled`, or `CodecType_Mse` for the
-            paper's Algorithm 1 (`TQ4mse`).
+            `faiss_turboquant.CodecType_Scaled`; `CodecType_HalfBit` for half a
+            bit more than 2 or 3 (`TQ2.5`); `CodecType_Mse` for the paper's
+            Algorithm 1 (`TQ4mse`).
         """
         if d is None:
             cpp_init(self)

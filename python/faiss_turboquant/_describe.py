@@ -24,7 +24,7 @@ class Description:
     ----------
     codec : str
         the codec's name in a factory string: "TQ4", "TQ2t", "TQ4t12", "TQ3mse"
-    bits : int
+    bits : int or float
         per coordinate
     code_bytes, factor_bytes : int
         bytes of a vector: its code, and the float32 factors behind that
@@ -55,7 +55,7 @@ class Description:
     """
 
     codec: str
-    bits: int
+    bits: float
     code_bytes: int
     factor_bytes: int
     rotation: str
@@ -131,7 +131,7 @@ def _describe_one(index, wrappers):
     code_bytes = tq.packed_size()
     return Description(
         codec=tq.codec_name(),
-        bits=tq.nbits,
+        bits=_bits(tq),
         code_bytes=code_bytes,
         factor_bytes=tq.code_size - code_bytes,
         rotation=_ROTATIONS[tq.rotation.type],
@@ -144,6 +144,11 @@ def _describe_one(index, wrappers):
         wrappers=wrappers,
         simd_level=_swig.simd_level(),
     )
+
+
+def _bits(tq):
+    half = tq.codec == _swig.CodecType_HalfBit
+    return tq.nbits + 0.5 if half else tq.nbits
 
 
 def _centre(tq):

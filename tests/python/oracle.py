@@ -55,8 +55,7 @@ def lloyd_max(d, nbits):
         if np.abs(updated - levels).max() < 1e-12:
             break
         levels = updated
-    nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, t)]
-    mse = 2 * d * np.sum(w * (t - nearest) ** 2)
+    mse = 2 * d * np.sum(w * (t - nearest(levels, t)) ** 2)
     levels = levels * np.sqrt(d)
     return np.concatenate([-levels[::-1], levels]), mse
 
@@ -65,6 +64,11 @@ def haar_rotation(d, seed):
     """A random orthogonal matrix, shape (d, d)."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))
     return q * np.sign(np.diag(r))
+
+
+def nearest(levels, y):
+    """Of ascending levels, the nearest to each element of y."""
+    return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, y)]
 
 
 class TurboQuantMse:
@@ -77,9 +81,7 @@ class TurboQuantMse:
     def quantize(self, x):
         """Chosen levels of the rotated direction of each row, shape (n, d)."""
         y = x @ self.rotation.T / np.linalg.norm(x, axis=1, keepdims=True)
-        return self.levels[
-            np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, y)
-        ]
+        return nearest(self.levels, y)
 
     def estimate(self, q, x):
         """Estimates of the inner products, shape (nq, n).
@@ -91,3 +93,19 @@ class TurboQuantMse:
         y = x @ self.rotation.T
         scale = np.sum(y * y, axis=1) / np.sum(y * c, axis=1)
         return (q @ self.rotation.T) @ c.T * scale
+
+
+class TurboQuantHalfBit(TurboQuantMse):
+    """The same with nbits + 1 bits for the first half of the coordinates."""
+
+    def __init__(self, d, nbits, seed):
+        super().__init__(d, nbits, seed)
+        self.finer = lloyd_max(d, nbits + 1)[0] / np.sqrt(d)
+
+    def quantize(self, x):
+        y = x @ self.rotation.T / np.linalg.norm(x, axis=1, keepdims=True)
+        half = (y.shape[1] + 1) // 2
+        return np.concatenate(
+            [nearest(self.finer, y[:, :half]), nearest(self.levels, y[:, half:])],
+            axis=1,
+        )

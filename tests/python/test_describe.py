@@ -1,6 +1,7 @@
 """describe(): what is inside an index."""
 
 import dataclasses
+import re
 
 import faiss
 import numpy as np
@@ -14,16 +15,16 @@ CODECS = [
     f"TQ{bits}{kind}"
     for bits in (1, 2, 3, 4)
     for kind in ("", "t", "t10", "t12", "mse")
-]
+] + ["TQ2.5", "TQ3.5"]
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_codecs_have_their_factory_names(codec):
-    index = faiss.index_factory(40, codec)
+    index = faiss.index_factory(64, codec)
     found = describe(index)
     assert found.codec == codec
-    assert found.bits == int(codec[2])
-    assert found.code_bytes == 40 * found.bits // 8
+    assert found.bits == float(re.match(r"TQ([\d.]+)", codec)[1])
+    assert found.code_bytes == 64 * found.bits // 8
     assert found.code_bytes + found.factor_bytes == index.code_size
     assert found.bytes_per_vector == index.code_size
     assert found.wrappers == found.others == ()

@@ -6,10 +6,12 @@ import pytest
 from conftest import gaussian
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import DISTORTION, TurboQuantMse, lloyd_max
+from oracle import DISTORTION, TurboQuantHalfBit, TurboQuantMse, lloyd_max
 
 from faiss_turboquant import (
     Codebook,
+    CodecType_HalfBit,
+    CodecType_Scaled,
     Rotation,
     RotationType_Haar,
     RotationType_Hadamard,
@@ -127,6 +129,21 @@ def test_algorithm_1_is_the_paper_s(d, n, nbits, metric):
     np.testing.assert_allclose(D[:, 0], expected, atol=0.006)
 
 
+@pytest.mark.parametrize("d, n", [(201, 2000), (1536, 300)])
+@pytest.mark.parametrize("nbits", [2, 3])
+def test_half_a_bit_more_has_the_error_between(d, n, nbits, metric):
+    index = faiss.index_factory(d, f"TQ{nbits}.5", metric)
+    half = (d + 1) // 2
+    expected = half * lloyd_max(d, nbits + 1)[1]
+    expected += (d - half) * lloyd_max(d, nbits)[1]
+    error = relative_error(index, unit_vectors(n, d))
+    assert error == pytest.approx(expected / d, rel=0.02)
+    fields = {2: (2 * half + 7) // 8 + (half + 7) // 8, 3: (4 * half + 7) // 8}
+    rest = d - half
+    fields_of_rest = {2: (2 * rest + 7) // 8, 3: (2 * rest + 7) // 8 + (rest + 7) // 8}
+    assert index.tq.packed_size() == fields[nbits] + fields_of_rest[nbits]
+
+
 @pytest.mark.parametrize("d, n", [(200, 2000), (1536, 300)])
 def test_distortion_of_the_worst_inputs(d, n, nbits):
     """The rotation makes every input look alike: averaged over rotations,
@@ -168,12 +185,14 @@ def test_decoding_scales_with_the_vectors(scale, nbits):
 # ------------------------------------------------------------------ estimator
 
 
-def estimates(q, x, nbits, metric, rotation_type, seeds):
+def estimates(
+    q, x, nbits, metric, rotation_type, seeds, codec=CodecType_Scaled
+):
     """Distances of a query and a vector under many rotations."""
     values = []
     for seed in seeds:
         index = faiss.IndexTurboQuant(
-            len(x), nbits, metric, rotation_type, seed
+            len(x), nbits, metric, rotation_type, seed, codec=codec
         )
         index.add(x[None])
         values.append(index.search(q[None], 1)[0][0, 0])
@@ -208,6 +227,27 @@ def test_estimator_has_the_error_of_the_paper(nbits):
         for seed in range(300)
     ]
     # the relative error of a standard deviation from n values: 1 / sqrt(2 n)
+    assert ours.std() == pytest.approx(np.std(oracle), rel=5 / (2 * 300) ** 0.5)
+
+
+@pytest.mark.parametrize("nbits", [2, 3])
+def test_estimator_with_half_a_bit_more(nbits, metric):
+    """Unbiased, with the oracle's error."""
+    d = 64
+    x, noise = gaussian(2, d, 4)
+    q = 0.7 * x + noise
+    n = 600
+    ours = estimates(
+        q, x, nbits, metric, RotationType_Haar, range(n), CodecType_HalfBit
+    )
+    products = q @ x
+    if metric == faiss.METRIC_L2:
+        ours = (q @ q + x @ x - ours) / 2
+    assert abs(ours.mean() - products) < 4.5 * ours.std() / n**0.5
+    oracle = [
+        TurboQuantHalfBit(d, nbits, seed).estimate(q[None], x[None])[0, 0]
+        for seed in range(300)
+    ]
     assert ours.std() == pytest.approx(np.std(oracle), rel=5 / (2 * 300) ** 0.5)
 
 

@@ -54,7 +54,7 @@ for d, nbits, (metric, centre, memory) in itertools.product(
     print(d, nbits, metric, centre, memory, digest.hexdigest())
 for d, codec, metric in itertools.product(
     (8, 65, 384),
-    ("TQ1", "TQ3", "TQ4", "TQ2t", "TQ2mse"),
+    ("TQ1", "TQ3", "TQ4", "TQ2t", "TQ2mse", "TQ2.5", "TQ3.5"),
     (faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT),
 ):
     digest = hashlib.sha256()
@@ -78,6 +78,14 @@ for d, codec, metric in itertools.product(
             xq, 0.5 * d, lists, near
         ):
             digest.update(result)
+    flat = faiss.index_factory(d, codec, metric)
+    flat.add(x)
+    digest.update(faiss.vector_to_array(flat.codes))
+    digest.update(flat.reconstruct_n())
+    for nq in (1, 33):
+        xq = rng.standard_normal((nq, d), dtype="float32")
+        for result in flat.search(xq, 10):
+            digest.update(result)
     print(d, codec, metric, digest.hexdigest())
 print(faiss_turboquant.simd_level())
 """
@@ -96,7 +104,7 @@ def test_levels():
 
 def test_scalar_level(scalar):
     assert scalar[-1] == "scalar"
-    assert len(scalar) == 13 * 4 * 5 + 3 * 5 * 2 + 1
+    assert len(scalar) == 13 * 4 * 5 + 3 * 7 * 2 + 1
     assert len(set(scalar)) == len(scalar)
 
 
