@@ -152,6 +152,7 @@ class BlockScan {
               sign(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f),
               parts(tq.parts().size()),
               scales(block_codes),
+              second_scales(tq.has_second_scale() ? block_codes : 0),
               offsets(layout.has_offset ? block_codes : 0),
               keys(block_codes + select_slack),
               with_second(parts.size() > 1 ? block_codes : 0),
@@ -283,6 +284,7 @@ class BlockScan {
                 rows,
                 n,
                 scales.data(),
+                tq.has_second_scale() ? second_scales.data() : nullptr,
                 layout.has_offset ? offsets.data() : nullptr);
     }
 
@@ -328,11 +330,12 @@ class BlockScan {
 
     /// the offsets of codes of two parts: what the second part adds to them
     void add_second_part(size_t q, const int32_t* second_dots, size_t n) {
+        const auto& of_second = tq.has_second_scale() ? second_scales : scales;
         for (size_t i = 0; i < n; i++) {
             with_second[i] = distance_from_dot(
                     queries[q].second,
                     second_dots[i],
-                    scales[i],
+                    of_second[i],
                     layout.has_offset ? offsets[i] : 0);
         }
     }
@@ -378,7 +381,7 @@ class BlockScan {
     Collector* collectors = nullptr;
 
     std::vector<Part> parts;
-    std::vector<float> scales, offsets, keys;
+    std::vector<float> scales, second_scales, offsets, keys;
     std::vector<float> with_second; ///< offsets, where there are two parts
     std::vector<uint32_t> kept;
 };

@@ -85,6 +85,10 @@ constexpr Codec codecs[] = {
         {"TQ2mse", 2, 0, CodecType::Mse},
         {"TQ3mse", 3, 0, CodecType::Mse},
         {"TQ4mse", 4, 0, CodecType::Mse},
+        {"TQ1prod", 1, 0, CodecType::Prod},
+        {"TQ2prod", 2, 0, CodecType::Prod},
+        {"TQ3prod", 3, 0, CodecType::Prod},
+        {"TQ4prod", 4, 0, CodecType::Prod},
 };
 
 /** FAISS indexes that a codec's place is kept with while FAISS parses the

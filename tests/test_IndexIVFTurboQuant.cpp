@@ -274,12 +274,23 @@ TEST_P(IvfAccuracy, ReconstructionIsNear) {
 }
 
 const auto half_bit = faiss_turboquant::CodecType::HalfBit;
+const auto prod = faiss_turboquant::CodecType::Prod;
 const auto codecs = testing::Values(
         Codec{1, 0},
         Codec{4, 0},
         Codec{1, 8},
         Codec{4, 8},
-        Codec{3, 0, half_bit});
+        Codec{3, 0, half_bit},
+        Codec{1, 0, prod},
+        Codec{4, 0, prod});
+// those that tell most of what the centroids leave
+const auto accurate_codecs = testing::Values(
+        Codec{1, 0},
+        Codec{4, 0},
+        Codec{1, 8},
+        Codec{4, 8},
+        Codec{3, 0, half_bit},
+        Codec{4, 0, prod});
 const auto metrics = testing::Values(METRIC_L2, METRIC_INNER_PRODUCT);
 
 INSTANTIATE_TEST_SUITE_P(
@@ -289,7 +300,10 @@ INSTANTIATE_TEST_SUITE_P(
 INSTANTIATE_TEST_SUITE_P(
         Codecs,
         IvfAccuracy,
-        testing::Combine(testing::Values(20, 72, 130), codecs, metrics));
+        testing::Combine(
+                testing::Values(20, 72, 130),
+                accurate_codecs,
+                metrics));
 
 TEST(IndexIVFTurboQuant, ThreadsDoNotMatter) {
     Fixture f(40, 3, METRIC_L2, 3000);

@@ -123,8 +123,17 @@ IndexTurboQuant index_of(
 }
 
 /// codecs other than those of make_index
-const char* const other_codecs[] =
-        {"TQ1mse", "TQ2mse", "TQ3mse", "TQ4mse", "TQ2.5", "TQ3.5"};
+const char* const other_codecs[] = {
+        "TQ1mse",
+        "TQ2mse",
+        "TQ3mse",
+        "TQ4mse",
+        "TQ2.5",
+        "TQ3.5",
+        "TQ1prod",
+        "TQ2prod",
+        "TQ3prod",
+        "TQ4prod"};
 
 #define EXPECT_REFUSED(statement, part)                         \
     do {                                                        \
@@ -496,7 +505,8 @@ TEST(IndexTurboQuant, SymmetricDistance) {
 TEST(IndexTurboQuant, DistanceComputerOrder) {
     const size_t d = 70, n = 60;
     const auto xb = gaussian(n, d, 1);
-    for (const char* codec : {"TQ3", "TQ3t", "TQ3mse", "TQ2.5"}) {
+    for (const char* codec :
+         {"TQ3", "TQ3t", "TQ3mse", "TQ2.5", "TQ1prod", "TQ3prod"}) {
         for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
             IndexTurboQuant index = index_of(codec, d, metric);
             index.train(n, xb.data());
@@ -625,6 +635,16 @@ TEST(IndexTurboQuant, BadInputIsRefused) {
                         faiss_turboquant::CodecType::HalfBit),
                 "half a bit more goes with nbits = 2 and 3");
     }
+    EXPECT_REFUSED(
+            IndexTurboQuant(
+                    4097,
+                    2,
+                    METRIC_L2,
+                    faiss_turboquant::RotationType::Hadamard,
+                    1,
+                    0,
+                    faiss_turboquant::CodecType::Prod),
+            "4097");
     EXPECT_REFUSED(IndexTurboQuant(d, 4, faiss::METRIC_L1), "metric");
 
     auto xb = gaussian(10, d, 1);

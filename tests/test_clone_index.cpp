@@ -108,6 +108,8 @@ TEST(CloneIndex, FactoryIndexes) {
               "TQ2t",
               "TQ2mse",
               "TQ2.5",
+              "TQ1prod",
+              "TQ3prod",
               "TQ4",
               "IDMap,TQ4",
               "TQ3,IDMap2",

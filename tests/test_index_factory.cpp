@@ -120,7 +120,9 @@ TEST(IndexFactory, NamesOfCodecs) {
           "TQ1mse",
           "TQ4mse",
           "TQ2.5",
-          "TQ3.5"}) {
+          "TQ3.5",
+          "TQ1prod",
+          "TQ3prod"}) {
         IndexPtr flat(faiss_turboquant::index_factory(16, name));
         EXPECT_EQ(
                 name,
@@ -351,7 +353,8 @@ TEST(IndexFactory, UnknownCodecs) {
                  {"TQ2.5t", "\"TQ2.5t\"", "nearest valid: TQ2.5"},
                  {"TQ5mse", "\"TQ5mse\"", "TQ1mse, TQ2mse, TQ3mse, TQ4mse"},
                  {"TQ3tmse", "\"TQ3tmse\"", "nearest valid: TQ3mse"},
-                 {"TQ1prod", "\"TQ1prod\"", "nearest valid: TQ1"},
+                 {"TQ2tprod", "\"TQ2tprod\"", "nearest valid: TQ2prod"},
+                 {"TQ2.5prod", "\"TQ2.5prod\"", "nearest valid: TQ2prod"},
                  {"tq4", "\"tq4\"", "nearest valid: TQ4"},
                  {"TQ4 ", "\"TQ4 \"", "nearest valid: TQ4"},
                  {"Polar2", "\"Polar2\"", "TQ2"},

@@ -14,7 +14,7 @@ namespace faiss_turboquant {
 
 namespace {
 
-constexpr auto last_codec = static_cast<uint8_t>(CodecType::HalfBit);
+constexpr auto last_codec = static_cast<uint8_t>(CodecType::Prod);
 
 /// by ascending id: an index has one file, not one per order of a hash table
 void write_direct_map(faiss::IOWriter& f, const faiss::DirectMap& map) {
@@ -54,9 +54,6 @@ void read_levels(BoundedReader& f, Codebook& codebook) {
 void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
     if (has_codec_field(tq)) {
         write_value<uint8_t>(f, static_cast<uint8_t>(tq.codec));
-        if (tq.has_second_codebook()) {
-            write_levels(f, tq.second_codebook);
-        }
     }
     write_value<uint8_t>(f, tq.nbits);
     write_value<uint8_t>(f, static_cast<uint8_t>(tq.rotation.type));
@@ -68,6 +65,9 @@ void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
         write_bytes(f, trellis.taps, sizeof(trellis.taps));
         write_value<uint8_t>(f, trellis.sign_mask);
         write_value<float>(f, tq.codebook.trellis_error);
+    }
+    if (tq.has_second_codebook()) {
+        write_levels(f, tq.second_codebook);
     }
     write_value<uint8_t>(f, tq.has_centre());
     write_items(f, tq.centre);
@@ -87,9 +87,6 @@ void read_quantizer(
     if (has_codec) {
         tq.codec = static_cast<CodecType>(
                 read_within<uint8_t>(f, "codec type", 1, last_codec));
-        if (tq.has_second_codebook()) {
-            read_levels(f, tq.second_codebook);
-        }
     }
     tq.nbits = read_within<uint8_t>(f, "nbits", 1, 4);
     const auto rotation_type = static_cast<RotationType>(
@@ -106,6 +103,9 @@ void read_quantizer(
         }
         trellis.sign_mask = read_value<uint8_t>(f, "trellis sign mask");
         tq.codebook.trellis_error = read_value<float>(f, "trellis error");
+    }
+    if (tq.has_second_codebook()) {
+        read_levels(f, tq.second_codebook);
     }
     tq.centre.clear();
     if (read_bool(f, "has_centre")) {

@@ -201,6 +201,13 @@ Codebook Codebook::lloyd_max(size_t d, int nbits) {
     return codebook;
 }
 
+Codebook Codebook::sketch_signs() {
+    Codebook codebook;
+    codebook.positions = {first_position};
+    codebook.step = 2.5066282746f; // the level is half a step
+    return codebook;
+}
+
 Codebook Codebook::trellis_coded(int nbits, int memory) {
     FAISS_THROW_IF_NOT_FMT(
             nbits >= 1 && nbits <= 4, "nbits must be 1 to 4, got %d", nbits);

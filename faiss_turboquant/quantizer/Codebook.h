@@ -51,6 +51,11 @@ struct Codebook {
      */
     static Codebook lloyd_max(size_t d, int nbits);
 
+    /** The two levels +-sqrt(pi / 2) that stand for the signs of a sketch S r
+     * (quantizer/Sketch.h): <S q, levels> estimates <q, r> / |r| without bias
+     * (Zandieh, Daliri, Han: QJL, 2024, lemma 3.2). */
+    static Codebook sketch_signs();
+
     /** Trellis-coded levels: the same for every d.
      * @param nbits   1 to 4
      * @param memory  the trellis has 2^memory states; one of the memories in

@@ -26,7 +26,7 @@ size_t round_up(size_t n) {
 struct Workspace {
     std::vector<float> difference; ///< x - c
     std::vector<float> direction;  ///< its unit vector
-    std::vector<float> rotated;    ///< TurboQuantizer::rotate of that
+    std::vector<float> rotated;    ///< of that, TurboQuantizer::rotate
     std::vector<uint8_t> fields;   ///< scratch of Kernels::encode
 
     explicit Workspace(const TurboQuantizer& tq, size_t scratch_size = 0)
@@ -36,10 +36,10 @@ struct Workspace {
               fields(scratch_size) {}
 };
 
-/** difference, direction and rotated of x.
+/** difference and direction of x.
  * @param centre  c, or null for 0
  * @return |x - c|, in double; not finite if x is not */
-double rotate_direction(
+double find_direction(
         const TurboQuantizer& tq,
         const float* x,
         const float* centre,
@@ -62,7 +62,6 @@ double rotate_direction(
     // a zero vector has no direction: zeros encode, and estimate, as zero
     const double factor = norm > 0 ? 1 / norm : 0;
     k.scale(work.difference.data(), factor, work.direction.data(), padded);
-    tq.rotate(work.direction.data(), work.rotated.data());
     return norm;
 }
 
@@ -72,17 +71,20 @@ constexpr int usual_memory = 8;
 constexpr double largest_float = std::numeric_limits<float>::max();
 
 struct Factors {
-    float scale;
-    float offset;
+    float scale = 0;
+    float second_scale = 0;
+    float offset = 0;
 };
 
 Factors read_factors(const TurboQuantizer& tq, const uint8_t* code) {
-    Factors factors = {0, 0};
-    const uint8_t* from = code + tq.packed_size();
-    std::memcpy(&factors.scale, from, sizeof(float));
-    if (tq.has_offset()) {
-        std::memcpy(&factors.offset, from + sizeof(float), sizeof(float));
-    }
+    Factors factors;
+    tq.load_factors(
+            code,
+            nullptr,
+            1,
+            &factors.scale,
+            tq.has_second_scale() ? &factors.second_scale : nullptr,
+            tq.has_offset() ? &factors.offset : nullptr);
     return factors;
 }
 
@@ -91,9 +93,16 @@ void write_factors(
         const Factors& factors,
         uint8_t* code) {
     uint8_t* to = code + tq.packed_size();
-    std::memcpy(to, &factors.scale, sizeof(float));
+    const auto write = [&](float factor) {
+        std::memcpy(to, &factor, sizeof(float));
+        to += sizeof(float);
+    };
+    write(factors.scale);
+    if (tq.has_second_scale()) {
+        write(factors.second_scale);
+    }
     if (tq.has_offset()) {
-        std::memcpy(to + sizeof(float), &factors.offset, sizeof(float));
+        write(factors.offset);
     }
 }
 
@@ -186,6 +195,19 @@ CodePart make_part(
     return part;
 }
 
+/// leave of a rotated vector what the levels of its code do not tell
+void subtract_levels(
+        const CodePart& part,
+        const uint8_t* code,
+        float* rotated) {
+    thread_local std::vector<uint8_t> grid;
+    grid.resize(part.layout.padded_dim());
+    kernels().decode(part.layout, code + part.byte, grid.data());
+    for (size_t i = 0; i < part.layout.d; i++) {
+        rotated[i] -= static_cast<float>((2 * grid[i] - 63) * part.half_level);
+    }
+}
+
 } // namespace
 
 TurboQuantizer::TurboQuantizer(
@@ -207,12 +229,18 @@ TurboQuantizer::TurboQuantizer(
             "TurboQuant: nbits = %d is not in 1 .. 4",
             nbits);
     rotation = Rotation(rotation_type, d, seed);
-    if (codec == CodecType::HalfBit) {
+    if (memory != 0) {
+        codebook = Codebook::trellis_coded(nbits, memory);
+    } else if (codec == CodecType::HalfBit) {
         codebook = Codebook::lloyd_max(d, std::min(nbits + 1, 4));
         second_codebook = Codebook::lloyd_max(d, nbits);
+    } else if (codec == CodecType::Prod && nbits == 1) {
+        codebook = Codebook::sketch_signs();
+    } else if (codec == CodecType::Prod) {
+        codebook = Codebook::lloyd_max(d, nbits - 1);
+        second_codebook = Codebook::sketch_signs();
     } else {
-        codebook = memory == 0 ? Codebook::lloyd_max(d, nbits)
-                               : Codebook::trellis_coded(nbits, memory);
+        codebook = Codebook::lloyd_max(d, nbits);
     }
     set_derived_values();
 }
@@ -228,7 +256,7 @@ void TurboQuantizer::set_derived_values() {
             "TurboQuant: nbits = %d is not in 1 .. 4",
             nbits);
     FAISS_THROW_IF_NOT_FMT(
-            codec <= CodecType::HalfBit,
+            codec <= CodecType::Prod,
             "TurboQuant: there is no codec type %d",
             int(codec));
     FAISS_THROW_IF_NOT_FMT(
@@ -269,6 +297,11 @@ void TurboQuantizer::set_derived_values() {
                 (double(half) * codebook.mean_squared_error(d) +
                  double(d - half) * second_codebook.mean_squared_error(d)) /
                 double(d);
+    } else if (codec == CodecType::Prod && nbits == 1) {
+        parts.push_back(make_part(*this, codebook, 1, d, round_up(d)));
+    } else if (codec == CodecType::Prod) {
+        parts.push_back(make_part(*this, codebook, nbits - 1, d, 0));
+        parts.push_back(make_part(*this, second_codebook, 1, d, round_up(d)));
     } else {
         parts.push_back(make_part(*this, codebook, nbits, d, 0));
         expected_error_ = codebook.mean_squared_error(d);
@@ -281,7 +314,13 @@ void TurboQuantizer::set_derived_values() {
         part.byte = size;
         size += part.layout.packed_size();
     }
-    code_size = size + (has_offset() ? 2 : 1) * sizeof(float);
+    if (!has_sketch()) {
+        sketch_ = Sketch();
+    } else if (sketch_.d() != d || sketch_.seed() != rotation.seed) {
+        sketch_ = Sketch(d, rotation.seed);
+    }
+    const size_t n_factors = 1 + has_second_scale() + has_offset();
+    code_size = size + n_factors * sizeof(float);
     for (CodePart& part : parts) {
         part.layout.code_size = code_size;
         part.layout.has_offset = has_offset();
@@ -296,6 +335,9 @@ std::string TurboQuantizer::codec_name() const {
     }
     if (codec == CodecType::HalfBit) {
         return name + ".5";
+    }
+    if (codec == CodecType::Prod) {
+        return name + "prod";
     }
     switch (memory()) {
         case 0:
@@ -320,10 +362,24 @@ size_t TurboQuantizer::rotated_dim() const {
     return last.coordinate + last.layout.padded_dim();
 }
 
+/// of these, what holds P x
+size_t TurboQuantizer::plain_dim() const {
+    return has_sketch() ? round_up(d) : rotated_dim();
+}
+
 void TurboQuantizer::rotate(const float* x, float* rotated) const {
+    rotate_coordinates(x, rotated);
+    if (has_sketch()) {
+        apply_sketch(rotated);
+    }
+}
+
+/** The same without the sketch.
+ * @param rotated  (rotated_dim,), plain_dim of them written */
+void TurboQuantizer::rotate_coordinates(const float* x, float* rotated) const {
     rotation.apply(x, rotated);
     float* end = rotated + d;
-    if (parts_.size() == 2) {
+    if (codec == CodecType::HalfBit && parts_.size() == 2) {
         // the padding of the first part goes between the two
         float* second = rotated + parts_[1].coordinate;
         std::copy_backward(
@@ -331,7 +387,14 @@ void TurboQuantizer::rotate(const float* x, float* rotated) const {
         std::fill(rotated + parts_[0].layout.d, second, 0.0f);
         end = second + parts_[1].layout.d;
     }
-    std::fill(end, rotated + rotated_dim(), 0.0f);
+    std::fill(end, rotated + plain_dim(), 0.0f);
+}
+
+/// @param rotated  (rotated_dim,), plain_dim of them read, the others written
+void TurboQuantizer::apply_sketch(float* rotated) const {
+    float* to = rotated + parts_.back().coordinate;
+    sketch_.apply(rotated, to);
+    std::fill(to + d, rotated + rotated_dim(), 0.0f);
 }
 
 void TurboQuantizer::train(size_t n, const float* x) {
@@ -392,22 +455,20 @@ void TurboQuantizer::encode_rows(
             uint8_t* code = codes + i * code_size;
             const float* centre =
                     centres ? centres + i * centre_stride : nullptr;
-            const double norm =
-                    rotate_direction(*this, x + i * d, centre, work);
+            const double norm = find_direction(*this, x + i * d, centre, work);
             if (!std::isfinite(norm)) {
 #pragma omp critical(faiss_turboquant_encode)
                 not_finite = std::min(not_finite, size_t(i));
                 continue;
             }
-            double product = 0; // <u, v>
-            for (const CodePart& part : parts_) {
-                product += part.half_level *
-                        k.encode(
-                                part.layout,
-                                &work.rotated[part.coordinate],
-                                work.fields.data(),
-                                code + part.byte);
-            }
+            rotate_coordinates(work.direction.data(), work.rotated.data());
+            double scales[2];
+            encode_direction(
+                    norm,
+                    work.rotated.data(),
+                    work.fields.data(),
+                    code,
+                    scales);
             double offset = 0;
             if (metric_type == faiss::METRIC_L2) {
                 offset = norm * norm;
@@ -424,12 +485,10 @@ void TurboQuantizer::encode_rows(
                 too_long = std::min(too_long, size_t(i));
                 continue;
             }
-            double scale = norm;
-            if (codec != CodecType::Mse && norm > 0) {
-                scale /= product;
-            }
             const Factors factors = {
-                    static_cast<float>(scale), static_cast<float>(offset)};
+                    static_cast<float>(scales[0]),
+                    static_cast<float>(scales[1]),
+                    static_cast<float>(offset)};
             write_factors(*this, factors, code);
         }
     }
@@ -442,6 +501,48 @@ void TurboQuantizer::encode_rows(
             "TurboQuant: vector %zd is too long: its squared norm or its "
             "product with the centre exceeds float32",
             too_long);
+}
+
+/** The planes of a unit vector, and the scales of a vector of length norm.
+ * @param rotated  (rotated_dim,), from rotate_coordinates; overwritten
+ * @param fields   scratch of Kernels::encode
+ * @param scales   (2,), written, the second one where it is of use */
+void TurboQuantizer::encode_direction(
+        double norm,
+        float* rotated,
+        uint8_t* fields,
+        uint8_t* code,
+        double* scales) const {
+    const Kernels& k = kernels();
+    const auto encode = [&](const CodePart& part) {
+        return part.half_level *
+                k.encode(
+                        part.layout,
+                        rotated + part.coordinate,
+                        fields,
+                        code + part.byte);
+    };
+    if (has_sketch()) {
+        if (parts_.size() == 2) {
+            encode(parts_[0]);
+            subtract_levels(parts_[0], code, rotated);
+        }
+        const double residual =
+                std::sqrt(k.sum_of_squares(rotated, plain_dim()));
+        apply_sketch(rotated);
+        encode(parts_.back());
+        scales[0] = scales[1] = norm * residual;
+        if (parts_.size() == 2) {
+            scales[0] = norm;
+        }
+        return;
+    }
+    double product = 0; // <u, v>
+    for (const CodePart& part : parts_) {
+        product += encode(part);
+    }
+    scales[0] = scales[1] =
+            has_estimator_scale() && norm > 0 ? norm / product : norm;
 }
 
 void TurboQuantizer::decode(const uint8_t* codes, float* x, size_t n) const {
@@ -462,9 +563,9 @@ void TurboQuantizer::decode(const uint8_t* codes, float* x, size_t n) const {
     }
 }
 
-/** What rotation.apply_transpose makes x - c of.
+/** P (x - c), as the code has it, for rotation.apply_transpose.
  * @param levels   (rotated_dim,), zero between the parts; written
- * @param rotated  (rotated_dim,), written, d of them wanted */
+ * @param rotated  (rotated_dim,), written; the first d are the result */
 void TurboQuantizer::decode_rotated(
         const uint8_t* code,
         float* levels,
@@ -483,21 +584,30 @@ void TurboQuantizer::decode_rotated(
         squared += part.half_level * part.half_level *
                 k.sum_of_squares(of_part, layout.padded_dim());
     }
-    double factor = read_factors(*this, code).scale;
-    if (codec != CodecType::Mse) {
+    const Factors factors = read_factors(*this, code);
+    double scales[] = {factors.scale, factors.scale};
+    if (has_second_scale()) {
+        scales[1] = factors.second_scale;
+    } else if (has_estimator_scale()) {
         // The point along v that is nearest to x - c is
         // |x - c| <u, v> / |v|^2 v, and scale is |x - c| / <u, v>. <u, v> comes
         // from |u - v|^2 = 1 + |v|^2 - 2 <u, v>, which is nearly constant.
         const double uv = (1 + squared - expected_error_) / 2;
-        factor = factor * uv * uv / squared;
+        scales[0] = scales[1] = factors.scale * uv * uv / squared;
     }
-    for (const CodePart& part : parts_) {
+    for (size_t p = 0; p < parts_.size(); p++) {
+        const CodePart& part = parts_[p];
         k.scale(levels + part.coordinate,
-                factor * part.half_level,
+                scales[p] * part.half_level,
                 rotated + part.coordinate,
                 part.layout.padded_dim());
     }
-    if (parts_.size() == 2) {
+    if (has_sketch()) {
+        if (parts_.size() == 1) {
+            std::fill_n(rotated, plain_dim(), 0.0f);
+        }
+        sketch_.add_transpose(rotated + parts_.back().coordinate, rotated);
+    } else if (parts_.size() == 2) {
         std::copy_n(
                 rotated + parts_[1].coordinate,
                 parts_[1].layout.d,
@@ -514,12 +624,13 @@ void TurboQuantizer::prepare_query(
         work.rotated.size() != rotated_dim()) {
         work = Workspace(*this);
     }
-    const double norm = rotate_direction(
+    const double norm = find_direction(
             *this, x, has_centre() ? centre.data() : nullptr, work);
     FAISS_THROW_IF_NOT_FMT(
             std::isfinite(norm),
             "TurboQuant: query %zd has a NaN or an infinity",
             row);
+    rotate(work.direction.data(), work.rotated.data());
     quantize_query(work.rotated.data(), norm, query);
     double bias = 0;
     if (metric_type == faiss::METRIC_L2) {
@@ -591,7 +702,7 @@ size_t TurboQuantizer::arranged_at(size_t part) const {
 void TurboQuantizer::rotate_query(const float* x, size_t row, float* rotated)
         const {
     rotate(x, rotated);
-    const double squared = kernels().sum_of_squares(rotated, rotated_dim());
+    const double squared = kernels().sum_of_squares(rotated, plain_dim());
     FAISS_THROW_IF_NOT_FMT(
             squared <= largest_float,
             "TurboQuant: query %zd has a NaN or an infinity, or its squared "
@@ -614,8 +725,8 @@ void TurboQuantizer::prepare_residual_query(
     const Kernels& k = kernels();
     query.factors.bias = static_cast<float>(
             metric_type == faiss::METRIC_L2
-                    ? k.sum_of_squares(difference.data(), padded)
-                    : k.dot(rotated, rotated_centre, padded));
+                    ? k.sum_of_squares(difference.data(), plain_dim())
+                    : k.dot(rotated, rotated_centre, plain_dim()));
     if (arrange) {
         arrange_query(query);
     }
@@ -655,7 +766,10 @@ void TurboQuantizer::distances_to_codes(
         float offset = factors.offset;
         if (parts_.size() == 2) {
             offset = distance_from_dot(
-                    query.second, dots[1][i], factors.scale, offset);
+                    query.second,
+                    dots[1][i],
+                    has_second_scale() ? factors.second_scale : factors.scale,
+                    offset);
         }
         distances[i] = distance_from_dot(
                 query.factors, dots[0][i], factors.scale, offset);
@@ -695,12 +809,16 @@ void TurboQuantizer::load_factors(
         const uint32_t* rows,
         size_t n,
         float* scales,
+        float* second_scales,
         float* offsets) const {
-    const size_t stride = code_size;
     codes += packed_size();
     for (size_t i = 0; i < n; i++) {
-        const uint8_t* at = codes + (rows ? rows[i] : i) * stride;
+        const uint8_t* at = codes + (rows ? rows[i] : i) * code_size;
         std::memcpy(&scales[i], at, sizeof(float));
+        if (second_scales) {
+            at += sizeof(float);
+            std::memcpy(&second_scales[i], at, sizeof(float));
+        }
         if (offsets) {
             std::memcpy(&offsets[i], at + sizeof(float), sizeof(float));
         }
@@ -709,6 +827,15 @@ void TurboQuantizer::load_factors(
 
 void TurboQuantizer::prepare_code(const uint8_t* code, PreparedCode& prepared)
         const {
+    const Factors factors = read_factors(*this, code);
+    prepared.scale = factors.scale;
+    prepared.offset = factors.offset;
+    if (has_sketch()) {
+        std::vector<float> levels(rotated_dim());
+        prepared.decoded.resize(rotated_dim());
+        decode_rotated(code, levels.data(), prepared.decoded.data());
+        return;
+    }
     std::vector<uint8_t> grid(rotated_dim());
     std::vector<int8_t> levels(rotated_dim());
     for (size_t p = 0; p < parts_.size(); p++) {
@@ -722,14 +849,18 @@ void TurboQuantizer::prepare_code(const uint8_t* code, PreparedCode& prepared)
         }
     }
     arrange(levels.data(), prepared.arranged);
-    const Factors factors = read_factors(*this, code);
-    prepared.scale = factors.scale;
-    prepared.offset = factors.offset;
 }
 
-float TurboQuantizer::symmetric_distance(
+/// <x1 - c, x2 - c>
+double TurboQuantizer::symmetric_product(
         const PreparedCode& code1,
         const uint8_t* code2) const {
+    if (has_sketch()) {
+        thread_local PreparedCode prepared2;
+        prepare_code(code2, prepared2);
+        return kernels().dot(
+                code1.decoded.data(), prepared2.decoded.data(), plain_dim());
+    }
     double levels_product = 0; // <v1, v2>
     for (size_t p = 0; p < parts_.size(); p++) {
         const CodePart& part = parts_[p];
@@ -745,8 +876,15 @@ float TurboQuantizer::symmetric_distance(
         const int32_t dot = 2 * sum - 63 * code1.sums[p];
         levels_product += double(dot) * part.half_level * part.half_level;
     }
+    return levels_product *
+            (double(code1.scale) * read_factors(*this, code2).scale);
+}
+
+float TurboQuantizer::symmetric_distance(
+        const PreparedCode& code1,
+        const uint8_t* code2) const {
     const Factors f2 = read_factors(*this, code2);
-    const double product = levels_product * (double(code1.scale) * f2.scale);
+    const double product = symmetric_product(code1, code2);
     if (metric_type == faiss::METRIC_L2) {
         return static_cast<float>(
                 std::max(0.0, double(code1.offset) + f2.offset - 2 * product));

@@ -12,6 +12,7 @@
 #include <faiss_turboquant/kernels/kernels.h>
 #include <faiss_turboquant/quantizer/Codebook.h>
 #include <faiss_turboquant/quantizer/Rotation.h>
+#include <faiss_turboquant/quantizer/Sketch.h>
 
 namespace faiss_turboquant {
 
@@ -31,6 +32,9 @@ struct PreparedCode {
     /// 2 g - 63 in the order of Kernels::dot_codes
     faiss::AlignedTable<int8_t, 64> arranged;
     int32_t sums[2] = {}; ///< of these, for each part
+    /// in the place of these where there is a sketch: P (x - c), (d,) and
+    /// padded
+    std::vector<float> decoded;
     float scale = 0;
     float offset = 0;
 };
@@ -54,15 +58,20 @@ enum class CodecType : uint8_t {
     /// TQ2.5, TQ3.5: as Scaled, with nbits + 1 bits for the first half of the
     /// rotated coordinates and nbits for the others
     HalfBit = 2,
+    /// TQ1prod .. TQ4prod: nbits - 1 bits as Mse, and the signs of a sketch of
+    /// what they leave (Zandieh et al., TurboQuant, 2025, Algorithm 2)
+    Prod = 3,
 };
 
 /** Codes of TurboQuant with the estimator scale of EDEN and RaBitQ.
  *
  * A vector x is encoded as the quantized direction of P (x - c), for a
- * rotation P and a centre c (0 until train() sets it), followed by one or two
- * float32 factors:
+ * rotation P and a centre c (0 until train() sets it), followed by one to
+ * three float32 factors:
  *
- *   [bit planes, packed_size bytes][scale][offset, where there is one]
+ *   [bit planes, packed_size bytes][scale][second scale][offset]
+ *
+ * of which the last two only where there are such.
  *
  * scale is |x - c| / <u, v>, where u is the rotated unit direction and v the
  * chosen levels, so that scale * <P (q - c), v> estimates <q - c, x - c>
@@ -79,6 +88,14 @@ enum class CodecType : uint8_t {
  * vector is |x - c| P^T v + c as the paper's Algorithm 1 has it: inner products
  * fall short by the mean squared error. With CodecType::HalfBit a code has two
  * parts, with a codebook each, and is Scaled otherwise.
+ *
+ * With CodecType::Prod the first part is that of Mse at nbits - 1 bits, and the
+ * second one the signs of S r, for the residual r = u - v and a Gaussian S that
+ * the seed of the rotation gives (quantizer/Sketch.h). An inner product is
+ * estimated as scale * (<q', v> + sqrt(pi / 2) |r| <S q', sign(S r)> / sqrt(d))
+ * with q' = P (q - c), which is unbiased over S; behind scale stands another
+ * factor, scale * |r|. At one bit there are no levels, r is u, and the sketch
+ * is the only part (QJL).
  */
 struct TurboQuantizer : faiss::Quantizer {
     /// bits per coordinate, 1 to 4; with HalfBit 2 or 3, and half a bit more
@@ -122,7 +139,20 @@ struct TurboQuantizer : faiss::Quantizer {
     std::string codec_name() const;
     /// whether second_codebook is of use
     bool has_second_codebook() const {
-        return codec == CodecType::HalfBit;
+        return codec == CodecType::HalfBit || has_second_scale();
+    }
+    /// whether codes hold the signs of a sketch, in their last part
+    bool has_sketch() const {
+        return codec == CodecType::Prod;
+    }
+    /// whether scale is that of EDEN and RaBitQ, of which estimates are
+    /// unbiased
+    bool has_estimator_scale() const {
+        return codec == CodecType::Scaled || codec == CodecType::HalfBit;
+    }
+    /// whether the second part of codes has a scale of its own
+    bool has_second_scale() const {
+        return codec == CodecType::Prod && nbits > 1;
     }
     bool has_centre() const {
         return !centre.empty();
@@ -158,9 +188,9 @@ struct TurboQuantizer : faiss::Quantizer {
             uint8_t* codes,
             size_t n) const;
 
-    /** Reconstruct: the point along P^T v that is nearest to x - c (Mse: of
-     * length |x - c| |v|), plus c (if by_residual: not plus c, which the caller
-     * has).
+    /** Reconstruct: the point along P^T v that is nearest to x - c, plus c (if
+     * by_residual: not plus c, which the caller has). With Mse and Prod what
+     * the paper's algorithms make of a code.
      * @param codes  (n, code_size)
      *  @param x      (n, d), written */
     void decode(const uint8_t* codes, float* x, size_t n) const override;
@@ -170,7 +200,8 @@ struct TurboQuantizer : faiss::Quantizer {
     void prepare_query(const float* x, size_t row, PreparedQuery& query) const;
 
     /** P x, part by part: each begins at its CodePart::coordinate and is padded
-     * with zeros to a multiple of 64.
+     * with zeros to a multiple of 64. Where there is a sketch, P x as one, then
+     * S P x, for the part of the sketch.
      * @param x        (d,)
      * @param rotated  (rotated_dim,), written */
     void rotate(const float* x, float* rotated) const;
@@ -216,13 +247,15 @@ struct TurboQuantizer : faiss::Quantizer {
     /** The floats behind the planes of n codes.
      * @param codes    codes, code_size apart
      * @param rows     (n,) rows of codes to take; null for 0, 1, .. n - 1
-     * @param scales   (n,), written
-     * @param offsets  (n,), written, or null if not wanted or there are none */
+     * @param scales         (n,), written
+     * @param second_scales  (n,), written, or null if there are none
+     * @param offsets        (n,), written, or null if there are none */
     void load_factors(
             const uint8_t* codes,
             const uint32_t* rows,
             size_t n,
             float* scales,
+            float* second_scales,
             float* offsets) const;
 
     /** The integer dot products of one part of codes, as Kernels::dot_codes.
@@ -254,6 +287,16 @@ struct TurboQuantizer : faiss::Quantizer {
             size_t centre_stride,
             uint8_t* codes,
             size_t n) const;
+    void rotate_coordinates(const float* x, float* rotated) const;
+    void apply_sketch(float* rotated) const;
+    void encode_direction(
+            double norm,
+            float* rotated,
+            uint8_t* fields,
+            uint8_t* code,
+            double* scales) const;
+    double symmetric_product(const PreparedCode& code1, const uint8_t* code2)
+            const;
     void decode_rotated(const uint8_t* code, float* levels, float* rotated)
             const;
     void quantize_query(
@@ -272,7 +315,10 @@ struct TurboQuantizer : faiss::Quantizer {
             size_t n,
             float* distances) const;
 
+    size_t plain_dim() const;
+
     std::vector<CodePart> parts_{CodePart()};
+    Sketch sketch_;             ///< S, where it is of use
     double expected_error_ = 0; ///< |u - v|^2 on average
 };
 

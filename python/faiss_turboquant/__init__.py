@@ -61,6 +61,7 @@ from ._openmp import set_up_openmp as _set_up_openmp
 from .swigfaiss_turboquant import (
     CodecType_HalfBit,
     CodecType_Mse,
+    CodecType_Prod,
     CodecType_Scaled,
     RotationType_Haar,
     RotationType_Hadamard,
@@ -72,6 +73,7 @@ __all__ = [
     "Codebook",
     "CodecType_HalfBit",
     "CodecType_Mse",
+    "CodecType_Prod",
     "CodecType_Scaled",
     "Description",
     "GpuIndexTurboQuant",

@@ -157,8 +157,9 @@ def _add_keywords(cls):
             2^8 states (`TQ4t`).
         codec : int
             `faiss_turboquant.CodecType_Scaled`; `CodecType_HalfBit` for half a
-            bit more than 2 or 3 (`TQ2.5`); `CodecType_Mse` for the paper's
-            Algorithm 1 (`TQ4mse`).
+            bit more than 2 or 3 (`TQ2.5`); `CodecType_Mse` and
+            `CodecType_Prod` for the paper's Algorithms 1 and 2 (`TQ4mse`,
+            `TQ4prod`).
         """
         if d is None:
             cpp_init(self)

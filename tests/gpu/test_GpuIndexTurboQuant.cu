@@ -401,6 +401,16 @@ TEST(GpuIndexTurboQuant, RefusesBadInputAndStaysAsItWas) {
     EXPECT_REFUSED(GpuIndexTurboQuant(resources(), 20000, 1), "20000");
     EXPECT_REFUSED(GpuIndexTurboQuant(resources(), 0), "d = 0");
     EXPECT_REFUSED(GpuIndexTurboQuant(nullptr, 8), "null");
+    const IndexTurboQuant prod(
+            8,
+            2,
+            METRIC_L2,
+            RotationType::Hadamard,
+            1,
+            0,
+            faiss_turboquant::CodecType::Prod);
+    EXPECT_REFUSED(GpuIndexTurboQuant(resources(), prod), "TQ2prod");
+    EXPECT_REFUSED(gpu.copyFrom(&prod), "TQ2prod");
     EXPECT_REFUSED(GpuResources(1000), "1000");
     EXPECT_REFUSED(gpu.reserve(idx_t(1) << 33), "8589934592");
     EXPECT_EQ(search(index, good, 3), search(gpu, good, 3));

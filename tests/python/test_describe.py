@@ -14,7 +14,7 @@ from faiss_turboquant import RotationType_Haar, describe
 CODECS = [
     f"TQ{bits}{kind}"
     for bits in (1, 2, 3, 4)
-    for kind in ("", "t", "t10", "t12", "mse")
+    for kind in ("", "t", "t10", "t12", "mse", "prod")
 ] + ["TQ2.5", "TQ3.5"]
 
 

@@ -6,11 +6,19 @@ import pytest
 from conftest import gaussian
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import DISTORTION, TurboQuantHalfBit, TurboQuantMse, lloyd_max
+from oracle import (
+    DISTORTION,
+    PRODUCT_ERROR,
+    TurboQuantHalfBit,
+    TurboQuantMse,
+    TurboQuantProd,
+    lloyd_max,
+)
 
 from faiss_turboquant import (
     Codebook,
     CodecType_HalfBit,
+    CodecType_Prod,
     CodecType_Scaled,
     Rotation,
     RotationType_Haar,
@@ -249,6 +257,65 @@ def test_estimator_with_half_a_bit_more(nbits, metric):
         for seed in range(300)
     ]
     assert ours.std() == pytest.approx(np.std(oracle), rel=5 / (2 * 300) ** 0.5)
+
+
+@ROTATIONS
+def test_algorithm_2_is_the_paper_s(nbits, metric, rotation_type):
+    """Unbiased, with the paper's and the oracle's error. Seeds draw both the
+    rotation and the sketch."""
+    d, n = 64, 800
+    x, noise = unit_vectors(2, d, 4)
+    q = 0.5 * x + 0.75**0.5 * noise
+    q /= np.linalg.norm(q)
+    ours = estimates(q, x, nbits, metric, rotation_type, range(n), CodecType_Prod)
+    if metric == faiss.METRIC_L2:
+        ours = (2 - ours) / 2
+    standard_error = ours.std() / n**0.5
+    assert abs(ours.mean() - q @ x) < 4.5 * standard_error
+    if nbits > 1:
+        # the levels alone would fall short by their error
+        assert 4.5 * standard_error < DISTORTION[nbits - 1] * (q @ x)
+    oracle = [
+        TurboQuantProd(d, nbits, seed).estimate(q[None], x[None])[0, 0]
+        for seed in range(300)
+    ]
+    # the relative error of a standard deviation from n values: 1 / sqrt(2 n)
+    assert ours.std() == pytest.approx(np.std(oracle), rel=5 / (2 * 300) ** 0.5)
+
+
+def test_algorithm_2_has_the_error_of_the_paper(nbits):
+    """For independent q and x, of which <q, x>^2 is small."""
+    d, n, nq = 384, 2000, 200
+    x, q = unit_vectors(n, d, 1), unit_vectors(nq, d, 2)
+    index = faiss.index_factory(
+        d, f"TQ{nbits}prod", faiss.METRIC_INNER_PRODUCT
+    )
+    index.add(x)
+    D, I = index.search(q, n)
+    errors = D - np.take_along_axis(q @ x.T, I, axis=1)
+    assert d * np.mean(errors**2) == pytest.approx(
+        PRODUCT_ERROR[nbits], rel=0.04
+    )
+    # what a code is decoded to is what a search compares with, but for the 8
+    # bits of a query
+    decoded = q @ index.reconstruct_n().T
+    np.testing.assert_allclose(
+        D, np.take_along_axis(decoded, I, axis=1), atol=0.006
+    )
+
+
+def test_the_sketch_is_that_of_the_seed():
+    x = gaussian(5, 40)
+    make = lambda seed: faiss.IndexTurboQuant(  # noqa: E731
+        40, 2, faiss.METRIC_L2, seed=seed, codec=CodecType_Prod
+    )
+    codes = make(1).sa_encode(x)
+    assert np.array_equal(codes, make(1).sa_encode(x))
+    assert not np.array_equal(codes, make(2).sa_encode(x))
+    index = make(1)
+    index.tq.rotation = Rotation(index.tq.rotation.type, 40, 2)
+    index.tq.set_derived_values()
+    assert np.array_equal(make(2).sa_encode(x), index.sa_encode(x))
 
 
 # --------------------------------------------------------------------- recall
