@@ -61,6 +61,18 @@ uint64_t bytes_left(const faiss::IOReader& f) {
     return unknown_size;
 }
 
+bool is_intact(
+        uint64_t checksum,
+        uint64_t number,
+        const uint8_t* bytes,
+        size_t n) {
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+    // or a fuzzer would never see what is behind the checksums
+    return true;
+#endif
+    return checksum == checksum_of(number, bytes, n);
+}
+
 /// learns the size and the checksums of an array
 struct ArrayMeasurer : faiss::IOWriter {
     uint64_t size = 0;
@@ -286,7 +298,7 @@ void ArrayReader::read_piece(uint8_t* piece, size_t n) {
     if (in_(piece, 1, n) != n) {
         throw_cut_short(name, field_);
     }
-    if (checksum_of(number_, piece, n) != checksums_[number_]) {
+    if (!is_intact(checksums_[number_], number_, piece, n)) {
         throw_altered(
                 name, std::string(field_) + " does not have its checksum");
     }
@@ -392,7 +404,7 @@ bool BlockReader::read_block() {
     read_raw(payload_.data(), size, block.c_str());
     uint64_t checksum;
     read_raw(&checksum, sizeof(checksum), block.c_str());
-    if (checksum != checksum_of(number_, payload_.data(), size)) {
+    if (!is_intact(checksum, number_, payload_.data(), size)) {
         throw_altered(name, block + " does not have its checksum");
     }
     number_++;

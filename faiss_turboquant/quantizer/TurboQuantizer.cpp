@@ -106,6 +106,9 @@ void write_factors(
     }
 }
 
+/// far beyond any grid's for coordinates of variance 1
+constexpr double least_step = 1.0 / 4096, greatest_step = 4096;
+
 /// @throws faiss::FaissException unless it is one of so many bits
 void check_codebook(const Codebook& codebook, int nbits) {
     const Trellis& trellis = codebook.trellis;
@@ -124,9 +127,11 @@ void check_codebook(const Codebook& codebook, int nbits) {
             codebook.positions.size(),
             nlevels);
     FAISS_THROW_IF_NOT_FMT(
-            std::isnormal(codebook.step) && codebook.step > 0,
-            "TurboQuant: the codebook's step is %g",
-            codebook.step);
+            codebook.step >= least_step && codebook.step <= greatest_step,
+            "TurboQuant: the codebook's step %g is not in %g .. %g",
+            codebook.step,
+            least_step,
+            greatest_step);
     FAISS_THROW_IF_NOT_FMT(
             !has_trellis ||
                     (codebook.trellis_error > 0 && codebook.trellis_error < 1),
