@@ -78,13 +78,15 @@ struct Factors {
 
 Factors read_factors(const TurboQuantizer& tq, const uint8_t* code) {
     Factors factors;
-    tq.load_factors(
-            code,
-            nullptr,
-            1,
-            &factors.scale,
-            tq.has_second_scale() ? &factors.second_scale : nullptr,
-            tq.has_offset() ? &factors.offset : nullptr);
+    const uint8_t* from = code + tq.packed_size();
+    std::memcpy(&factors.scale, from, sizeof(float));
+    if (tq.has_second_scale()) {
+        from += sizeof(float);
+        std::memcpy(&factors.second_scale, from, sizeof(float));
+    }
+    if (tq.has_offset()) {
+        std::memcpy(&factors.offset, from + sizeof(float), sizeof(float));
+    }
     return factors;
 }
 
@@ -314,18 +316,18 @@ void TurboQuantizer::set_derived_values() {
     if (parts.back().layout.d == 0) {
         parts.pop_back(); // d = 1 has no second half
     }
-    size_t size = 0;
-    for (CodePart& part : parts) {
-        part.byte = size;
-        size += part.layout.packed_size();
-    }
     if (!has_sketch()) {
         sketch_ = Sketch();
     } else if (sketch_.d() != d || sketch_.seed() != rotation.seed) {
         sketch_ = Sketch(d, rotation.seed);
     }
+    packed_size_ = 0;
+    for (CodePart& part : parts) {
+        part.byte = packed_size_;
+        packed_size_ += part.layout.packed_size();
+    }
     const size_t n_factors = 1 + has_second_scale() + has_offset();
-    code_size = size + n_factors * sizeof(float);
+    code_size = packed_size_ + n_factors * sizeof(float);
     for (CodePart& part : parts) {
         part.layout.code_size = code_size;
         part.layout.has_offset = has_offset();
@@ -352,14 +354,6 @@ std::string TurboQuantizer::codec_name() const {
         default:
             return name + "t" + std::to_string(memory());
     }
-}
-
-size_t TurboQuantizer::packed_size() const {
-    size_t size = 0;
-    for (const CodePart& part : parts_) {
-        size += part.layout.packed_size();
-    }
-    return size;
 }
 
 size_t TurboQuantizer::rotated_dim() const {
@@ -761,23 +755,25 @@ void TurboQuantizer::distances_to_codes(
         const uint32_t* rows,
         size_t n,
         float* distances) const {
-    int32_t dots[2][4];
-    for (size_t p = 0; p < parts_.size(); p++) {
-        dot_codes(p, query, codes, rows, n, dots[p]);
+    int32_t dots[4], second_dots[4];
+    dot_codes(0, query, codes, rows, n, dots);
+    const bool has_second = parts_.size() == 2;
+    if (has_second) {
+        dot_codes(1, query, codes, rows, n, second_dots);
     }
     for (size_t i = 0; i < n; i++) {
         const size_t row = rows ? rows[i] : i;
         const Factors factors = read_factors(*this, codes + row * code_size);
         float offset = factors.offset;
-        if (parts_.size() == 2) {
+        if (has_second) {
             offset = distance_from_dot(
                     query.second,
-                    dots[1][i],
+                    second_dots[i],
                     has_second_scale() ? factors.second_scale : factors.scale,
                     offset);
         }
         distances[i] = distance_from_dot(
-                query.factors, dots[0][i], factors.scale, offset);
+                query.factors, dots[i], factors.scale, offset);
     }
 }
 
@@ -846,20 +842,24 @@ void TurboQuantizer::prepare_code(const uint8_t* code, PreparedCode& prepared)
     for (size_t p = 0; p < parts_.size(); p++) {
         const CodePart& part = parts_[p];
         kernels().decode(part.layout, code + part.byte, grid.data());
-        prepared.sums[p] = 0;
-        for (size_t i = 0; i < part.layout.d; i++) {
-            const auto level = static_cast<int8_t>(2 * grid[i] - 63);
-            levels[part.coordinate + i] = level;
-            prepared.sums[p] += level;
+        int8_t* of_part = levels.data() + part.coordinate;
+        const size_t n = part.layout.d;
+        int32_t sum = 0;
+        for (size_t i = 0; i < n; i++) {
+            of_part[i] = static_cast<int8_t>(2 * grid[i] - 63);
+            sum += of_part[i];
         }
+        prepared.sums[p] = sum;
     }
     arrange(levels.data(), prepared.arranged);
 }
 
-/// <x1 - c, x2 - c>
+/** <x1 - c, x2 - c>
+ * @param scale2  of code2 */
 double TurboQuantizer::symmetric_product(
         const PreparedCode& code1,
-        const uint8_t* code2) const {
+        const uint8_t* code2,
+        float scale2) const {
     if (has_sketch()) {
         thread_local PreparedCode prepared2;
         prepare_code(code2, prepared2);
@@ -881,15 +881,14 @@ double TurboQuantizer::symmetric_product(
         const int32_t dot = 2 * sum - 63 * code1.sums[p];
         levels_product += double(dot) * part.half_level * part.half_level;
     }
-    return levels_product *
-            (double(code1.scale) * read_factors(*this, code2).scale);
+    return levels_product * (double(code1.scale) * scale2);
 }
 
 float TurboQuantizer::symmetric_distance(
         const PreparedCode& code1,
         const uint8_t* code2) const {
     const Factors f2 = read_factors(*this, code2);
-    const double product = symmetric_product(code1, code2);
+    const double product = symmetric_product(code1, code2, f2.scale);
     if (metric_type == faiss::METRIC_L2) {
         return static_cast<float>(
                 std::max(0.0, double(code1.offset) + f2.offset - 2 * product));

@@ -162,7 +162,9 @@ struct TurboQuantizer : faiss::Quantizer {
         return metric_type == faiss::METRIC_L2 || has_centre() || by_residual;
     }
     /// bytes of the bit planes alone: code_size less the factors
-    size_t packed_size() const;
+    size_t packed_size() const {
+        return packed_size_;
+    }
 
     /** Set code_size and the derived tables from d, nbits, codec, metric_type,
      * rotation.type, rotation.seed, the codebooks and centre. Used after
@@ -295,8 +297,10 @@ struct TurboQuantizer : faiss::Quantizer {
             uint8_t* fields,
             uint8_t* code,
             double* scales) const;
-    double symmetric_product(const PreparedCode& code1, const uint8_t* code2)
-            const;
+    double symmetric_product(
+            const PreparedCode& code1,
+            const uint8_t* code2,
+            float scale2) const;
     void decode_rotated(const uint8_t* code, float* levels, float* rotated)
             const;
     void quantize_query(
@@ -318,6 +322,7 @@ struct TurboQuantizer : faiss::Quantizer {
     size_t plain_dim() const;
 
     std::vector<CodePart> parts_{CodePart()};
+    size_t packed_size_ = 0;
     Sketch sketch_;             ///< S, where it is of use
     double expected_error_ = 0; ///< |u - v|^2 on average
 };
