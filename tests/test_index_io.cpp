@@ -1126,7 +1126,9 @@ constexpr Viewed viewed[] = {
 TEST(IndexIO, MappedFiles) {
     const Directory directory;
     const std::string path = directory("index.tq");
-    for (auto [description, n_views] : viewed) {
+    for (const Viewed& each : viewed) {
+        const char* description = each.description;
+        const int n_views = each.n_views;
         const IndexPtr index = make_index(description);
         const Results results(*index);
         faiss_turboquant::write_index(index.get(), path.c_str());

@@ -402,6 +402,15 @@ TEST(Levels, UnavailableIsRefused) {
     }
 }
 
+#if defined(__x86_64__)
+/// __builtin_cpu_supports of older clang does not know it
+bool cpu_has_avx_vnni() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __builtin_cpu_supports("avx2") &&
+            __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 4);
+}
+#endif
+
 /// what the CPU has must be in the build: a level that quietly went missing
 /// would make every comparison above pass
 TEST(Levels, CpuFeaturesAreUsed) {
@@ -412,8 +421,7 @@ TEST(Levels, CpuFeaturesAreUsed) {
     };
     EXPECT_EQ(bool(__builtin_cpu_supports("sse4.2")), has(SimdLevel::sse4));
     EXPECT_EQ(bool(__builtin_cpu_supports("avx2")), has(SimdLevel::avx2));
-    EXPECT_EQ(
-            bool(__builtin_cpu_supports("avxvnni")), has(SimdLevel::avx2_vnni));
+    EXPECT_EQ(cpu_has_avx_vnni(), has(SimdLevel::avx2_vnni));
     EXPECT_EQ(
             __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") &&
