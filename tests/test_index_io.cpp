@@ -833,6 +833,10 @@ TEST(IndexIO, OnDiskInvertedLists) {
     EXPECT_CONTAINS(read(faiss::IO_FLAG_ONDISK_SAME_DIR), "cut short");
     unlink(file.c_str());
     EXPECT_CONTAINS(read(0), file);
+    // lists that are not empty in a file that is
+    on_disk->totsize = 0;
+    faiss_turboquant::write_index(&ivf, moved.c_str());
+    EXPECT_CONTAINS(read(0), "the capacity of a list");
 }
 
 /// FAISS's read-only lists, which FAISS does not write
@@ -1407,6 +1411,61 @@ TEST(IndexIO, InconsistentIndexesAreNotWritten) {
     const IndexPtr refine_index(parts.refine_index);
     parts.refine_index = nullptr;
     expect_refused(*refine, "refine_index is null");
+}
+
+/// of an index that has vectors already
+faiss::IndexIDMap id_map_over(Index* index) {
+    faiss::IndexIDMap map;
+    static_cast<Index&>(map) = *index;
+    map.index = index;
+    map.id_map.resize(index->ntotal);
+    return map;
+}
+
+/// base_index would find ids that refine_index does not have
+TEST(IndexIO, RefinedIdsAreNumbersOfVectors) {
+    const IndexPtr index = make_index("IVF4,TQ1,RFlat");
+    auto& refine = dynamic_cast<faiss::IndexRefine&>(*index);
+    auto& ivf = dynamic_cast<faiss::IndexIVF&>(*refine.base_index);
+    auto& lists = dynamic_cast<faiss::ArrayInvertedLists&>(*ivf.invlists);
+    auto message = [](const Index& index) {
+        return message_of([&] { faiss_turboquant::serialize_index(&index); });
+    };
+    EXPECT_EQ(message(refine), "");
+    const size_t list_no = lists.list_size(0) > 0 ? 0 : 1;
+    for (faiss::idx_t id : {n, -2}) {
+        lists.ids[list_no][0] = id;
+        const std::string part = "base_index has id " + std::to_string(id);
+        EXPECT_CONTAINS(message(refine), part);
+    }
+
+    faiss::IndexIDMap map = id_map_over(ivf.quantizer);
+    map.id_map = {0, 1, 2, 4};
+    faiss::IndexTurboQuant exact(d, 4);
+    exact.add(4, random_vectors(4, 1).data());
+    faiss::IndexRefine mapped(&map, &exact);
+    EXPECT_CONTAINS(message(mapped), "base_index has id 4");
+    map.id_map[3] = 3;
+    EXPECT_EQ(message(mapped), "");
+}
+
+/// FAISS would end the process at the first search
+TEST(IndexIO, StorageOfGraphsHasDistances) {
+    for (const char* s : {"HNSW8,TQ4", "NSG8,TQ4"}) {
+        const IndexPtr index = make_index(s);
+        auto hnsw = dynamic_cast<faiss::IndexHNSW*>(index.get());
+        auto nsg = dynamic_cast<faiss::IndexNSG*>(index.get());
+        Index*& storage = hnsw ? hnsw->storage : nsg->storage;
+        faiss::IndexIDMap map = id_map_over(storage);
+        Index* const turboquant = storage;
+        storage = &map;
+        EXPECT_CONTAINS(
+                message_of([&] {
+                    faiss_turboquant::serialize_index(index.get());
+                }),
+                "its storage is a faiss::IndexIDMap");
+        storage = turboquant;
+    }
 }
 
 /***********************************************************************

@@ -7,6 +7,7 @@
 #include <faiss/IndexFlat.h>
 #include <faiss/VectorTransform.h>
 #include <faiss/impl/FaissAssert.h>
+#include <faiss/invlists/OnDiskInvertedLists.h>
 
 #include <faiss_turboquant/index_tree.h>
 
@@ -111,6 +112,66 @@ void check_direct_map(const faiss::IndexIVF& index) {
     }
     for (auto [id, entry] : index.direct_map.hashtable) {
         check_direct_map_entry(index, entry);
+    }
+}
+
+/// ids that a search of IndexRefine's base_index looks up in refine_index
+void check_ids(const Index& index, const idx_t* ids, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] < -1 || ids[i] >= index.ntotal) {
+            throw_inconsistent(
+                    index, "base_index has id " + std::to_string(ids[i]));
+        }
+    }
+}
+
+void check_ids_of_lists(const Index& index, const faiss::InvertedLists& lists) {
+    auto on_disk = dynamic_cast<const faiss::OnDiskInvertedLists*>(&lists);
+    if (on_disk && !on_disk->ptr) {
+        return; // IO_FLAG_SKIP_IVF_DATA
+    }
+    for (size_t i = 0; i < lists.nlist; i++) {
+        faiss::InvertedLists::ScopedIds ids(&lists, i);
+        check_ids(index, ids.get(), lists.list_size(i));
+    }
+}
+
+/// whatever a search of sub returns has to be the number of a vector
+void check_labels(const Index& index, const Index* sub) {
+    if (auto map = dynamic_cast<const faiss::IndexIDMap*>(sub)) {
+        check_ids(index, map->id_map.data(), map->id_map.size());
+    } else if (auto pre = dynamic_cast<const faiss::IndexPreTransform*>(sub)) {
+        check_labels(index, pre->index);
+    } else if (auto refine = dynamic_cast<const faiss::IndexRefine*>(sub)) {
+        check_labels(index, refine->base_index);
+    } else if (
+            auto minmax =
+                    dynamic_cast<const faiss::IndexRowwiseMinMaxBase*>(sub)) {
+        check_labels(index, minmax->index);
+    } else if (auto ivf = dynamic_cast<const faiss::IndexIVF*>(sub)) {
+        if (ivf->invlists) {
+            check_ids_of_lists(index, *ivf->invlists);
+        }
+    }
+}
+
+/// of any vector by its number, without an exception
+bool computes_distances(const Index* storage) {
+    if (auto pre = dynamic_cast<const faiss::IndexPreTransform*>(storage)) {
+        return computes_distances(pre->index);
+    }
+    if (auto refine = dynamic_cast<const faiss::IndexRefine*>(storage)) {
+        return computes_distances(refine->refine_index);
+    }
+    return dynamic_cast<const faiss::IndexFlatCodes*>(storage);
+}
+
+/// of a graph, which FAISS searches in a parallel region, where an exception
+/// of the storage would end the process
+void check_storage(const Index& index, const Index* storage) {
+    check_sub_index_and_d(index, storage, "storage");
+    if (!computes_distances(storage)) {
+        throw_inconsistent(index, "its storage is a " + type_name(storage));
     }
 }
 
@@ -352,6 +413,7 @@ void check(const faiss::IndexRefine& refine) {
     if (!std::isfinite(refine.k_factor)) {
         throw_inconsistent(refine, "k_factor is not finite");
     }
+    check_labels(refine, refine.base_index);
 }
 
 void check(const faiss::IndexRowwiseMinMaxBase& minmax) {
@@ -380,7 +442,7 @@ void check(const faiss::IndexHNSW& index) {
             "that of entry_point",
             entry == -1 ? -1 : hnsw.levels[entry] - 1);
     if (index.storage) {
-        check_sub_index_and_d(index, index.storage, "storage");
+        check_storage(index, index.storage);
     }
 }
 
@@ -396,7 +458,7 @@ void check(const faiss::IndexNSG& index) {
         check_nsg_graph(index);
     }
     if (index.storage) {
-        check_sub_index_and_d(index, index.storage, "storage");
+        check_storage(index, index.storage);
     }
 }
 

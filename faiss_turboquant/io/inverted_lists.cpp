@@ -164,14 +164,7 @@ std::string in_same_directory(
 }
 
 /// every list lies within the file
-void check_other_file(BlockReader& f, const OnDiskInvertedLists& lists) {
-    struct stat status;
-    if (stat(lists.filename.c_str(), &status) != 0 ||
-        uint64_t(status.st_size) < lists.totsize) {
-        FAISS_THROW_MSG(
-                "read_index: the inverted lists of " + quoted(f.name) +
-                " are not in \"" + lists.filename + "\", or that is cut short");
-    }
+void check_places(BlockReader& f, const OnDiskInvertedLists& lists) {
     const uint64_t entry = lists.code_size + sizeof(idx_t);
     for (const faiss::OnDiskOneList& list : lists.lists) {
         const bool is_inside = list.size <= list.capacity &&
@@ -182,6 +175,16 @@ void check_other_file(BlockReader& f, const OnDiskInvertedLists& lists) {
             throw_bad_value(
                     f, "the capacity of a list", std::to_string(list.capacity));
         }
+    }
+}
+
+void check_other_file(BlockReader& f, const OnDiskInvertedLists& lists) {
+    struct stat status;
+    if (stat(lists.filename.c_str(), &status) != 0 ||
+        uint64_t(status.st_size) < lists.totsize) {
+        FAISS_THROW_MSG(
+                "read_index: the inverted lists of " + quoted(f.name) +
+                " are not in \"" + lists.filename + "\", or that is cut short");
     }
 }
 
@@ -214,9 +217,12 @@ std::unique_ptr<faiss::InvertedLists> read_other_file(
     lists->totsize = read_value<uint64_t>(f, "size of the file of lists");
     const bool is_skipped = (io_flags & faiss::IO_FLAG_SKIP_IVF_DATA) &&
             (io_flags & faiss::IO_FLAG_MMAP) != faiss::IO_FLAG_MMAP;
-    if (!is_skipped && lists->totsize > 0) {
-        check_other_file(f, *lists);
-        lists->do_mmap();
+    if (!is_skipped) {
+        check_places(f, *lists);
+        if (lists->totsize > 0) {
+            check_other_file(f, *lists);
+            lists->do_mmap();
+        }
     }
     return lists;
 }
