@@ -20,7 +20,7 @@ Prints tables and writes results.json, results.md and plots.
 --report distortion instead holds the TurboQuant codecs against theory:
 squared error, inner-product error and bias on vectors uniform on the sphere,
 for several dimensions. Writes distortion.json, distortion.md and
-distortion.png; takes less than three minutes.
+distortion.png; takes several minutes, most of them for TQ1prod .. TQ4prod.
 
 --report speed instead measures search for one query and in batches of 32 and
 1000, k = 10 and 100, for each number of threads: nanoseconds per vector and

@@ -37,16 +37,18 @@ def paper_bound(bits):
 
 
 def default_names():
-    return [f"TQ{b}{t}" for b in (1, 2, 3, 4) for t in ("", "t")]
+    kinds = ("", "t", "mse", "prod")
+    names = [f"TQ{b}{kind}" for b in (1, 2, 3, 4) for kind in kinds]
+    return names + ["TQ2.5", "TQ3.5"]
 
 
 def parse_codec(name):
     """"TQ2.5t" -> 2.5, the bits per coordinate."""
-    match = re.fullmatch(r"TQ(\d+(\.\d+)?)(t\d*)?", name)
+    match = re.fullmatch(r"TQ(\d+(\.\d+)?)(t\d*|mse|prod)?", name)
     if not match:
         raise BenchError(
             f"'{name}': --report distortion takes bare TurboQuant codecs "
-            "only, as TQ2 and TQ2t"
+            "only, as TQ2, TQ2t and TQ2prod"
         )
     return float(match.group(1))
 

@@ -228,6 +228,8 @@ STYLES = {  # family: (colour, marker)
     "TQ" + TRAINED: ("tab:red", "D"),
     "TQt": ("magenta", "o"),
     "TQt" + TRAINED: ("magenta", "D"),
+    "TQmse": ("tab:pink", "o"),
+    "TQprod": ("darkred", "o"),
     "RaBitQ": ("tab:blue", "s"),
     "RaBitQfs": ("tab:cyan", "s"),
     "PQ": ("tab:green", "^"),

@@ -27,7 +27,9 @@ def test_bounds_are_in_order():
 
 
 @pytest.mark.parametrize(
-    "name, bits", [("TQ4", 4), ("TQ2t", 2), ("TQ2.5t", 2.5), ("TQ3t10", 3)]
+    "name, bits",
+    [("TQ4", 4), ("TQ2t", 2), ("TQ2.5t", 2.5), ("TQ3t10", 3)]
+    + [("TQ2.5", 2.5), ("TQ1mse", 1), ("TQ4prod", 4)],
 )
 def test_parse_codec(name, bits):
     assert distortion.parse_codec(name) == bits
@@ -184,7 +186,7 @@ def test_a_whole_run(tmp_path):
     for module in ("tqdm", "matplotlib"):
         pytest.importorskip(module)
     done = bench_all(
-        tmp_path, "--quick", "--rows", "100", "--skip", "TQ[34]|TQ1t"
+        tmp_path, "--quick", "--rows", "100", "--skip", "TQ[34]|TQ1t|TQ[12]mse|TQ2prod"
     )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "distortion.json").read_text())
@@ -195,10 +197,17 @@ def test_a_whole_run(tmp_path):
     for result in dimensions:
         assert result["n"] == 100
         names = [row["name"] for row in result["rows"]]
-        assert sorted(names + skipped) == ["TQ1", "TQ2", "TQ2t"]
+        assert sorted(names + skipped) == [
+            "TQ1", "TQ1prod", "TQ2", "TQ2.5", "TQ2t"
+        ]
         for row in result["rows"]:
             low = distortion.shannon_bound(row["bits"])
-            assert low < row["mse"] < distortion.paper_bound(row["bits"])
+            high = distortion.paper_bound(row["bits"])
+            if row["name"] == "TQ1prod":
+                # made for inner products: |S^T sign(S x)| is long
+                high = 1.7
+                assert row["ip_error"] == pytest.approx(1.57, rel=0.1)
+            assert low < row["mse"] < high
             assert f"{row['mse']:.5f}" in done.stdout
             assert f"{row['mse']:.5f}" in markdown
     assert (tmp_path / "distortion.png").read_bytes()[:4] == b"\x89PNG"
