@@ -541,6 +541,7 @@ void IndexIVFTurboQuant::search(
                 keys.data(),
                 params ? params->quantizer_params : nullptr);
         const double assigned = getmillisecs();
+        faiss_turboquant::check_keys(*invlists, keys.data(), page * nprobe);
         invlists->prefetch_lists(keys.data(), page * nprobe);
         search_preassigned(
                 page,

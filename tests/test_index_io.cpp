@@ -19,7 +19,14 @@
 
 #include <gtest/gtest.h>
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__has_feature)
+#define HAS_ADDRESS_SANITIZER __has_feature(address_sanitizer)
+#elif defined(__SANITIZE_ADDRESS__)
+#define HAS_ADDRESS_SANITIZER 1
+#else
+#define HAS_ADDRESS_SANITIZER 0
+#endif
+#if HAS_ADDRESS_SANITIZER
 #include <sanitizer/lsan_interface.h>
 #endif
 
@@ -621,7 +628,7 @@ bool survives(const Bytes& bytes, const std::string& what) {
     return true;
 }
 
-#if defined(__SANITIZE_ADDRESS__)
+#if HAS_ADDRESS_SANITIZER
 constexpr bool measures_memory = false; // freed memory is kept for a while
 #else
 constexpr bool measures_memory = true;
@@ -1616,7 +1623,7 @@ TEST(IndexIO, RandomDamageWithValidChecksums) {
         for (int i = 0; i < 500; i++) {
             Plain damaged = plain;
             damage(damaged.bytes, random);
-#if defined(__SANITIZE_ADDRESS__)
+#if HAS_ADDRESS_SANITIZER
             // FAISS's reader of ITQTransform leaks when a part of it is of
             // another type
             std::unique_ptr<__lsan::ScopedDisabler> ignore_leaks;

@@ -92,6 +92,12 @@ void read_quantizer(
     const auto rotation_type = static_cast<RotationType>(
             read_within<uint8_t>(f, "rotation type", 0, 1));
     const auto seed = read_value<uint64_t>(f, "seed");
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+    // their matrices take a time that grows with the cube of d
+    if (tq.d > 128) {
+        throw_bad_value(f, "d, for a fuzzer,", std::to_string(tq.d));
+    }
+#endif
     tq.rotation = Rotation(rotation_type, tq.d, seed);
     read_levels(f, tq.codebook);
     Trellis& trellis = tq.codebook.trellis;
