@@ -4,6 +4,8 @@
 #include <cinttypes>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <numeric>
 #include <typeinfo>
 
 #include <faiss/impl/AuxIndexStructures.h>
@@ -318,7 +320,16 @@ std::shared_ptr<const std::vector<float>> IndexIVFTurboQuant::rotated_centres()
     for (idx_t i0 = 0; i0 < idx_t(nlist); i0 += page_vectors) {
         const idx_t n = std::min<idx_t>(page_vectors, nlist - i0);
         for (idx_t i = 0; i < n; i++) {
-            get_centre(i0 + i, &centres[i * d]);
+            float* centre = &centres[i * d];
+            get_centre(i0 + i, centre);
+            const double squared =
+                    std::inner_product(centre, centre + d, centre, 0.0);
+            FAISS_THROW_IF_NOT_FMT(
+                    squared <= std::numeric_limits<float>::max(),
+                    "IndexIVFTurboQuant: the centre of list %" PRId64
+                    " has a NaN or an infinity, or its squared norm exceeds "
+                    "float32",
+                    i0 + i);
         }
 #pragma omp parallel for if (n > 8)
         for (idx_t i = 0; i < n; i++) {

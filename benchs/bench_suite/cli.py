@@ -26,6 +26,10 @@ distortion.png; takes several minutes, most of them for TQ1prod .. TQ4prod.
 1000, k = 10 and 100, for each number of threads: nanoseconds per vector and
 query, queries per second, what that is of the time to read the codes from
 memory, and of the fastest peer. Writes speed.json, speed.md and plots.
+
+--report graphs instead holds HNSW over TurboQuant codes against HNSW over
+vectors and over SQ8: recall, bytes with the graph, build time and queries per
+second for several efSearch. Writes graphs.json, graphs.md and plots.
 """
 
 EPILOG = """\
@@ -89,12 +93,13 @@ def parse_args(argv):
     )
     p.add_argument(
         "--report",
-        choices=("search", "distortion", "speed"),
+        choices=("search", "distortion", "speed", "graphs"),
         default="search",
         help="search: recall, bytes and speed (default); distortion: errors "
         "next to their bounds, which takes --quick, --rows, --contenders "
         "(bare TurboQuant codecs), --skip and --output only; speed: search "
-        "next to the read bandwidth and the best peer",
+        "next to the read bandwidth and the best peer; graphs: HNSW over "
+        "codes",
     )
     p.add_argument(
         "--quick",
@@ -217,6 +222,8 @@ def parse_args(argv):
     args.recall_seconds = args.recall_seconds or (2 if quick else 8)
     if args.report == "speed":
         complete_speed_args(args, p)
+    elif args.report == "graphs":
+        complete_graphs_args(args, p)
     else:
         complete_search_args(args, p)
     if args.queries and len(args.data) > 1:
@@ -247,6 +254,11 @@ def complete_speed_args(args, p):
     args.threads = list(dict.fromkeys(args.threads or [1, cpu_count()]))
     if max(args.threads) > cpu_count():
         p.error(f"--threads {max(args.threads)}: there are {cpu_count()} CPUs")
+
+
+def complete_graphs_args(args, p):
+    args.data = args.data or ["glosses384"]
+    complete_search_args(args, p)
 
 
 def expand(name, d):
@@ -376,12 +388,12 @@ def run_distortion(args):
     print("wrote " + ", ".join(map(str, paths)) + "\n")
 
 
-def run_search(args):
-    from . import contenders, datasets, measure, report
+def start_results(args, **settings):
+    """What the results of a report begin with; makes the folder for them."""
+    from . import report
 
-    plugin_error = contenders.import_plugin()
     args.output.mkdir(parents=True, exist_ok=True)
-    results = {
+    return {
         "machine": report.machine_facts(),
         "date": now(),
         "settings": {
@@ -391,14 +403,27 @@ def run_search(args):
             "budget_s": args.budget,
             "recall_seconds": args.recall_seconds,
             "seconds": args.seconds,
-            "k": measure.K,
+            **settings,
         },
         "datasets": [],
     }
+
+
+def load_datasets(args):
+    from . import datasets
+
     for spec in args.data:
-        data = datasets.load(
+        yield datasets.load(
             spec, args.queries, args.rows, args.n_queries, args.metric
         )
+
+
+def run_search(args):
+    from . import contenders, measure, report
+
+    plugin_error = contenders.import_plugin()
+    results = start_results(args, k=measure.K)
+    for data in load_datasets(args):
         result = bench_dataset(data, args, plugin_error)
         results["datasets"].append(result)
         cores = results["machine"]["cores"]
@@ -410,28 +435,11 @@ def run_search(args):
 
 
 def run_speed(args):
-    from . import contenders, datasets, report, speed
+    from . import contenders, speed
 
     plugin_error = contenders.import_plugin()
-    args.output.mkdir(parents=True, exist_ok=True)
-    results = {
-        "machine": report.machine_facts(),
-        "date": now(),
-        "settings": {
-            "quick": args.quick,
-            "repetitions": args.repetitions,
-            "train_rows": args.train_rows,
-            "budget_s": args.budget,
-            "recall_seconds": args.recall_seconds,
-            "seconds": args.seconds,
-            "threads": args.threads,
-        },
-        "datasets": [],
-    }
-    for spec in args.data:
-        data = datasets.load(
-            spec, args.queries, args.rows, args.n_queries, args.metric
-        )
+    results = start_results(args, threads=args.threads)
+    for data in load_datasets(args):
         ready, rows, skipped = build_contenders(
             speed.with_recall_queries(data),
             speed.default_names(data.d),
@@ -449,12 +457,31 @@ def run_speed(args):
         print("wrote " + ", ".join(map(str, paths)) + "\n")
 
 
+def run_graphs(args):
+    from . import contenders, datasets, graphs
+
+    plugin_error = contenders.import_plugin()
+    results = start_results(args)
+    for data in load_datasets(args):
+        datasets.add_ground_truth(data)
+        ready, rows, skipped = build_contenders(
+            data, graphs.default_names(), args, plugin_error
+        )
+        result = graphs.run(data, ready, rows, args.repetitions, args.seconds)
+        result["skipped"] = skipped
+        results["datasets"].append(result)
+        print("\n" + graphs.text(result), flush=True)
+        paths = graphs.write(results, args.output)
+        print("wrote " + ", ".join(map(str, paths)) + "\n")
+
+
 def main(argv=None):
     args = parse_args(argv)
     run = {
         "search": run_search,
         "distortion": run_distortion,
         "speed": run_speed,
+        "graphs": run_graphs,
     }[args.report]
     start = time.time()
     try:

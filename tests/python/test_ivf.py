@@ -148,3 +148,17 @@ def test_graphs(graph, metric):
     copy = faiss.clone_index(tq)
     for a, b in zip(tq.search(XQ, 9), copy.search(XQ, 9)):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_centres_that_are_no_vectors(value):
+    quantizer = faiss.IndexFlatL2(D)
+    centres = clustered(4, 3)
+    centres[2, 5] = value
+    quantizer.add(centres)
+    index = faiss_turboquant.IndexIVFTurboQuant(quantizer, D, 4, 4)
+    index.is_trained = True
+    index.nprobe = 4
+    for ask in (index.search, lambda xq, _: index.range_search(xq, 1.0)):
+        with pytest.raises(RuntimeError, match="centre of list 2"):
+            ask(XQ, 3)
