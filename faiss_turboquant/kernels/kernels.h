@@ -171,6 +171,16 @@ struct Kernels {
     /// sum of a_i b_i in double, 32 lanes. n a multiple of 32
     double (*dot)(const float* a, const float* b, size_t n);
 
+    /** difference = a - b, on the way to
+     * @return  squared: its sum_of_squares, else dot(a, b); n a multiple of 32
+     */
+    double (*subtract)(
+            const float* a,
+            const float* b,
+            size_t n,
+            bool squared,
+            float* difference);
+
     /// y_i = float(x_i * factor), the product in double. n a multiple of 32
     void (*scale)(const float* x, double factor, float* y, size_t n);
 
@@ -194,10 +204,11 @@ struct Kernels {
 
     /** Quantize a rotated query: q_i = y_i * (127 / max |y|), rounded to
      * nearest even.
-     * @param y  (padded_dim,), zero past d
-     * @param q  (padded_dim,), written
+     * @param y    (padded_dim,), zero past d
+     * @param q    (padded_dim,), written
+     * @param sum  written: sum of q_i
      * @return  max |y| */
-    float (*quantize_query)(const float* y, size_t n, int8_t* q);
+    float (*quantize_query)(const float* y, size_t n, int8_t* q, int32_t* sum);
 
     /// bytes of a query in the order in which dot_codes reads it
     size_t (*query_size)(const CodeLayout& layout);

@@ -73,6 +73,18 @@ double sum_of_squares(const float* x, size_t n) {
     return dot(x, x, n);
 }
 
+double subtract(
+        const float* a,
+        const float* b,
+        size_t n,
+        bool squared,
+        float* difference) {
+    for (size_t i = 0; i < n; i++) {
+        difference[i] = a[i] - b[i];
+    }
+    return squared ? sum_of_squares(difference, n) : dot(a, b, n);
+}
+
 void scale(const float* x, double factor, float* y, size_t n) {
     for (size_t i = 0; i < n; i++) {
         y[i] = static_cast<float>(x[i] * factor);
@@ -154,14 +166,16 @@ void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
     }
 }
 
-float quantize_query(const float* y, size_t n, int8_t* q) {
+float quantize_query(const float* y, size_t n, int8_t* q, int32_t* sum) {
     float largest = 0;
     for (size_t i = 0; i < n; i++) {
         largest = std::max(largest, std::fabs(y[i]));
     }
     const float factor = largest > 0 ? 127 / largest : 0;
+    *sum = 0;
     for (size_t i = 0; i < n; i++) {
         q[i] = static_cast<int8_t>(std::nearbyint(y[i] * factor));
+        *sum += q[i];
     }
     return largest;
 }
@@ -271,6 +285,7 @@ const Kernels& scalar_kernels() {
             matvec,
             sum_of_squares,
             dot,
+            subtract,
             scale,
             encode,
             decode,

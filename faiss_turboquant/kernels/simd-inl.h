@@ -134,6 +134,48 @@ double sum_of_squares(const float* x, size_t n) {
     return dot(x, x, n);
 }
 
+template <bool squared>
+HWY_INLINE double subtract_and_sum(
+        const float* HWY_RESTRICT a,
+        const float* HWY_RESTRICT b,
+        size_t n,
+        float* HWY_RESTRICT difference) {
+    F64 acc[lanes / N64];
+    for (F64& v : acc) {
+        v = hn::Zero(df64);
+    }
+    for (size_t i = 0; i < n; i += lanes) {
+        for (size_t k = 0; k < lanes / N32; k++) {
+            const size_t j = i + k * N32;
+            const F32 va = hn::LoadU(df32, a + j), vb = hn::LoadU(df32, b + j);
+            const F32 d = hn::Sub(va, vb);
+            hn::StoreU(d, df32, difference + j);
+            const F32 x = squared ? d : va, y = squared ? d : vb;
+            F64& low = acc[2 * k];
+            F64& high = acc[2 * k + 1];
+            low =
+                    hn::Add(low,
+                            hn::Mul(hn::PromoteLowerTo(df64, x),
+                                    hn::PromoteLowerTo(df64, y)));
+            high =
+                    hn::Add(high,
+                            hn::Mul(hn::PromoteUpperTo(df64, x),
+                                    hn::PromoteUpperTo(df64, y)));
+        }
+    }
+    return add_lanes(df64, acc);
+}
+
+double subtract(
+        const float* a,
+        const float* b,
+        size_t n,
+        bool squared,
+        float* difference) {
+    return squared ? subtract_and_sum<true>(a, b, n, difference)
+                   : subtract_and_sum<false>(a, b, n, difference);
+}
+
 void scale(const float* x, double factor, float* y, size_t n) {
     const F64 f = hn::Set(df64, factor);
     for (size_t i = 0; i < n; i += N64) {
@@ -562,21 +604,34 @@ void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
 
 // ------------------------------------------------------------------- queries
 
-float quantize_query(const float* y, size_t n, int8_t* q) {
-    F32 largest_lanes = hn::Zero(df32);
-    for (size_t i = 0; i < n; i += N32) {
-        largest_lanes = hn::Max(largest_lanes, hn::Abs(hn::LoadU(df32, y + i)));
+float quantize_query(const float* y, size_t n, int8_t* q, int32_t* sum) {
+    // four, for a maximum waits for the one before
+    F32 lanes_max[4];
+    for (F32& v : lanes_max) {
+        v = hn::Zero(df32);
     }
-    const float largest = hn::ReduceMax(df32, largest_lanes);
+    for (size_t i = 0; i < n; i += N8) {
+        for (int k = 0; k < 4; k++) {
+            const F32 v = hn::LoadU(df32, y + i + k * N32);
+            lanes_max[k] = hn::Max(lanes_max[k], hn::Abs(v));
+        }
+    }
+    const float largest = hn::ReduceMax(
+            df32,
+            hn::Max(hn::Max(lanes_max[0], lanes_max[1]),
+                    hn::Max(lanes_max[2], lanes_max[3])));
     const F32 factor = hn::Set(df32, largest > 0 ? 127 / largest : 0);
+    I32 sums = hn::Zero(di32);
     for (size_t i = 0; i < n; i += N8) {
         I32 t[4];
         for (int k = 0; k < 4; k++) {
             t[k] = hn::NearestInt(
                     hn::Mul(hn::LoadU(df32, y + i + k * N32), factor));
+            sums = hn::Add(sums, t[k]);
         }
         hn::StoreU(demote(t[0], t[1], t[2], t[3]), di8, q + i);
     }
+    *sum = hn::ReduceSum(di32, sums);
     return largest;
 }
 
@@ -943,14 +998,12 @@ constexpr SimdLevel level() {
 
 const Kernels& table() {
     static const Kernels kernels = {
-            level(),         hadamard,       permute,
-            matvec,          sum_of_squares, dot,
-            scale,           encode,         decode,
-            quantize_query,  query_size,     arrange_query,
-            dot_codes,       decode_panel,   tile_queries,
+            level(),         hadamard,     permute,        matvec,
+            sum_of_squares,  dot,          subtract,       scale,
+            encode,          decode,       quantize_query, query_size,
+            arrange_query,   dot_codes,    decode_panel,   tile_queries,
             /*quad_step=*/2,
-            /*tile_pad=*/0,  arrange_tile,   dot_panels,
-            select,
+            /*tile_pad=*/0,  arrange_tile, dot_panels,     select,
     };
     return kernels;
 }

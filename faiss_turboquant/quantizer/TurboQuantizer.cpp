@@ -661,13 +661,14 @@ void TurboQuantizer::quantize_query(
         const CodePart& part = parts_[p];
         int8_t* q = query.q.data() + part.coordinate;
         const size_t padded = part.layout.padded_dim();
-        const float largest =
-                kernels().quantize_query(rotated + part.coordinate, padded, q);
+        int32_t sum;
+        const float largest = kernels().quantize_query(
+                rotated + part.coordinate, padded, q, &sum);
         // <P (q - c), v> = |q - c| (largest / 127) (step / 2 sqrt(d)) t
         const double multiplier =
                 length * (double(largest) / 127) * part.half_level;
         *factors[p] = QueryFactors();
-        factors[p]->sum = std::accumulate(q, q + padded, 0);
+        factors[p]->sum = sum;
         factors[p]->multiplier =
                 static_cast<float>(is_l2 ? -2 * multiplier : multiplier);
     }
@@ -717,15 +718,24 @@ void TurboQuantizer::prepare_residual_query(
     const size_t padded = rotated_dim();
     thread_local std::vector<float> difference;
     difference.resize(padded);
-    for (size_t i = 0; i < padded; i++) {
-        difference[i] = rotated[i] - rotated_centre[i];
+    const Kernels& k = kernels();
+    const size_t plain = plain_dim();
+    const double bias = k.subtract(
+            rotated,
+            rotated_centre,
+            plain,
+            metric_type == faiss::METRIC_L2,
+            difference.data());
+    if (plain < padded) {
+        k.subtract(
+                rotated + plain,
+                rotated_centre + plain,
+                padded - plain,
+                false,
+                difference.data() + plain);
     }
     quantize_query(difference.data(), 1, query);
-    const Kernels& k = kernels();
-    query.factors.bias = static_cast<float>(
-            metric_type == faiss::METRIC_L2
-                    ? k.sum_of_squares(difference.data(), plain_dim())
-                    : k.dot(rotated, rotated_centre, plain_dim()));
+    query.factors.bias = static_cast<float>(bias);
     if (arrange) {
         arrange_query(query);
     }

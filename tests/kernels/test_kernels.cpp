@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 
 #if defined(__x86_64__)
@@ -193,6 +194,18 @@ TEST_P(LevelTest, SumsAndScale) {
                 scalar.dot(x.data(), y.data(), n),
                 simd.dot(x.data(), y.data(), n));
         std::vector<float> a(n), b(n);
+        for (bool squared : {false, true}) {
+            const double sum =
+                    scalar.subtract(x.data(), y.data(), n, squared, a.data());
+            EXPECT_EQ(
+                    sum,
+                    simd.subtract(x.data(), y.data(), n, squared, b.data()));
+            EXPECT_EQ(a, b);
+            EXPECT_EQ(
+                    sum,
+                    squared ? simd.sum_of_squares(b.data(), n)
+                            : simd.dot(x.data(), y.data(), n));
+        }
         scalar.scale(x.data(), 1 / 3.0, a.data(), n);
         simd.scale(x.data(), 1 / 3.0, b.data(), n);
         EXPECT_EQ(a, b);
@@ -236,9 +249,13 @@ TEST_P(LevelTest, QuantizeQuery) {
         for (float factor : {1.0f, 0.0f, 1e-30f}) {
             const auto y = padded_floats(d, d, factor);
             std::vector<int8_t> a(y.size()), b(y.size());
+            int32_t sum = -1, simd_sum = -2;
             EXPECT_EQ(
-                    scalar.quantize_query(y.data(), y.size(), a.data()),
-                    simd.quantize_query(y.data(), y.size(), b.data()));
+                    scalar.quantize_query(y.data(), y.size(), a.data(), &sum),
+                    simd.quantize_query(
+                            y.data(), y.size(), b.data(), &simd_sum));
+            EXPECT_EQ(sum, simd_sum);
+            EXPECT_EQ(sum, std::accumulate(a.begin(), a.end(), 0));
             EXPECT_EQ(a, b) << d;
         }
     }
