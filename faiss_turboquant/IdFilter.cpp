@@ -110,7 +110,9 @@ void keep_listed(Bitmap& bitmap, size_t n, const Container& ids) {
 /// bytes of a bitmap in FAISS's order, which is this one's
 void keep_bytes(Bitmap& bitmap, const uint8_t* bytes, size_t n_bytes) {
     Bitmap other(bitmap.size());
-    memcpy(other.data(), bytes, std::min(n_bytes, other.size() * 8));
+    if (n_bytes > 0) {
+        memcpy(other.data(), bytes, std::min(n_bytes, other.size() * 8));
+    }
     combine(bitmap, other, [](uint64_t a, uint64_t b) { return a & b; });
 }
 
