@@ -321,6 +321,10 @@ void TurboQuantizer::set_derived_values() {
     } else if (sketch_.d() != d || sketch_.seed() != rotation.seed) {
         sketch_ = Sketch(d, rotation.seed);
     }
+    squared_centre_ = 0;
+    for (float c : centre) {
+        squared_centre_ += double(c) * c;
+    }
     packed_size_ = 0;
     for (CodePart& part : parts) {
         part.byte = packed_size_;
@@ -906,13 +910,9 @@ float TurboQuantizer::symmetric_distance(
     if (!has_centre()) {
         return static_cast<float>(product);
     }
-    double centre_norm = 0;
-    for (float c : centre) {
-        centre_norm += double(c) * c;
-    }
     // <x1, x2> = <x1 - c, x2 - c> + <x1 - c, c> + <x2 - c, c> + |c|^2
     return static_cast<float>(
-            product + (code1.offset + double(f2.offset)) + centre_norm);
+            product + (code1.offset + double(f2.offset)) + squared_centre_);
 }
 
 void TurboQuantizer::check_same_codes(const TurboQuantizer& other) const {

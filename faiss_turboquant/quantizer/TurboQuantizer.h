@@ -325,6 +325,7 @@ struct TurboQuantizer : faiss::Quantizer {
     size_t packed_size_ = 0;
     Sketch sketch_;             ///< S, where it is of use
     double expected_error_ = 0; ///< |u - v|^2 on average
+    double squared_centre_ = 0; ///< |c|^2
 };
 
 } // namespace faiss_turboquant
