@@ -14,6 +14,7 @@
 #include <faiss/utils/utils.h>
 
 #include <faiss_turboquant/BlockScan.h>
+#include <faiss_turboquant/IdFilter.h>
 #include <faiss_turboquant/ListScanner.h>
 
 namespace faiss {
@@ -22,7 +23,9 @@ using faiss_turboquant::BlockScan;
 using faiss_turboquant::CodecType;
 using faiss_turboquant::distance_of_key;
 using faiss_turboquant::fill_result;
+using faiss_turboquant::for_each_bit;
 using faiss_turboquant::for_each_query;
+using faiss_turboquant::IdFilter;
 using faiss_turboquant::ListScanner;
 using faiss_turboquant::page_queries;
 using faiss_turboquant::PreparedQuery;
@@ -146,6 +149,7 @@ struct TurboQuantListScanner : InvertedListScanner {
     std::vector<float> rotated;
     bool query_is_valid = false;
     PreparedQuery query;
+    std::unique_ptr<const IdFilter> filter; ///< null: all ids
 
     TurboQuantListScanner(
             const IndexIVFTurboQuant& index,
@@ -154,7 +158,8 @@ struct TurboQuantListScanner : InvertedListScanner {
             : InvertedListScanner(store_pairs, sel),
               tq(index.tq),
               rotated_centres(index.rotated_centres()),
-              rotated(tq.rotated_dim()) {
+              rotated(tq.rotated_dim()),
+              filter(sel ? std::make_unique<IdFilter>(*sel) : nullptr) {
         code_size = index.code_size;
         keep_max = index.metric_type == METRIC_INNER_PRODUCT;
     }
@@ -242,18 +247,22 @@ struct TurboQuantListScanner : InvertedListScanner {
             return;
         }
         std::vector<uint32_t> rows;
-        if (sel) {
-            for (size_t i = 0; i < n; i++) {
-                const idx_t id = store_pairs ? lo_build(list_no, i) : ids[i];
-                if (sel->is_member(id)) {
-                    rows.push_back(i);
+        if (filter) {
+            std::vector<idx_t> pairs;
+            if (store_pairs) {
+                for (size_t i = 0; i < n; i++) {
+                    pairs.push_back(lo_build(list_no, i));
                 }
+                ids = pairs.data();
             }
+            for_each_bit(filter->select(ids, n), [&](size_t i) {
+                rows.push_back(i);
+            });
             n = rows.size();
         }
         BlockScan<Collector> block_scan(tq);
         block_scan.start(&query, 1, &collector);
-        block_scan.scan(codes, sel ? rows.data() : nullptr, n);
+        block_scan.scan(codes, filter ? rows.data() : nullptr, n);
     }
 };
 
@@ -536,38 +545,54 @@ void IndexIVFTurboQuant::search(
     FAISS_THROW_IF_NOT_FMT(
             k > 0, "IndexIVFTurboQuant: k = %" PRId64 " is not positive", k);
     const IVFSearchParameters* params = check_params(params_in);
-    const size_t nprobe =
-            std::min(nlist, params ? params->nprobe : this->nprobe);
-    FAISS_THROW_IF_NOT_MSG(nprobe > 0, "IndexIVFTurboQuant: nprobe is 0");
-    std::vector<idx_t> keys(std::min(n, page_queries) * nprobe);
-    std::vector<float> coarse_distances(keys.size());
+    const size_t nprobe = nprobe_of(params);
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         const double start = getmillisecs();
-        quantizer->search(
-                page,
-                x + first * d,
-                nprobe,
-                coarse_distances.data(),
-                keys.data(),
-                params ? params->quantizer_params : nullptr);
-        const double assigned = getmillisecs();
-        faiss_turboquant::check_keys(*invlists, keys.data(), page * nprobe);
-        invlists->prefetch_lists(keys.data(), page * nprobe);
+        const Probes probes = find_probes(page, x + first * d, nprobe, params);
         search_preassigned(
                 page,
                 x + first * d,
                 k,
-                keys.data(),
-                coarse_distances.data(),
+                probes.keys.data(),
+                probes.distances.data(),
                 distances + first * k,
                 labels + first * k,
                 false,
                 params,
                 &indexIVF_stats);
-        indexIVF_stats.quantization_time += assigned - start;
         indexIVF_stats.search_time += getmillisecs() - start;
     }
+}
+
+size_t IndexIVFTurboQuant::nprobe_of(const IVFSearchParameters* params) const {
+    const size_t wanted = params ? params->nprobe : nprobe;
+    FAISS_THROW_IF_NOT_MSG(wanted > 0, "IndexIVFTurboQuant: nprobe is 0");
+    return std::min(nlist, wanted);
+}
+
+IndexIVFTurboQuant::Probes IndexIVFTurboQuant::find_probes(
+        idx_t n,
+        const float* x,
+        size_t nprobe,
+        const IVFSearchParameters* params) const {
+    const double start = getmillisecs();
+    Probes probes;
+    probes.keys.resize(n * nprobe);
+    probes.distances.resize(n * nprobe);
+    quantizer->search(
+            n,
+            x,
+            nprobe,
+            probes.distances.data(),
+            probes.keys.data(),
+            params ? params->quantizer_params : nullptr);
+    indexIVF_stats.quantization_time += getmillisecs() - start;
+    // prefetching takes them for granted
+    faiss_turboquant::check_keys(
+            *invlists, probes.keys.data(), probes.keys.size());
+    invlists->prefetch_lists(probes.keys.data(), probes.keys.size());
+    return probes;
 }
 
 void IndexIVFTurboQuant::search_preassigned(
@@ -588,9 +613,7 @@ void IndexIVFTurboQuant::search_preassigned(
             !(sel && store_pairs),
             "IndexIVFTurboQuant: a selector and store_pairs cannot be "
             "combined");
-    const size_t nprobe =
-            std::min(nlist, params ? params->nprobe : this->nprobe);
-    FAISS_THROW_IF_NOT_MSG(nprobe > 0, "IndexIVFTurboQuant: nprobe is 0");
+    const size_t nprobe = nprobe_of(params);
     const bool by_query = needs_faiss_loop(params) ||
             (params ? params->max_codes : max_codes) != 0;
     const auto rotated_centres = this->rotated_centres();
@@ -641,8 +664,22 @@ void IndexIVFTurboQuant::range_search(
         const float* x,
         float radius,
         RangeSearchResult* result,
-        const SearchParameters* params) const {
-    IndexIVF::range_search(nx, x, radius, result, check_params(params));
+        const SearchParameters* params_in) const {
+    const IVFSearchParameters* params = check_params(params_in);
+    const size_t nprobe = nprobe_of(params);
+    const double start = getmillisecs();
+    const Probes probes = find_probes(nx, x, nprobe, params);
+    range_search_preassigned(
+            nx,
+            x,
+            radius,
+            probes.keys.data(),
+            probes.distances.data(),
+            result,
+            false,
+            params,
+            &indexIVF_stats);
+    indexIVF_stats.search_time += getmillisecs() - start;
 }
 
 void IndexIVFTurboQuant::range_search_preassigned(
@@ -671,8 +708,7 @@ void IndexIVFTurboQuant::range_search_preassigned(
                 stats);
         return;
     }
-    const size_t nprobe =
-            std::min(nlist, params ? params->nprobe : this->nprobe);
+    const size_t nprobe = nprobe_of(params);
     const auto rotated_centres = this->rotated_centres();
     const ListScanner scanner{
             tq,

@@ -166,6 +166,20 @@ struct IndexIVFTurboQuant : IndexIVF {
     /// @param centre  (d,), written
     void get_centre(idx_t list_no, float* centre) const;
     void train_centre_scales(idx_t n, const float* x);
+    /// lists that a search looks into for each query
+    /// @throws FaissException if that is 0
+    size_t nprobe_of(const IVFSearchParameters* params) const;
+    /// the lists that a search looks into, (n, nprobe), nearest first
+    struct Probes {
+        std::vector<idx_t> keys;
+        std::vector<float> distances;
+    };
+    /// @throws FaissException if the quantizer names a list that is not there
+    Probes find_probes(
+            idx_t n,
+            const float* x,
+            size_t nprobe,
+            const IVFSearchParameters* params) const;
     /// whether a search is of a kind that only FAISS's own loop knows
     bool needs_faiss_loop(const IVFSearchParameters* params) const;
 

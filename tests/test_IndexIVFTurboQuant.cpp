@@ -19,6 +19,8 @@
 #include <faiss_turboquant/clone_index.h>
 #include <faiss_turboquant/index_factory.h>
 
+#include "index_test.h"
+
 using faiss::idx_t;
 using faiss::IndexIVFTurboQuant;
 using faiss::METRIC_INNER_PRODUCT;
@@ -84,26 +86,6 @@ struct Fixture {
         index.nprobe = 4;
     }
 };
-
-struct Results {
-    std::vector<float> D;
-    std::vector<idx_t> I;
-
-    bool operator==(const Results& other) const {
-        return D == other.D && I == other.I;
-    }
-};
-
-Results search(
-        const faiss::Index& index,
-        const std::vector<float>& x,
-        idx_t k,
-        const faiss::SearchParameters* params = nullptr) {
-    const idx_t n = x.size() / index.d;
-    Results r{std::vector<float>(n * k), std::vector<idx_t>(n * k)};
-    index.search(n, x.data(), k, r.D.data(), r.I.data(), params);
-    return r;
-}
 
 std::vector<float> row(const std::vector<float>& x, size_t d, size_t i) {
     return {x.begin() + i * d, x.begin() + (i + 1) * d};
@@ -544,6 +526,23 @@ TEST(IndexIVFTurboQuant, Refusals) {
     EXPECT_THROW(
             f.index.range_search(1, f.xq.data(), 1, &result, &params),
             faiss::FaissException);
+    params.max_codes = 0;
+    params.nprobe = 0;
+    EXPECT_REFUSED(search(f.index, f.xq, 5, &params), "nprobe is 0");
+    EXPECT_REFUSED(
+            f.index.range_search(1, f.xq.data(), 1, &result, &params),
+            "nprobe is 0");
+}
+
+/// before the lists are prefetched, which does not check
+TEST(IndexIVFTurboQuant, ListsThatAreNotThere) {
+    Fixture f(30, 4, METRIC_L2);
+    f.quantizer.add(1, f.xq.data());
+    const std::vector<float> q = row(f.xq, 30, 0);
+    EXPECT_REFUSED(search(f.index, q, 5), "list 11 of 11");
+    faiss::RangeSearchResult result(1);
+    EXPECT_REFUSED(
+            f.index.range_search(1, q.data(), 1, &result), "list 11 of 11");
 }
 
 /// a copy and an index that is trained again do not use old centres

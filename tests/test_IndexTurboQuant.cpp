@@ -18,6 +18,7 @@
 #include <faiss_turboquant/index_factory.h>
 
 #include "awkward_sizes.h"
+#include "index_test.h"
 
 using faiss::idx_t;
 using faiss::IndexTurboQuant;
@@ -25,16 +26,6 @@ using faiss::METRIC_INNER_PRODUCT;
 using faiss::METRIC_L2;
 
 namespace {
-
-std::vector<float> gaussian(size_t n, size_t d, unsigned seed, float mean = 0) {
-    std::mt19937 rng(seed);
-    std::normal_distribution<float> normal(mean);
-    std::vector<float> x(n * d);
-    for (float& v : x) {
-        v = normal(rng);
-    }
-    return x;
-}
 
 IndexTurboQuant make_index(
         size_t d,
@@ -48,26 +39,6 @@ IndexTurboQuant make_index(
             faiss_turboquant::RotationType::Hadamard,
             1,
             memory);
-}
-
-struct Results {
-    std::vector<float> D;
-    std::vector<idx_t> I;
-
-    bool operator==(const Results& other) const {
-        return D == other.D && I == other.I;
-    }
-};
-
-Results search(
-        const faiss::Index& index,
-        const std::vector<float>& x,
-        idx_t k,
-        const faiss::SearchParameters* params = nullptr) {
-    const idx_t n = x.size() / index.d;
-    Results r{std::vector<float>(n * k), std::vector<idx_t>(n * k)};
-    index.search(n, x.data(), k, r.D.data(), r.I.data(), params);
-    return r;
 }
 
 /// what search has to return: every distance, sorted by distance, then id
@@ -103,16 +74,6 @@ Results brute_force(
     return r;
 }
 
-template <class F>
-std::string message_of(F f) {
-    try {
-        f();
-    } catch (const faiss::FaissException& e) {
-        return e.msg;
-    }
-    return "";
-}
-
 IndexTurboQuant index_of(
         const char* codec,
         size_t d,
@@ -134,12 +95,6 @@ const char* const other_codecs[] = {
         "TQ2prod",
         "TQ3prod",
         "TQ4prod"};
-
-#define EXPECT_REFUSED(statement, part)                         \
-    do {                                                        \
-        const std::string msg = message_of([&] { statement; }); \
-        EXPECT_NE(msg.find(part), std::string::npos) << msg;    \
-    } while (0)
 
 } // namespace
 

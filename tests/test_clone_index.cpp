@@ -21,6 +21,8 @@
 #include <faiss_turboquant/index_io.h>
 #include <faiss_turboquant/index_tree.h>
 
+#include "index_test.h"
+
 namespace {
 
 using IndexPtr = std::unique_ptr<faiss::Index>;
@@ -29,31 +31,12 @@ constexpr int d = 16;
 constexpr int n = 200;
 constexpr int k = 4;
 
-std::vector<float> random_vectors(int count, int seed) {
-    std::vector<float> x(size_t(count) * d);
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    for (float& v : x) {
-        v = normal(random);
-    }
-    return x;
+Results results_of(const faiss::Index& index) {
+    return search(index, gaussian(20, d, 2), k);
 }
 
-struct Results {
-    std::vector<float> distances = std::vector<float>(20 * k);
-    std::vector<faiss::idx_t> labels = std::vector<faiss::idx_t>(20 * k);
-
-    explicit Results(const faiss::Index& index) {
-        const auto x = random_vectors(20, 2);
-        index.search(20, x.data(), k, distances.data(), labels.data());
-    }
-    bool operator==(const Results& other) const {
-        return distances == other.distances && labels == other.labels;
-    }
-};
-
 void fill(faiss::Index& index, bool with_ids) {
-    const auto x = random_vectors(n, 1);
+    const auto x = gaussian(n, d, 1);
     index.train(n, x.data());
     if (with_ids) {
         std::vector<faiss::idx_t> ids(n);
@@ -92,13 +75,13 @@ void expect_deep_copy(IndexPtr index, const std::string& what) {
         EXPECT_EQ(a[i]->is_trained, b[i]->is_trained) << what;
         EXPECT_EQ(a[i]->metric_type, b[i]->metric_type) << what;
     }
-    const Results before(*index);
-    EXPECT_EQ(Results(*copy), before) << what;
+    const Results before = results_of(*index);
+    EXPECT_EQ(results_of(*copy), before) << what;
     copy->reset();
-    EXPECT_EQ(Results(*index), before) << what << ": the copy is not deep";
+    EXPECT_EQ(results_of(*index), before) << what << ": the copy is not deep";
     copy.reset(faiss_turboquant::clone_index(index.get()));
     index.reset();
-    EXPECT_EQ(Results(*copy), before) << what << ": the copy is not deep";
+    EXPECT_EQ(results_of(*copy), before) << what << ": the copy is not deep";
 }
 
 TEST(CloneIndex, FactoryIndexes) {
@@ -161,7 +144,7 @@ TEST(CloneIndex, Codec) {
         EXPECT_EQ(
                 faiss_turboquant::type_name(copy.get()),
                 faiss_turboquant::type_name(index.get()));
-        const auto x = random_vectors(n, 1);
+        const auto x = gaussian(n, d, 1);
         std::vector<uint8_t> a(n * index->sa_code_size()), b(a.size());
         index->sa_encode(n, x.data(), a.data());
         index.reset();
@@ -183,9 +166,9 @@ TEST(CloneIndex, GraphsAndIVF) {
     nsg->own_fields = true;
     fill(*nsg, false);
     IndexPtr nsg_copy(faiss_turboquant::clone_index(nsg.get()));
-    const Results before(*nsg);
+    const Results before = results_of(*nsg);
     nsg.reset();
-    EXPECT_EQ(Results(*nsg_copy), before);
+    EXPECT_EQ(results_of(*nsg_copy), before);
 
     auto ivf = std::make_unique<faiss::IndexIVFFlat>(
             new faiss::IndexTurboQuant(d), d, 5);
@@ -199,7 +182,7 @@ TEST(CloneIndex, OthersGoToFaiss) {
     fill(flat, false);
     IndexPtr copy(faiss_turboquant::clone_index(&flat));
     EXPECT_NE(dynamic_cast<faiss::IndexFlatL2*>(copy.get()), nullptr);
-    EXPECT_EQ(Results(*copy), Results(flat));
+    EXPECT_EQ(results_of(*copy), results_of(flat));
 }
 
 TEST(CloneIndex, Refused) {

@@ -21,6 +21,8 @@
 #include <faiss_turboquant/index_factory.h>
 #include <faiss_turboquant/index_tree.h>
 
+#include "index_test.h"
+
 namespace {
 
 using faiss::METRIC_INNER_PRODUCT;
@@ -83,12 +85,9 @@ std::string message_of(
         int d,
         const char* description,
         faiss::MetricType metric = METRIC_L2) {
-    try {
+    return ::message_of([&] {
         IndexPtr index(faiss_turboquant::index_factory(d, description, metric));
-    } catch (const faiss::FaissException& e) {
-        return e.what();
-    }
-    return "";
+    });
 }
 
 TEST(IndexFactory, Codecs) {

@@ -57,6 +57,8 @@ extern "C" const char* __lsan_default_suppressions() {
 #include <faiss_turboquant/index_io.h>
 #include <faiss_turboquant/index_tree.h>
 
+#include "index_test.h"
+
 namespace {
 
 using faiss::Index;
@@ -68,16 +70,6 @@ using Bytes = std::vector<uint8_t>;
 constexpr int d = 16;
 constexpr int n = 80;
 constexpr int k = 4;
-
-std::vector<float> random_vectors(int count, int seed, int dim = d) {
-    std::vector<float> x(size_t(count) * dim);
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    for (float& v : x) {
-        v = normal(random);
-    }
-    return x;
-}
 
 bool has_ids(const std::string& description) {
     return description.find("IDMap") != std::string::npos;
@@ -112,7 +104,7 @@ IndexPtr make_index(
         const std::string& s,
         faiss::MetricType metric = METRIC_L2) {
     IndexPtr index = empty_index(s, metric);
-    const auto x = random_vectors(n, 1);
+    const auto x = gaussian(n, d, 1);
     if (s.find("OPQ") == 0) {
         train_quickly(dynamic_cast<faiss::IndexPreTransform&>(*index));
     }
@@ -129,18 +121,9 @@ IndexPtr make_index(
     return index;
 }
 
-struct Results {
-    std::vector<float> distances = std::vector<float>(10 * k);
-    std::vector<faiss::idx_t> labels = std::vector<faiss::idx_t>(10 * k);
-
-    explicit Results(const Index& index, int queries = 10) {
-        const auto x = random_vectors(queries, 2, index.d);
-        index.search(queries, x.data(), k, distances.data(), labels.data());
-    }
-    bool operator==(const Results& other) const {
-        return distances == other.distances && labels == other.labels;
-    }
-};
+Results results_of(const Index& index, int queries = 10) {
+    return search(index, gaussian(queries, index.d, 2), k);
+}
 
 /// FAISS reads an IndexFlat as the subclass for its metric
 std::string type_name(const Index& index) {
@@ -286,16 +269,6 @@ void expect_equal(const Index& a, const Index& b, const std::string& what) {
     if (auto p = dynamic_cast<const faiss::IndexNSG*>(&a)) {
         expect_equal(*p, dynamic_cast<const faiss::IndexNSG&>(b));
     }
-}
-
-/// the message of the FaissException that f throws, "" if none
-std::string message_of(const std::function<void()>& f) {
-    try {
-        f();
-    } catch (const faiss::FaissException& e) {
-        return e.what();
-    }
-    return "";
 }
 
 #define EXPECT_CONTAINS(text, part) \
@@ -620,7 +593,7 @@ void search_damaged(const Index& index) {
         return;
     }
     try {
-        Results results(index, 1);
+        Results results = results_of(index, 1);
     } catch (const faiss::FaissException&) {
         // for instance that the queries are not finite after a transform
     }
@@ -661,13 +634,13 @@ TEST(IndexIO, RoundTrips) {
         }
         for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
             const IndexPtr index = make_index(s, metric);
-            const Results results(*index);
+            const Results results = results_of(*index);
             const Bytes bytes = faiss_turboquant::serialize_index(index.get());
             auto check = [&](Index* raw) {
                 const IndexPtr back(raw);
                 ASSERT_NE(back, nullptr);
                 expect_equal(*index, *back, s);
-                EXPECT_EQ(Results(*back), results) << s;
+                EXPECT_EQ(results_of(*back), results) << s;
                 EXPECT_EQ(faiss_turboquant::serialize_index(back.get()), bytes);
             };
 
@@ -699,7 +672,7 @@ TEST(IndexIO, EmptyAndUntrained) {
         // OPQ is read as a LinearTransform, which has no train()
         if (s.find("Refine(IDMap") == std::string::npos &&
             s.find("OPQ") == std::string::npos) {
-            const auto x = random_vectors(n, 1);
+            const auto x = gaussian(n, d, 1);
             back->train(n, x.data());
             if (has_ids(s)) {
                 const std::vector<faiss::idx_t> ids(n, 3);
@@ -719,7 +692,7 @@ TEST(IndexIO, FieldsOfTheQuantizer) {
         for (bool centre : {false, true}) {
             for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
                 faiss::IndexTurboQuant index(d, 3, metric, type, 77);
-                const auto x = random_vectors(n, 1);
+                const auto x = gaussian(n, d, 1);
                 if (centre) {
                     index.train(n, x.data());
                 }
@@ -727,7 +700,7 @@ TEST(IndexIO, FieldsOfTheQuantizer) {
                 const IndexPtr back(faiss_turboquant::deserialize_index(
                         faiss_turboquant::serialize_index(&index)));
                 expect_equal(index, *back, "");
-                EXPECT_EQ(Results(*back), Results(index));
+                EXPECT_EQ(results_of(*back), results_of(index));
             }
         }
     }
@@ -800,7 +773,7 @@ TEST(IndexIO, FieldsOfInvertedFiles) {
     EXPECT_EQ(without.invlists, nullptr);
     without.replace_invlists(lists.get(), false);
     ivf.invlists = lists.get();
-    EXPECT_EQ(Results(without), Results(ivf));
+    EXPECT_EQ(results_of(without), results_of(ivf));
     ivf.invlists = nullptr;
 }
 
@@ -808,7 +781,7 @@ TEST(IndexIO, OnDiskInvertedLists) {
     const Directory directory;
     const std::string path = directory("index.tq"), file = directory("lists");
     const IndexPtr index = make_index("IVF4,TQ4");
-    const Results results(*index);
+    const Results results = results_of(*index);
     auto& ivf = dynamic_cast<faiss::IndexIVFTurboQuant&>(*index);
     auto on_disk = new faiss::OnDiskInvertedLists(
             ivf.nlist, ivf.code_size, file.c_str());
@@ -826,7 +799,7 @@ TEST(IndexIO, OnDiskInvertedLists) {
         const IndexPtr back(
                 faiss_turboquant::read_index(path.c_str(), io_flags));
         expect_equal(ivf, *back, "");
-        EXPECT_EQ(Results(*back), results);
+        EXPECT_EQ(results_of(*back), results);
         auto& lists = dynamic_cast<faiss::OnDiskInvertedLists&>(
                 *dynamic_cast<faiss::IndexIVF&>(*back).invlists);
         EXPECT_EQ(lists.slots.size(), on_disk->slots.size());
@@ -881,7 +854,7 @@ TEST(IndexIO, MappedInvertedLists) {
     const std::string path = directory("index.tq");
     for (const char* s : {"IVF4,TQ4", "IVF4,TQ1"}) {
         const IndexPtr index = make_index(s);
-        const Results results(*index);
+        const Results results = results_of(*index);
         faiss_turboquant::write_index(index.get(), path.c_str());
         for (int io_flags : {faiss::IO_FLAG_MMAP, faiss::IO_FLAG_MMAP_IFC}) {
             const IndexPtr mapped(
@@ -894,7 +867,7 @@ TEST(IndexIO, MappedInvertedLists) {
                 EXPECT_EQ(
                         reinterpret_cast<uintptr_t>(lists->get_ids(i)) % 8, 0u);
             }
-            EXPECT_EQ(Results(*mapped), results);
+            EXPECT_EQ(results_of(*mapped), results);
         }
     }
 }
@@ -931,7 +904,7 @@ TEST(IndexIO, FieldsOfGraphs) {
 TEST(IndexIO, GraphsWithoutStorage) {
     for (const char* s : {"HNSW8,TQ4", "NSG8,TQ4"}) {
         const IndexPtr index = make_index(s);
-        const Results results(*index);
+        const Results results = results_of(*index);
         const Bytes bytes = faiss_turboquant::serialize_index(
                 index.get(), faiss::IO_FLAG_SKIP_STORAGE);
         EXPECT_LT(
@@ -945,12 +918,12 @@ TEST(IndexIO, GraphsWithoutStorage) {
             dynamic_cast<faiss::IndexNSG&>(*back).storage =
                     dynamic_cast<faiss::IndexNSG&>(*index).storage;
         }
-        EXPECT_EQ(Results(*back), results) << s;
+        EXPECT_EQ(results_of(*back), results) << s;
     }
 }
 
 TEST(IndexIO, OrthonormalityOfTransforms) {
-    const auto x = random_vectors(n, 1);
+    const auto x = gaussian(n, d, 1);
     for (const char* s : {"PCA8,TQ4", "PCAW8,TQ4"}) {
         const IndexPtr index = make_index(s);
         const IndexPtr back(faiss_turboquant::deserialize_index(
@@ -975,7 +948,7 @@ TEST(IndexIO, SeveralIndexesInOneFile) {
     for (const IndexPtr& index : {std::cref(a), std::cref(b), std::cref(c)}) {
         const IndexPtr back(faiss_turboquant::read_index(f));
         expect_equal(*index, *back, "");
-        EXPECT_EQ(Results(*back), Results(*index));
+        EXPECT_EQ(results_of(*back), results_of(*index));
     }
     fclose(f);
 }
@@ -992,7 +965,7 @@ TEST(IndexIO, Pipe) {
         const IndexPtr back(faiss_turboquant::read_index(out));
         fclose(out);
         expect_equal(*index, *back, s);
-        EXPECT_EQ(Results(*back), Results(*index));
+        EXPECT_EQ(results_of(*back), results_of(*index));
     }
 }
 
@@ -1011,7 +984,7 @@ TEST(IndexIO, OthersGoToFaiss) {
           "SQ8,RFlat",
           "MinMax,SQ8"}) {
         const IndexPtr index(faiss::index_factory(d, s));
-        const auto x = random_vectors(200, 1);
+        const auto x = gaussian(200, d, 1);
         index->train(200, x.data());
         faiss_turboquant::write_index(index.get(), ours.c_str());
         faiss::write_index(index.get(), theirs.c_str());
@@ -1043,20 +1016,20 @@ TEST(IndexIO, FlagsReachFaiss) {
     const IndexPtr mapped(faiss_turboquant::read_index(
             path.c_str(), faiss::IO_FLAG_MMAP_IFC));
     EXPECT_FALSE(dynamic_cast<faiss::IndexFlat&>(*mapped).codes.is_owned);
-    EXPECT_EQ(Results(*mapped), Results(*flat));
+    EXPECT_EQ(results_of(*mapped), results_of(*flat));
     FILE* f = fopen(path.c_str(), "rb");
     const IndexPtr mapped2(
             faiss_turboquant::read_index(f, faiss::IO_FLAG_MMAP_IFC));
     fclose(f);
     EXPECT_FALSE(dynamic_cast<faiss::IndexFlat&>(*mapped2).codes.is_owned);
-    EXPECT_EQ(Results(*mapped2), Results(*flat));
+    EXPECT_EQ(results_of(*mapped2), results_of(*flat));
 
     // a view on memory
     const Bytes bytes = faiss_turboquant::serialize_index(flat.get());
     faiss::ZeroCopyIOReader view(bytes.data(), bytes.size());
     const IndexPtr viewed(faiss_turboquant::read_index(&view));
     EXPECT_FALSE(dynamic_cast<faiss::IndexFlat&>(*viewed).codes.is_owned);
-    EXPECT_EQ(Results(*viewed), Results(*flat));
+    EXPECT_EQ(results_of(*viewed), results_of(*flat));
 
     // inverted lists on disk: FAISS asks for a FileIOReader
     const std::string ivf_path = directory("ivf");
@@ -1064,7 +1037,7 @@ TEST(IndexIO, FlagsReachFaiss) {
     faiss_turboquant::write_index(ivf.get(), ivf_path.c_str());
     const IndexPtr on_disk(faiss_turboquant::read_index(
             ivf_path.c_str(), faiss::IO_FLAG_MMAP));
-    EXPECT_EQ(Results(*on_disk), Results(*ivf));
+    EXPECT_EQ(results_of(*on_disk), results_of(*ivf));
 
     // graphs without storage
     const IndexPtr hnsw = make_index("HNSW8");
@@ -1155,7 +1128,7 @@ TEST(IndexIO, MappedFiles) {
         const char* description = each.description;
         const int n_views = each.n_views;
         const IndexPtr index = make_index(description);
-        const Results results(*index);
+        const Results results = results_of(*index);
         faiss_turboquant::write_index(index.get(), path.c_str());
         const Bytes bytes = read_file(path);
         for (int io_flags :
@@ -1167,7 +1140,7 @@ TEST(IndexIO, MappedFiles) {
                 EXPECT_EQ(count_views(*mapped), n_views) << description;
                 // the file is replaced, or goes away: the mapping stays
                 unlink(path.c_str());
-                EXPECT_EQ(Results(*mapped), results) << description;
+                EXPECT_EQ(results_of(*mapped), results) << description;
                 faiss_turboquant::write_index(mapped.get(), path.c_str());
                 EXPECT_EQ(read_file(path), bytes) << description;
             };
@@ -1219,8 +1192,8 @@ TEST(IndexIO, SeveralMappedIndexesInOneFile) {
     fclose(f);
     expect_equal(*a, *a_back, "");
     expect_equal(*b, *b_back, "");
-    EXPECT_EQ(Results(*a_back), Results(*a));
-    EXPECT_EQ(Results(*b_back), Results(*b));
+    EXPECT_EQ(results_of(*a_back), results_of(*a));
+    EXPECT_EQ(results_of(*b_back), results_of(*b));
 }
 
 TEST(IndexIO, ViewsOfMemory) {
@@ -1232,14 +1205,14 @@ TEST(IndexIO, ViewsOfMemory) {
         EXPECT_EQ(reader.rp_, bytes.size());
         expect_equal(*index, *back, description);
         EXPECT_EQ(count_views(*back), n_views) << description;
-        EXPECT_EQ(Results(*back), Results(*index));
+        EXPECT_EQ(results_of(*back), results_of(*index));
     }
 }
 
 TEST(IndexIO, MappedIndexesDoNotChange) {
     const Directory directory;
     const std::string path = directory("index.tq");
-    const auto x = random_vectors(n, 1);
+    const auto x = gaussian(n, d, 1);
     const faiss::IDSelectorRange all(0, 10000);
     for (const char* s :
          {"TQ4",
@@ -1249,14 +1222,14 @@ TEST(IndexIO, MappedIndexesDoNotChange) {
           "HNSW8,TQ4",
           "IVF4,TQ4"}) {
         const IndexPtr index = make_index(s);
-        const Results results(*index);
+        const Results results = results_of(*index);
         faiss_turboquant::write_index(index.get(), path.c_str());
         const IndexPtr mapped(faiss_turboquant::read_index(
                 path.c_str(), faiss::IO_FLAG_MMAP_IFC));
         const std::vector<faiss::idx_t> ids(n, 7);
         auto expect_refused = [&](const std::function<void()>& change) {
             EXPECT_CONTAINS(message_of(change), "is refused, because");
-            EXPECT_EQ(Results(*mapped), results) << s;
+            EXPECT_EQ(results_of(*mapped), results) << s;
             EXPECT_EQ(mapped->ntotal, n);
         };
         expect_refused([&] {
@@ -1356,7 +1329,7 @@ TEST(IndexIO, LeavesNothingBehindOnFailure) {
     const Bytes before = read_file(path);
 
     faiss::IndexTurboQuant large(64, 4);
-    const auto x = random_vectors(2000, 1, 64);
+    const auto x = gaussian(2000, 64, 1);
     large.add(2000, x.data());
 
     // files of more than 40 000 bytes fail
@@ -1463,7 +1436,7 @@ TEST(IndexIO, RefinedIdsAreNumbersOfVectors) {
     faiss::IndexIDMap map = id_map_over(ivf.quantizer);
     map.id_map = {0, 1, 2, 4};
     faiss::IndexTurboQuant exact(d, 4);
-    exact.add(4, random_vectors(4, 1).data());
+    exact.add(4, gaussian(4, d, 1).data());
     faiss::IndexRefine mapped(&map, &exact);
     EXPECT_CONTAINS(message(mapped), "base_index has id 4");
     map.id_map[3] = 3;
