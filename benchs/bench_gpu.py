@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """GpuIndexTurboQuant beside PyTorch's matrix product and topk, on one GPU.
 
-Needs PyTorch and the program gpu_bench of the build. Writes a JSON file with,
+Needs PyTorch, and of the build the package and the program gpu_bench. Writes a JSON file with,
 in each row, the time, and the bound: bytes of codes (or of vectors) over the
 measured copy bandwidth, or products over the measured rate of int8 (bf16)
 matrix products, whichever is longer.
@@ -13,7 +13,10 @@ import json
 import statistics
 import subprocess
 
+import faiss
 import torch
+
+import faiss_turboquant
 
 
 def median_ms(f, repetitions=10):
@@ -88,6 +91,37 @@ def index_rows(program, codec, d, n, k, batches):
         yield json.loads(line)
 
 
+def ivf_rows(d, n, k, batches, nlist, nprobes):
+    """Inverted files, with random vectors as centroids and on the GPU."""
+    resources = faiss_turboquant.StandardGpuResources()
+    quantizer = faiss_turboquant.GpuIndexTurboQuant(
+        resources, d, metric=faiss.METRIC_INNER_PRODUCT
+    )
+    quantizer.add(torch.randn(nlist, d, device="cuda"))
+    index = faiss_turboquant.GpuIndexIVFTurboQuant(
+        resources, quantizer, d, nlist, 4, faiss.METRIC_INNER_PRODUCT
+    )
+    chunk = 100_000
+    for begin in range(0, n, chunk):
+        index.add(torch.randn(min(chunk, n - begin), d, device="cuda"))
+    for nprobe in nprobes:
+        index.nprobe = nprobe
+        for nq in batches:
+            queries = torch.randn(nq, d, device="cuda")
+            yield {
+                "codec": f"IVF{nlist}(TQ4),TQ4",
+                "what": "search",
+                "d": d,
+                "n": n,
+                "k": k,
+                "nprobe": nprobe,
+                "nq": nq,
+                "ms": median_ms(lambda: index.search(queries, k)),
+                "code_size": index.parameters().code_size,
+                "share": nprobe / nlist,
+            }
+
+
 def add_bound(row, ceilings):
     """What the memory or the matrix units need at least."""
     if row["what"] == "add":
@@ -95,8 +129,9 @@ def add_bound(row, ceilings):
         row["bound_ms"] = moved / ceilings["copy"] * 1e3
         return
     rate = ceilings["bf16" if row["codec"].startswith("torch") else "int8"]
-    moved = row["n"] * row["code_size"]
-    products = 2 * row["n"] * row["d"] * row["nq"]
+    share = row.get("share", 1)  # of the codes, that a query looks at
+    moved = min(share * row["nq"], 1) * row["n"] * row["code_size"]
+    products = share * 2 * row["n"] * row["d"] * row["nq"]
     row["bound_ms"] = max(moved / ceilings["copy"], products / rate) * 1e3
 
 
@@ -115,6 +150,10 @@ def main():
         nargs="+",
         default=[f"TQ{b}{t}" for t in ("", "t") for b in (4, 3, 2, 1)],
     )
+    parser.add_argument("--nlist", type=int, default=1024)
+    parser.add_argument(
+        "--nprobes", type=int, nargs="*", default=[16, 64], help="of nlist"
+    )
     args = parser.parse_args()
 
     ceilings = measure_ceilings()
@@ -123,11 +162,12 @@ def main():
     torch.cuda.empty_cache()
     for codec in args.codecs:
         rows += index_rows(args.program, codec, *shape)
+    rows += ivf_rows(*shape, args.nlist, args.nprobes)
     for row in rows:
         add_bound(row, ceilings)
         print(
-            "{codec:10} {what:6} nq {nq:6} {ms:9.3f} ms, bound {bound_ms:.3f}"
-            .format(**{"nq": 0, **row}),
+            "{codec:18} {what:6} nprobe {nprobe:4} nq {nq:6} {ms:9.3f} ms, bound {bound_ms:.3f}"
+            .format(**{"nprobe": 0, "nq": 0, **row}),
             flush=True,
         )
     result = {

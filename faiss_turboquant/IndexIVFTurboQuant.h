@@ -162,9 +162,11 @@ struct IndexIVFTurboQuant : IndexIVF {
     /// centroids, or their order, or centre_scales, other than by train().
     void centres_changed();
 
-   private:
+    /// what the vectors of a list are encoded relative to
     /// @param centre  (d,), written
     void get_centre(idx_t list_no, float* centre) const;
+
+   private:
     void train_centre_scales(idx_t n, const float* x);
     /// lists that a search looks into for each query
     /// @throws FaissException if that is 0

@@ -12,9 +12,11 @@
 #include <faiss/VectorTransform.h>
 #include <faiss/impl/FaissAssert.h>
 
+#include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
 #include <faiss_turboquant/clone_index.h>
 #include <faiss_turboquant/index_tree.h>
+#include <gpu/GpuIndexIVFTurboQuant.h>
 #include <gpu/GpuIndexTurboQuant.h>
 
 namespace faiss_turboquant {
@@ -26,12 +28,14 @@ using faiss::idx_t;
 using faiss::Index;
 using faiss::IndexIDMap;
 using faiss::IndexIDMap2;
+using faiss::IndexIVFTurboQuant;
 using faiss::IndexPreTransform;
 using faiss::IndexRefine;
 using faiss::IndexRefineFlat;
 using faiss::IndexReplicas;
 using faiss::IndexShards;
 using faiss::IndexTurboQuant;
+using faiss::gpu::GpuIndexIVFTurboQuant;
 using faiss::gpu::GpuIndexTurboQuant;
 
 using IndexPtr = std::unique_ptr<Index>;
@@ -143,6 +147,9 @@ struct ToGpuCloner {
                     : options.shard    ? shards(*tq)
                                        : replicas(*tq);
         }
+        if (auto ivf = dynamic_cast<const IndexIVFTurboQuant*>(index)) {
+            return lists(*ivf);
+        }
         if (typeid(*index) == typeid(IndexShards)) {
             const auto& from = static_cast<const IndexShards&>(*index);
             return join(
@@ -159,8 +166,9 @@ struct ToGpuCloner {
         FAISS_THROW_IF_NOT_FMT(
                 wrapper,
                 "index_cpu_to_gpu: a %s cannot go to the GPU, only an "
-                "IndexTurboQuant, alone or inside IndexIDMap, IndexIDMap2, "
-                "IndexPreTransform, IndexRefine, IndexShards and IndexReplicas",
+                "IndexTurboQuant or IndexIVFTurboQuant, alone or inside "
+                "IndexIDMap, IndexIDMap2, IndexPreTransform, IndexRefine, "
+                "IndexShards and IndexReplicas",
                 type_name(index).c_str());
         return wrapper;
     }
@@ -168,6 +176,22 @@ struct ToGpuCloner {
    private:
     IndexPtr whole(const IndexTurboQuant& index, size_t device) const {
         return std::make_unique<GpuIndexTurboQuant>(devices[device], index);
+    }
+
+    IndexPtr lists(const IndexIVFTurboQuant& index) const {
+        FAISS_THROW_IF_NOT_MSG(
+                devices.size() == 1 || !options.shard,
+                "index_cpu_to_gpu: an IndexIVFTurboQuant cannot be cut into "
+                "shards here, only be put into an IndexShards before");
+        std::vector<IndexPtr> parts;
+        for (const auto& device : devices) {
+            parts.push_back(
+                    std::make_unique<GpuIndexIVFTurboQuant>(device, index));
+        }
+        if (parts.size() == 1) {
+            return std::move(parts[0]);
+        }
+        return join(std::make_unique<IndexReplicas>(index.d), std::move(parts));
     }
 
     IndexPtr replicas(const IndexTurboQuant& index) const {
@@ -234,6 +258,11 @@ IndexPtr merge_shards(const IndexShards& shards) {
 IndexPtr clone_to_cpu(const Index* index) {
     if (auto gpu = dynamic_cast<const GpuIndexTurboQuant*>(index)) {
         auto to = std::make_unique<IndexTurboQuant>();
+        gpu->copyTo(to.get());
+        return to;
+    }
+    if (auto gpu = dynamic_cast<const GpuIndexIVFTurboQuant*>(index)) {
+        auto to = std::make_unique<IndexIVFTurboQuant>();
         gpu->copyTo(to.get());
         return to;
     }

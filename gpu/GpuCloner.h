@@ -10,9 +10,10 @@
  * any depth inside IndexIDMap, IndexIDMap2, IndexPreTransform, IndexRefine,
  * IndexShards and IndexReplicas.
  *
- * The IndexTurboQuant moves; what is around it is copied and stays on the CPU:
- * ids, transforms, the second stage of IndexRefine. The caller deletes what is
- * returned, which owns all its parts. */
+ * The IndexTurboQuant or IndexIVFTurboQuant moves (of the latter, the coarse
+ * quantizer only if it is an IndexTurboQuant, too); what is around it is copied
+ * and stays on the CPU: ids, transforms, the second stage of IndexRefine. The
+ * caller deletes what is returned, which owns all its parts. */
 
 namespace faiss_turboquant {
 namespace gpu {
@@ -33,7 +34,8 @@ struct GpuMultipleClonerOptions {
 };
 
 /** Of one index on several devices: an IndexTurboQuant becomes an IndexShards
- * or IndexReplicas of one GpuIndexTurboQuant a device. The parts of an
+ * or IndexReplicas of one GpuIndexTurboQuant a device, an IndexIVFTurboQuant an
+ * IndexReplicas. The parts of an
  * IndexShards or IndexReplicas go to the devices in turn. With one device it is
  * index_cpu_to_gpu. As of FAISS's IndexShards, vectors can be added to shards
  * only while they are empty.

@@ -8,6 +8,12 @@
 #include <faiss_turboquant/IndexTurboQuant.h>
 #include <gpu/GpuResources.h>
 
+namespace faiss_turboquant {
+namespace gpu {
+struct CodeStorage;
+}
+} // namespace faiss_turboquant
+
 namespace faiss {
 namespace gpu {
 
@@ -100,11 +106,9 @@ struct GpuIndexTurboQuant : Index {
     size_t sa_code_size() const override;
 
    private:
-    struct Storage;
-
     std::shared_ptr<Resources> resources_;
     faiss_turboquant::TurboQuantizer tq;
-    std::unique_ptr<Storage> storage_;
+    std::unique_ptr<faiss_turboquant::gpu::CodeStorage> storage_;
 };
 
 } // namespace gpu

@@ -10,10 +10,15 @@ namespace gpu {
 
 namespace {
 
-constexpr int scalar_threads = 128;
+constexpr int max_scalar_threads = 512;
 constexpr int query_threads = 256;
 /// words of decisions that the way back through a trellis has at hand
 constexpr int decision_words = 2048;
+
+/// a thread for 32 coordinates, which the rotation has in registers
+int scalar_threads(const DeviceLayout& layout) {
+    return std::min(max_scalar_threads, round_up(layout.d, 32 * 32) / 32);
+}
 
 int trellis_threads(const DeviceLayout& layout) {
     return std::min(512, 1 << (layout.memory - 1));
@@ -72,22 +77,31 @@ __device__ uint32_t pack_byte(int dims, int b, int i, Field field) {
 
 // ------------------------------------------------------------ scalar codes
 
+/// half steps from 0 to the end of the grid
+constexpr int max_distance = 128;
+
+/// of the level that is `distance` half steps from 0
+__device__ int magnitude_at(const DeviceLayout& layout, int distance) {
+    int magnitude = 0;
+    for (int i = 0; i < (1 << (layout.nbits - 1)) - 1; i++) {
+        magnitude += distance >= layout.thresholds[i];
+    }
+    return magnitude;
+}
+
 /// sign << (nbits - 1) | magnitude
-__device__ int scalar_field(const DeviceLayout& layout, float y) {
+/// @param magnitudes  (max_distance,), by distance
+__device__ int scalar_field(
+        const DeviceLayout& layout,
+        const uint8_t* magnitudes,
+        float y) {
     const float t = floorf(y * layout.half_steps);
     const int h = int(fminf(fmaxf(t, -128.0f), 127.0f));
     const int sign = h < 0;
-    const int distance = sign ? ~h : h;
-    int magnitude = 0;
-#pragma unroll
-    for (int i = 0; i < 7; i++) {
-        magnitude += i < (1 << (layout.nbits - 1)) - 1 &&
-                distance >= layout.thresholds[i];
-    }
-    return sign << (layout.nbits - 1) | magnitude;
+    return sign << (layout.nbits - 1) | magnitudes[sign ? ~h : h];
 }
 
-__global__ void __launch_bounds__(scalar_threads) encode_scalar_kernel(
+__global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
         Encoder encoder,
         const float* x,
         size_t n,
@@ -103,26 +117,31 @@ __global__ void __launch_bounds__(scalar_threads) encode_scalar_kernel(
     const int size = shared_vector_size(d);
     const SharedVector work{shared}, y{shared + size};
     uint8_t* fields = reinterpret_cast<uint8_t*>(shared + 2 * size);
-    __shared__ uint8_t grid[16]; // looked up by each thread for itself
+    // looked up by each thread for itself
+    __shared__ uint8_t grid[16], magnitudes[max_distance];
     if (threadIdx.x < 16) {
         grid[threadIdx.x] = layout.grid[threadIdx.x];
+    }
+    for (int i = threadIdx.x; i < max_distance; i += blockDim.x) {
+        magnitudes[i] = magnitude_at(layout, i);
     }
     for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
         rotate_direction(
                 encoder.rotation,
                 x + row * d,
-                encoder.centre,
+                encoder.centre_of(row),
                 work,
                 y,
                 norm,
                 along);
         for (int i = threadIdx.x; i < layout.dims; i += blockDim.x) {
-            fields[i] = i < d ? scalar_field(layout, y[i]) : 0;
+            fields[i] = i < d ? scalar_field(layout, magnitudes, y[i]) : 0;
         }
         __syncthreads();
         const int nbits = layout.nbits;
         const int m2 = 2 * layout.plane_size();
-        uint8_t* code = planes + row * layout.row_size();
+        const size_t to = encoder.row_of(row);
+        uint8_t* code = planes + to * layout.row_size();
         for (int i = threadIdx.x; i < layout.row_size(); i += blockDim.x) {
             if (nbits != 3) {
                 code[i] = pack_byte(layout.dims, nbits, i, [&](int j) {
@@ -147,7 +166,7 @@ __global__ void __launch_bounds__(scalar_threads) encode_scalar_kernel(
                         norm,
                         product,
                         along,
-                        row,
+                        to,
                         first_row + row,
                         scales,
                         offsets,
@@ -336,7 +355,7 @@ __global__ void encode_trellis_kernel(
         rotate_direction(
                 encoder.rotation,
                 x + row * d,
-                encoder.centre,
+                encoder.centre_of(row),
                 work,
                 y,
                 norm,
@@ -362,7 +381,8 @@ __global__ void encode_trellis_kernel(
         }
         __syncthreads();
         const int m = layout.plane_size();
-        uint8_t* code = planes + row * layout.row_size();
+        const size_t to = encoder.row_of(row);
+        uint8_t* code = planes + to * layout.row_size();
         for (int i = threadIdx.x; i < layout.row_size(); i += blockDim.x) {
             if (i < 2 * m) { // coded bits, then signs
                 const int shift = i < m ? 0 : 3;
@@ -389,7 +409,7 @@ __global__ void encode_trellis_kernel(
                         norm,
                         product,
                         along,
-                        row,
+                        to,
                         first_row + row,
                         scales,
                         offsets,
@@ -413,50 +433,63 @@ size_t encode_shared_size(const DeviceLayout& layout) {
 
 // -------------------------------------------------------------- queries
 
-__global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
-        Encoder encoder,
-        const float* x,
-        size_t nq,
-        uint64_t first_row,
+/// where the words of a query go in the image
+struct QueryWords {
+    uint32_t* words;
+    int group_size, in_tile;
+
+    __device__ QueryWords(
+            const DeviceLayout& layout,
+            uint8_t* image,
+            int group_size,
+            size_t q)
+            : group_size(group_size) {
+        const int tile = group_size ? group_size : 8;
+        in_tile = int(q % tile);
+        words = reinterpret_cast<uint32_t*>(image) +
+                (q - in_tile) * (layout.dims / 4);
+    }
+
+    /// i = (fragment * 4 + t) * 4 + word
+    __device__ uint32_t& operator[](int i) const {
+        return words
+                [group_size
+                         ? ((i / 16 * 4 + i % 4) * group_size + in_tile) * 4 +
+                                 i / 4 % 4
+                         : i / 16 * 128 + in_tile * 16 + i % 16];
+    }
+};
+
+/// a query that nothing is ever near, by the block
+__device__ void write_empty_query(
+        const DeviceLayout& layout,
+        const QueryWords& words,
+        DeviceQueryFactors& factors) {
+    for (int i = threadIdx.x; i < layout.dims / 4; i += blockDim.x) {
+        words[i] = 0;
+    }
+    if (threadIdx.x == 0) {
+        factors = {0, nanf(""), 0};
+    }
+}
+
+/** Quantize a rotated query and write it, by the block.
+ * @param y          (d,)
+ * @param quantized  (dims,), scratch
+ * @param length     of the query that y is the direction of
+ * @param bias       of its distances */
+__device__ void write_query(
+        const DeviceLayout& layout,
         int units,
-        int group_size,
-        uint8_t* image,
-        DeviceQueryFactors* factors,
-        Refused* refused) {
-    extern __shared__ float shared[];
-    __shared__ double norm, along;
+        SharedVector y,
+        int8_t* quantized,
+        double length,
+        double bias,
+        const QueryWords& words,
+        DeviceQueryFactors& factors) {
     __shared__ float largest_of_warp[query_threads / 32];
     __shared__ int sum;
-    const DeviceLayout& layout = encoder.layout;
     const int d = layout.d, dims = layout.dims;
-    const size_t q = blockIdx.x;
-    const int size = shared_vector_size(d);
-    const SharedVector work{shared}, y{shared + size};
-    int8_t* quantized = reinterpret_cast<int8_t*>(shared + 2 * size);
-
-    // the query's words in the image, i = (fragment * 4 + t) * 4 + word
-    const int tile = group_size ? group_size : 8;
-    const int in_tile = int(q % tile);
-    uint32_t* words =
-            reinterpret_cast<uint32_t*>(image) + (q - in_tile) * (dims / 4);
-    const auto word_index = [&](int i) {
-        return group_size
-                ? ((i / 16 * 4 + i % 4) * group_size + in_tile) * 4 + i / 4 % 4
-                : i / 16 * 128 + in_tile * 16 + i % 16;
-    };
-    if (q >= nq) {
-        for (int i = threadIdx.x; i < dims / 4; i += blockDim.x) {
-            words[word_index(i)] = 0;
-        }
-        if (threadIdx.x == 0) {
-            factors[q] = {0, nanf(""), 0};
-        }
-        return;
-    }
-    const float* query = x + q * d;
-    rotate_direction(
-            encoder.rotation, query, encoder.centre, work, y, norm, along);
-
     float largest = 0;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
         largest = fmaxf(largest, fabsf(y[i]));
@@ -495,34 +528,135 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
             const int c = order.coordinate(dims, step, t, p, j);
             word |= uint32_t(uint8_t(quantized[c])) << 8 * j;
         }
-        words[word_index(i)] = word;
+        words[i] = word;
     }
+    if (threadIdx.x == 0) {
+        const double multiplier =
+                length * (double(largest) / 127) * layout.half_level;
+        const float sign = layout.is_l2 ? 1 : -1;
+        // rounding is symmetric, so the sign may go in first
+        factors = {
+                layout.base * uint32_t(sum),
+                sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
+                sign * float(bias)};
+    }
+}
 
-    if (threadIdx.x != 0) {
+__global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
+        Encoder encoder,
+        const float* x,
+        size_t nq,
+        uint64_t first_row,
+        int units,
+        int group_size,
+        uint8_t* image,
+        DeviceQueryFactors* factors,
+        Refused* refused) {
+    extern __shared__ float shared[];
+    __shared__ double norm, along;
+    const DeviceLayout& layout = encoder.layout;
+    const int d = layout.d;
+    const size_t q = blockIdx.x;
+    const int size = shared_vector_size(d);
+    const SharedVector work{shared}, y{shared + size};
+    const QueryWords words(layout, image, group_size, q);
+    if (q >= nq) {
+        write_empty_query(layout, words, factors[q]);
         return;
     }
-    if (!isfinite(norm)) {
-        refuse(refused->not_finite, first_row + q);
-    }
-    const double multiplier =
-            norm * (double(largest) / 127) * layout.half_level;
-    double bias = 0;
-    if (layout.is_l2) {
-        bias = norm * norm;
-    } else if (encoder.centre) {
-        for (int j = 0; j < d; j++) {
-            bias += double(query[j]) * encoder.centre[j];
+    const float* query = x + q * d;
+    rotate_direction(
+            encoder.rotation, query, encoder.centre, work, y, norm, along);
+    double bias = 0; // of the first thread
+    if (threadIdx.x == 0) {
+        if (!isfinite(norm)) {
+            refuse(refused->not_finite, first_row + q);
+        }
+        if (layout.is_l2) {
+            bias = norm * norm;
+        } else if (encoder.centre) {
+            for (int j = 0; j < d; j++) {
+                bias += double(query[j]) * encoder.centre[j];
+            }
+        }
+        if (!(fabs(bias) <= largest_float && norm * norm <= largest_float)) {
+            refuse(refused->too_long, first_row + q);
         }
     }
-    if (!(fabs(bias) <= largest_float && norm * norm <= largest_float)) {
-        refuse(refused->too_long, first_row + q);
+    write_query(
+            layout,
+            units,
+            y,
+            reinterpret_cast<int8_t*>(shared + 2 * size),
+            norm,
+            bias,
+            words,
+            factors[q]);
+}
+
+__global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
+        Encoder encoder,
+        const float* x,
+        uint64_t first_row,
+        float* rotated,
+        Refused* refused) {
+    extern __shared__ float shared[];
+    const int d = encoder.layout.d;
+    const SharedVector work{shared}, y{shared + shared_vector_size(d)};
+    const size_t q = blockIdx.x;
+    for (int i = threadIdx.x; i < d; i += blockDim.x) {
+        work[i] = x[q * d + i];
     }
-    const float sign = layout.is_l2 ? 1 : -1;
-    // rounding is symmetric, so the sign may go in first
-    factors[q] = {
-            layout.base * uint32_t(sum),
-            sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
-            sign * float(bias)};
+    __syncthreads();
+    rotate(encoder.rotation, work, y);
+    for (int i = threadIdx.x; i < d; i += blockDim.x) {
+        rotated[q * d + i] = y[i];
+    }
+    if (threadIdx.x < 32) {
+        const double squared = warp_dot(y, y, d);
+        if (threadIdx.x == 0 && !(squared <= largest_float)) {
+            refuse(refused->not_finite, first_row + q);
+        }
+    }
+}
+
+__global__ void __launch_bounds__(query_threads) prepare_residual_kernel(
+        DeviceLayout layout,
+        ResidualQueries queries,
+        int units,
+        int group_size,
+        uint8_t* image,
+        DeviceQueryFactors* factors) {
+    extern __shared__ float shared[];
+    const int d = layout.d;
+    const SharedVector y{shared};
+    const size_t slot = blockIdx.x;
+    const QueryWords words(layout, image, group_size, slot);
+    const uint32_t query = queries.query_of_slot[slot];
+    if (query == no_query) {
+        write_empty_query(layout, words, factors[slot]);
+        return;
+    }
+    const float* rotated = queries.rotated + size_t(query) * d;
+    const float* centre =
+            queries.centres + size_t(queries.list_of_slot[slot]) * d;
+    for (int i = threadIdx.x; i < d; i += blockDim.x) {
+        y[i] = rotated[i] - centre[i];
+    }
+    __syncthreads();
+    double bias = 0; // of the first thread
+    if (threadIdx.x < 32) {
+        bias = layout.is_l2 ? warp_dot(y, y, d) : warp_dot(rotated, centre, d);
+    }
+    write_query(
+            layout,
+            units,
+            y,
+            reinterpret_cast<int8_t*>(shared + shared_vector_size(d)),
+            1,
+            bias,
+            words,
+            factors[slot]);
 }
 
 // ----------------------------------------------------------- conversion
@@ -692,7 +826,7 @@ int encode_blocks(const DeviceLayout& layout, int device, size_t n) {
     } else {
         allow_shared_memory(encode_scalar_kernel);
         TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                &per_sm, encode_scalar_kernel, scalar_threads, shared));
+                &per_sm, encode_scalar_kernel, scalar_threads(layout), shared));
     }
     return int(std::min<size_t>(n, size_t(sms) * per_sm));
 }
@@ -730,7 +864,11 @@ void encode(
                 encode_workspace_of_block(layout));
     } else {
         allow_shared_memory(encode_scalar_kernel);
-        encode_scalar_kernel<<<blocks, scalar_threads, shared, stream>>>(
+        encode_scalar_kernel<<<
+                blocks,
+                scalar_threads(layout),
+                shared,
+                stream>>>(
                 encoder, x, n, first_row, planes, scales, offsets, refused);
     }
     TQ_CUDA(cudaGetLastError());
@@ -762,6 +900,39 @@ void prepare_queries(
             image,
             factors,
             refused);
+    TQ_CUDA(cudaGetLastError());
+}
+
+void rotate_queries(
+        const Encoder& encoder,
+        const float* x,
+        size_t nq,
+        uint64_t first_row,
+        float* rotated,
+        Refused* refused,
+        cudaStream_t stream) {
+    const size_t shared =
+            2 * shared_vector_size(encoder.layout.d) * sizeof(float);
+    allow_shared_memory(rotate_queries_kernel);
+    rotate_queries_kernel<<<nq, query_threads, shared, stream>>>(
+            encoder, x, first_row, rotated, refused);
+    TQ_CUDA(cudaGetLastError());
+}
+
+void prepare_residual_queries(
+        const DeviceLayout& layout,
+        const ResidualQueries& queries,
+        size_t n_slots,
+        int units,
+        int group_size,
+        uint8_t* image,
+        DeviceQueryFactors* factors,
+        cudaStream_t stream) {
+    const size_t shared =
+            shared_vector_size(layout.d) * sizeof(float) + layout.dims;
+    allow_shared_memory(prepare_residual_kernel);
+    prepare_residual_kernel<<<n_slots, query_threads, shared, stream>>>(
+            layout, queries, units, group_size, image, factors);
     TQ_CUDA(cudaGetLastError());
 }
 

@@ -30,6 +30,17 @@ struct Encoder {
     DeviceRotation rotation;
     const float* centre = nullptr; ///< (d,) on the device, or null
     DeviceTrellisTables tables;
+
+    // of vectors in inverted files, else null
+    const uint32_t* lists = nullptr; ///< (n,): `centre` is (lists, d) then
+    const uint32_t* rows = nullptr;  ///< (n,): where the code of each goes
+
+    TQ_HOST_DEVICE const float* centre_of(size_t i) const {
+        return lists ? centre + size_t(lists[i]) * layout.d : centre;
+    }
+    TQ_HOST_DEVICE size_t row_of(size_t i) const {
+        return rows ? rows[i] : i;
+    }
 };
 
 /// bytes in which encode works for one block, and blocks that it has use for
@@ -38,9 +49,10 @@ int encode_blocks(const DeviceLayout& layout, int device, size_t n);
 
 /** @param x          (n, d)
  *  @param first_row  of the input, for `refused`
- *  @param planes     (n, row_size), written
- *  @param scales     (n,), written
- *  @param offsets    (n,), written; null if the codes have none
+ *  @param planes     (rows, row_size), of which n are written, as the two
+ * others
+ *  @param scales     (rows,)
+ *  @param offsets    (rows,); null if the codes have none
  *  @param workspace  blocks times encode_workspace_of_block bytes */
 void encode(
         const Encoder& encoder,
@@ -85,6 +97,40 @@ void prepare_queries(
         uint8_t* image,
         DeviceQueryFactors* factors,
         Refused* refused,
+        cudaStream_t stream);
+
+/** P x of queries.
+ * @param x        (nq, d)
+ * @param rotated  (nq, d), written */
+void rotate_queries(
+        const Encoder& encoder,
+        const float* x,
+        size_t nq,
+        uint64_t first_row,
+        float* rotated,
+        Refused* refused,
+        cudaStream_t stream);
+
+/// queries relative to the centres of lists, one of each in a slot
+struct ResidualQueries {
+    const float* rotated; ///< (nq, d)
+    const float* centres; ///< (lists, d), rotated
+    const uint32_t* list_of_slot;
+    const uint32_t* query_of_slot; ///< no_query: the slot is empty
+};
+
+constexpr uint32_t no_query = ~uint32_t(0);
+
+/** The rest of what prepare_queries does.
+ * @param n_slots  multiple of 8, and of group_size */
+void prepare_residual_queries(
+        const DeviceLayout& layout,
+        const ResidualQueries& queries,
+        size_t n_slots,
+        int units,
+        int group_size,
+        uint8_t* image,
+        DeviceQueryFactors* factors,
         cudaStream_t stream);
 
 /** Between codes as the CPU has them and codes on the device. Nothing is

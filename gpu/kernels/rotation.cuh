@@ -21,18 +21,18 @@ struct DeviceRotation {
 
 /// floats of a SharedVector
 TQ_HOST_DEVICE constexpr int shared_vector_size(int d) {
-    return d + (d + 7) / 8;
+    return d + (d + 31) / 32;
 }
 
 #ifdef __CUDACC__
 
-/** A vector in shared memory, with a gap after every eight floats, so that
- * threads whose elements are eight apart use different banks. */
+/** A vector in shared memory, with a gap after every 32 floats, so that threads
+ * whose elements are 32 apart use different banks. */
 struct SharedVector {
     float* data;
 
     __device__ float& operator[](int i) const {
-        return data[i + (i >> 3)];
+        return data[i + (i >> 5)];
     }
 };
 
@@ -80,7 +80,7 @@ __device__ void butterflies(float (&v)[radix], int rows) {
  * the last group there may be fewer. */
 template <int h, int radix>
 __device__ void hadamard_stages(SharedVector x, int d) {
-    constexpr int stride = h < 8 ? h : h + h / 8; // in memory
+    constexpr int stride = h < 32 ? h : h + h / 32; // in memory
     const unsigned n_items = (d + radix * h - 1) / (radix * h) * h;
     for (unsigned item = threadIdx.x; item < n_items; item += blockDim.x) {
         const int begin = item / h * radix * h;
@@ -114,10 +114,14 @@ __device__ void hadamard_stages(SharedVector x, int d) {
     __syncthreads();
 }
 
-/// up to three stages, as many as d has from h on
+/// up to five stages, as many as d has from h on
 template <int h>
 __device__ void hadamard_pass(SharedVector x, int d) {
-    if (d >= 8 * h) {
+    if (d >= 32 * h) {
+        hadamard_stages<h, 32>(x, d);
+    } else if (d >= 16 * h) {
+        hadamard_stages<h, 16>(x, d);
+    } else if (d >= 8 * h) {
         hadamard_stages<h, 8>(x, d);
     } else if (d >= 4 * h) {
         hadamard_stages<h, 4>(x, d);
@@ -162,10 +166,8 @@ __device__ inline void rotate(
         }
         __syncthreads();
         hadamard_pass<1>(to, d);
-        hadamard_pass<8>(to, d);
-        hadamard_pass<64>(to, d);
-        hadamard_pass<512>(to, d);
-        hadamard_pass<4096>(to, d);
+        hadamard_pass<32>(to, d);
+        hadamard_pass<1024>(to, d);
     }
 }
 
@@ -184,6 +186,7 @@ __device__ inline void rotate_direction(
         SharedVector y,
         double& norm,
         double& along) {
+    __shared__ double factor; // of which a division is not made by each thread
     for (int i = threadIdx.x; i < r.d; i += blockDim.x) {
         x[i] = centre ? v[i] - centre[i] : v[i];
     }
@@ -192,6 +195,7 @@ __device__ inline void rotate_direction(
         const double squared = warp_dot(x, x, r.d);
         if (threadIdx.x == 0) {
             norm = sqrt(squared);
+            factor = norm > 0 ? 1 / norm : 0;
         }
         if (centre) {
             const double product = warp_dot(x, centre, r.d);
@@ -201,7 +205,6 @@ __device__ inline void rotate_direction(
         }
     }
     __syncthreads();
-    const double factor = norm > 0 ? 1 / norm : 0;
     for (int i = threadIdx.x; i < r.d; i += blockDim.x) {
         x[i] = float(x[i] * factor);
     }

@@ -71,9 +71,49 @@ bool fits(const DeviceLayout& layout, int group_tiles, int device) {
     return image_size(layout, group_tiles) + others <= size_t(available);
 }
 
+/// all slices, as ScanPlan has them
+struct Slices {
+    size_t padded_nq;
+    int n_slices;
+
+    __device__ int count(size_t) const {
+        return n_slices;
+    }
+    __device__ size_t reservoir(size_t q, int i) const {
+        return i * padded_nq + q;
+    }
+    __device__ int64_t label(Entry entry) const {
+        return uint32_t(entry);
+    }
+    __device__ bool is_less(Entry a, Entry b) const {
+        return a < b;
+    }
+};
+
+struct Tasks {
+    ReservoirsOfQueries of_queries;
+
+    __device__ int count(size_t q) const {
+        return of_queries.begins[q + 1] - of_queries.begins[q];
+    }
+    __device__ size_t reservoir(size_t q, int i) const {
+        return of_queries.reservoirs[of_queries.begins[q] + i];
+    }
+    __device__ int64_t label(Entry entry) const {
+        return of_queries.ids[uint32_t(entry)];
+    }
+    __device__ bool is_less(Entry a, Entry b) const {
+        if (a >> 32 != b >> 32 || a == no_entry || b == no_entry) {
+            return a < b;
+        }
+        return label(a) < label(b);
+    }
+};
+
+template <class Sources>
 __global__ void __launch_bounds__(merge_threads) merge_kernel(
         Reservoirs r,
-        ScanPlan plan,
+        Sources sources,
         bool is_l2,
         int k_out,
         int buffer_size,
@@ -81,7 +121,7 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
         int64_t* labels) {
     extern __shared__ Entry buffer[];
     __shared__ int count;
-    const size_t q = blockIdx.x, padded_nq = plan.padded_nq();
+    const size_t q = blockIdx.x;
     Entry last = r.thresholds[q];
     if (threadIdx.x == 0) {
         count = 0;
@@ -98,9 +138,12 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
             buffer[i] = no_entry;
         }
         __syncthreads();
-        block_sort(buffer, size);
+        block_sort(buffer, size, [&](Entry a, Entry b) {
+            return sources.is_less(a, b);
+        });
         if (r.k > 0 && n >= r.k) {
-            last = min(last, buffer[r.k - 1]);
+            // one of the same key may be better by its id
+            last = min(last, buffer[r.k - 1] | ~uint32_t(0));
         }
         __syncthreads();
         if (threadIdx.x == 0) {
@@ -108,18 +151,21 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
         }
         __syncthreads();
     };
-    // a slice has at most k
-    const int total = plan.n_slices * r.k;
+    // a reservoir has at most k
+    const int total = sources.count(q) * r.k;
     for (int begin = 0; begin < total; begin += merge_batch * merge_threads) {
         Entry loaded[merge_batch];
 #pragma unroll
         for (int b = 0; b < merge_batch; b++) {
+            loaded[b] = no_entry;
             const int i = begin + b * merge_threads + threadIdx.x;
-            const int rank = i % r.k;
-            const size_t reservoir = i / r.k * padded_nq + q;
-            loaded[b] = i < total && rank < r.counts[reservoir]
-                    ? r.entries[reservoir * r.capacity + rank]
-                    : no_entry;
+            if (i < total) {
+                const int rank = i % r.k;
+                const size_t reservoir = sources.reservoir(q, i / r.k);
+                if (rank < r.counts[reservoir]) {
+                    loaded[b] = r.entries[reservoir * r.capacity + rank];
+                }
+            }
         }
 #pragma unroll
         for (int b = 0; b < merge_batch; b++) {
@@ -140,8 +186,30 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
         distances[q * k_out + i] = !is_l2 ? 0.0f - key
                 : is_found                ? fmaxf(key, 0.0f)
                                           : FLT_MAX;
-        labels[q * k_out + i] = is_found ? int64_t(uint32_t(buffer[i])) : -1;
+        labels[q * k_out + i] = is_found ? sources.label(buffer[i]) : -1;
     }
+}
+
+template <class Sources>
+void merge(
+        const Reservoirs& reservoirs,
+        const Sources& sources,
+        size_t nq,
+        bool is_l2,
+        int k_out,
+        float* distances,
+        int64_t* labels,
+        cudaStream_t stream) {
+    // the k best, and a batch
+    int buffer_size = 2 * merge_batch * merge_threads;
+    while (buffer_size < 2 * reservoirs.k) {
+        buffer_size *= 2;
+    }
+    const size_t shared = buffer_size * sizeof(Entry);
+    allow_shared_memory(merge_kernel<Sources>);
+    merge_kernel<<<nq, merge_threads, shared, stream>>>(
+            reservoirs, sources, is_l2, k_out, buffer_size, distances, labels);
+    TQ_CUDA(cudaGetLastError());
 }
 
 void launch(const ScanArgs& args, const ScanPlan& plan, cudaStream_t stream) {
@@ -149,14 +217,16 @@ void launch(const ScanArgs& args, const ScanPlan& plan, cudaStream_t stream) {
     const ScanKernel kernel = kernel_of(layout, plan);
     const size_t shared = image_size(layout, plan.group_tiles);
     allow_shared_memory(kernel);
-    kernel<<<plan.n_groups * plan.n_slices, threads_of(plan), shared, stream>>>(
-            args);
+    const int blocks = args.tasks.tasks ? int(args.tasks.n)
+                                        : plan.n_groups * plan.n_slices;
+    kernel<<<blocks, threads_of(plan), shared, stream>>>(args);
     TQ_CUDA(cudaGetLastError());
 }
 
 ScanArgs make_args(
         const DeviceCodes& codes,
         const ScanPlan& plan,
+        const ScanTasks& tasks,
         const uint8_t* image,
         const DeviceQueryFactors* factors) {
     ScanArgs args;
@@ -165,20 +235,36 @@ ScanArgs make_args(
     args.factors = factors;
     args.n_groups = plan.n_groups;
     args.slice_rows = plan.slice_rows;
-    args.padded_nq = plan.padded_nq();
+    args.tasks = tasks;
     return args;
 }
 
 } // namespace
 
-ScanPlan plan_scan(
+int blocks_at_once(
         const DeviceLayout& layout,
-        uint32_t n,
-        size_t nq,
+        const ScanPlan& plan,
+        int device) {
+    const ScanKernel kernel = kernel_of(layout, plan);
+    allow_shared_memory(kernel);
+    int sms = 0, per_sm = 0;
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &sms, cudaDevAttrMultiProcessorCount, device));
+    TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+            &per_sm,
+            kernel,
+            threads_of(plan),
+            image_size(layout, plan.group_tiles)));
+    return sms * per_sm;
+}
+
+ScanPlan plan_list_scan(
+        const DeviceLayout& layout,
+        double queries_of_list,
         int device) {
     ScanPlan plan;
     for (const int tiles : {4, 8, 16}) {
-        if (nq > size_t(4 * tiles) && nq > 8 && fits(layout, tiles, device)) {
+        if (queries_of_list > 4 * tiles && fits(layout, tiles, device)) {
             plan.group_tiles = tiles;
         }
     }
@@ -191,20 +277,20 @@ ScanPlan plan_scan(
            layout.dims % (2 * plan.units * dims_unit) == 0) {
         plan.units *= 2;
     }
-    plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
+    return plan;
+}
 
-    const ScanKernel kernel = kernel_of(layout, plan);
-    const size_t shared = image_size(layout, plan.group_tiles);
-    allow_shared_memory(kernel);
-    int sms = 0, per_sm = 0;
-    TQ_CUDA(cudaDeviceGetAttribute(
-            &sms, cudaDevAttrMultiProcessorCount, device));
-    TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-            &per_sm, kernel, threads_of(plan), shared));
+ScanPlan plan_scan(
+        const DeviceLayout& layout,
+        uint32_t n,
+        size_t nq,
+        int device) {
+    ScanPlan plan = plan_list_scan(layout, double(nq), device);
+    plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
     // Blocks come in waves of all that run at once. Until a block's thresholds
     // are good, it works for longer: as if it had so many rows more.
     constexpr double start = 8192;
-    const int at_once = sms * per_sm;
+    const int at_once = blocks_at_once(layout, plan, device);
     const uint32_t rows = max_round_rows;
     const int most = int(std::clamp<uint32_t>(
             n / (4 * rows), 1, ceil_div(4 * at_once, plan.n_groups)));
@@ -230,16 +316,15 @@ size_t reservoir_capacity(int k) {
 void scan_top_k(
         const DeviceCodes& codes,
         const ScanPlan& plan,
+        const ScanTasks& tasks,
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs,
+        size_t nq,
         cudaStream_t stream) {
     TQ_CUDA(cudaMemsetAsync(
-            reservoirs.thresholds,
-            0xff,
-            plan.padded_nq() * sizeof(Entry),
-            stream));
-    ScanArgs args = make_args(codes, plan, image, factors);
+            reservoirs.thresholds, 0xff, nq * sizeof(Entry), stream));
+    ScanArgs args = make_args(codes, plan, tasks, image, factors);
     args.reservoirs = reservoirs;
     launch(args, plan, stream);
 }
@@ -247,13 +332,15 @@ void scan_top_k(
 void scan_range(
         const DeviceCodes& codes,
         const ScanPlan& plan,
+        const ScanTasks& tasks,
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const RangeSink& sink,
+        size_t nq,
         cudaStream_t stream) {
     TQ_CUDA(cudaMemsetAsync(
-            sink.counts, 0, plan.padded_nq() * sizeof(sink.counts[0]), stream));
-    ScanArgs args = make_args(codes, plan, image, factors);
+            sink.counts, 0, nq * sizeof(sink.counts[0]), stream));
+    ScanArgs args = make_args(codes, plan, tasks, image, factors);
     args.range = sink;
     launch(args, plan, stream);
 }
@@ -267,16 +354,21 @@ void merge_slices(
         float* distances,
         int64_t* labels,
         cudaStream_t stream) {
-    // the k best, and a batch
-    int buffer_size = 2 * merge_batch * merge_threads;
-    while (buffer_size < 2 * reservoirs.k) {
-        buffer_size *= 2;
-    }
-    const size_t shared = buffer_size * sizeof(Entry);
-    allow_shared_memory(merge_kernel);
-    merge_kernel<<<nq, merge_threads, shared, stream>>>(
-            reservoirs, plan, is_l2, k_out, buffer_size, distances, labels);
-    TQ_CUDA(cudaGetLastError());
+    const Slices slices = {plan.padded_nq(), plan.n_slices};
+    merge(reservoirs, slices, nq, is_l2, k_out, distances, labels, stream);
+}
+
+void merge_tasks(
+        const Reservoirs& reservoirs,
+        const ReservoirsOfQueries& of_queries,
+        size_t nq,
+        bool is_l2,
+        int k_out,
+        float* distances,
+        int64_t* labels,
+        cudaStream_t stream) {
+    const Tasks tasks = {of_queries};
+    merge(reservoirs, tasks, nq, is_l2, k_out, distances, labels, stream);
 }
 
 } // namespace gpu

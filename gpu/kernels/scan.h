@@ -1,6 +1,7 @@
 #pragma once
 
-/** Search of all codes for all queries of a page.
+/** Search of codes for the queries of a page: of all of them, or, in inverted
+ * files, of the lists that a query probes.
  *
  * A block keeps the images of a group of queries in shared memory, and goes
  * through a slice of the codes in rounds; each of its warps decodes the rows
@@ -32,6 +33,9 @@ struct DeviceCodes {
     uint32_t n = 0;
 };
 
+/// rows that a block goes through in a round, at most
+constexpr int max_round_rows = 256;
+
 /// how a page of queries is cut into blocks
 struct ScanPlan {
     int units = 1;       ///< of Fragment
@@ -55,6 +59,34 @@ ScanPlan plan_scan(
         size_t nq,
         int device);
 
+/// what a block does in inverted files: a part of a list, for a group of slots
+struct ScanTask {
+    uint32_t begin, end; ///< rows
+    uint32_t first_slot;
+};
+
+/// blocks of inverted files
+struct ScanTasks {
+    const ScanTask* tasks = nullptr; ///< (n,); null: as ScanPlan has it
+    uint32_t n = 0;
+    /// the query whose factors and image are in a slot, or no_query
+    const uint32_t* query_of_slot = nullptr;
+};
+
+/** How lists are searched for groups of slots: n_slices and slice_rows are left
+ * out.
+ * @param queries_of_list  on average */
+ScanPlan plan_list_scan(
+        const DeviceLayout& layout,
+        double queries_of_list,
+        int device);
+
+/// how many blocks of a plan run at once
+int blocks_at_once(
+        const DeviceLayout& layout,
+        const ScanPlan& plan,
+        int device);
+
 /// Entries that a reservoir holds. k: at most max_k
 size_t reservoir_capacity(int k);
 
@@ -63,9 +95,9 @@ constexpr int max_k = 2048;
 struct Reservoirs {
     int k = 0;
     int capacity = 0;
-    Entry* entries = nullptr;    ///< (n_slices, padded_nq, capacity)
-    uint32_t* counts = nullptr;  ///< (n_slices, padded_nq)
-    Entry* thresholds = nullptr; ///< (padded_nq,): the last entry of interest
+    Entry* entries = nullptr;    ///< (blocks, group_size, capacity)
+    uint32_t* counts = nullptr;  ///< (blocks, group_size)
+    Entry* thresholds = nullptr; ///< (nq,): the last entry of interest
 
     /// entries from which a reservoir is thinned out before the next rows: the
     /// sooner, the fewer entries are taken in by old thresholds
@@ -83,21 +115,27 @@ struct RangeSink {
     Entry* entries = nullptr;                   ///< null: only count
 };
 
-/// the k best of each slice
+/** The k best of each slice, or task.
+ * @param nq  thresholds */
 void scan_top_k(
         const DeviceCodes& codes,
         const ScanPlan& plan,
+        const ScanTasks& tasks,
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs,
+        size_t nq,
         cudaStream_t stream);
 
+/// @param nq  counts
 void scan_range(
         const DeviceCodes& codes,
         const ScanPlan& plan,
+        const ScanTasks& tasks,
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const RangeSink& sink,
+        size_t nq,
         cudaStream_t stream);
 
 /** The k best of all slices.
@@ -106,6 +144,24 @@ void scan_range(
 void merge_slices(
         const Reservoirs& reservoirs,
         const ScanPlan& plan,
+        size_t nq,
+        bool is_l2,
+        int k_out,
+        float* distances,
+        int64_t* labels,
+        cudaStream_t stream);
+
+/// where the results of a query are
+struct ReservoirsOfQueries {
+    const uint32_t* begins;     ///< (nq + 1,) of each query in `reservoirs`
+    const uint32_t* reservoirs; ///< block * group_size + place in the group
+    const int64_t* ids;         ///< of rows
+};
+
+/// the k best of all tasks, by key, then by id; otherwise as merge_slices
+void merge_tasks(
+        const Reservoirs& reservoirs,
+        const ReservoirsOfQueries& of_queries,
         size_t nq,
         bool is_l2,
         int k_out,

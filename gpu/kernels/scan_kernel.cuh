@@ -37,8 +37,8 @@ constexpr int steps_ahead(int nbits, int units, int group_tiles) {
     return group_tiles > 1 || words > 8 ? 1 : 16 / words;
 }
 
-/// rows of a block in a round, at most, and from one check to the next
-constexpr int max_round_rows = 256, max_check_rows = 512;
+/// rows of a block from one check to the next, at most
+constexpr int max_check_rows = 512;
 
 constexpr int max_group = 128;
 
@@ -48,7 +48,7 @@ struct ScanArgs {
     const DeviceQueryFactors* factors;
     int n_groups;
     uint32_t slice_rows;
-    size_t padded_nq;
+    ScanTasks tasks;
     Reservoirs reservoirs; ///< k is 0 in a range search
     RangeSink range;
 };
@@ -109,8 +109,30 @@ struct GroupState {
     Entry last[group_size];     ///< the last entry of interest
     float last_key[group_size]; ///< its key
     DeviceQueryFactors factors[group_size];
-    int counts[group_size]; ///< of the reservoirs
+    int counts[group_size];       ///< of the reservoirs
+    uint32_t queries[group_size]; ///< of the page
 };
+
+/// without tasks: groups of the first slice, of the next, ..
+__device__ inline ScanTask task_of_block(const ScanArgs& args, int group_size) {
+    if (args.tasks.tasks) {
+        return args.tasks.tasks[blockIdx.x];
+    }
+    const uint32_t group = blockIdx.x % args.n_groups;
+    const uint32_t begin = blockIdx.x / args.n_groups * args.slice_rows;
+    return {begin,
+            begin + min(args.slice_rows, args.codes.n - begin),
+            group * group_size};
+}
+
+/// any for an empty slot, where nothing is found
+__device__ inline uint32_t query_of_slot(const ScanArgs& args, uint32_t slot) {
+    if (!args.tasks.query_of_slot) {
+        return slot;
+    }
+    const uint32_t query = args.tasks.query_of_slot[slot];
+    return query == no_query ? 0 : query;
+}
 
 __device__ __noinline__ inline void collect(
         const RangeSink& range,
@@ -129,7 +151,6 @@ __device__ __noinline__ void thin_out(
         const Reservoirs& r,
         GroupState<group_size>& state,
         Entry* reservoirs,
-        size_t first_query,
         int limit) {
     __shared__ uint32_t histograms[warps][radix_size];
     const int warp = threadIdx.x / 32;
@@ -146,7 +167,8 @@ __device__ __noinline__ void thin_out(
             if (last < state.last[q]) {
                 state.last[q] = last;
                 state.last_key[q] = entry_key(last);
-                atomicMin(&r.thresholds[first_query + q], last);
+                // one of the same key may be better by its id
+                atomicMin(&r.thresholds[state.queries[q]], last | ~uint32_t(0));
             }
         }
         __syncwarp();
@@ -173,23 +195,23 @@ __global__ void __launch_bounds__(
     const DeviceLayout& layout = codes.layout;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int t = lane % 4, g = lane / 4;
-    const int group = blockIdx.x % args.n_groups;
-    const uint32_t slice = blockIdx.x / args.n_groups;
-    const size_t first_query = size_t(group) * group_size;
+    const ScanTask task = task_of_block(args, group_size);
     const int steps = layout.dims / (dims_unit * units);
     const int fragments = layout.dims / 64;
     const bool is_top_k = args.reservoirs.k > 0;
     Entry* reservoirs = args.reservoirs.entries +
-            (slice * args.padded_nq + first_query) * args.reservoirs.capacity;
+            size_t(blockIdx.x) * group_size * args.reservoirs.capacity;
 
     const uint4* group_image = reinterpret_cast<const uint4*>(
-            args.image + first_query * layout.dims);
+            args.image + size_t(task.first_slot) * layout.dims);
     for (int i = threadIdx.x; i < group_size * layout.dims / 16;
          i += Shape::threads) {
         image[i] = group_image[i];
     }
     for (int q = threadIdx.x; q < group_size; q += Shape::threads) {
-        state.factors[q] = args.factors[first_query + q];
+        const uint32_t slot = task.first_slot + q;
+        state.factors[q] = args.factors[slot];
+        state.queries[q] = query_of_slot(args, slot);
         state.counts[q] = 0;
         // keys that are not finite are never of interest
         state.last[q] = no_entry;
@@ -200,8 +222,7 @@ __global__ void __launch_bounds__(
     }
     __syncthreads();
 
-    const uint32_t begin = slice * args.slice_rows;
-    const uint32_t end = begin + min(args.slice_rows, codes.n - begin);
+    const uint32_t begin = task.begin, end = task.end;
     // what is loaded of the rows of the next steps
     constexpr int ahead = steps_ahead(nbits, units, group_tiles);
     typename Decoder::Raw loaded[ahead][n_row_tiles][2];
@@ -241,7 +262,7 @@ __global__ void __launch_bounds__(
         Entry shared_last = no_entry;
         if (is_top_k && threadIdx.x < group_size) {
             shared_last = *const_cast<volatile Entry*>(
-                    &args.reservoirs.thresholds[first_query + threadIdx.x]);
+                    &args.reservoirs.thresholds[state.queries[threadIdx.x]]);
         }
 
         int sums[n_row_tiles][group_tiles * 4] = {};
@@ -353,7 +374,7 @@ __global__ void __launch_bounds__(
                                     first_row + m * tile_rows + i * 8 + g;
                             if (!is_top_k) {
                                 collect(args.range,
-                                        first_query + query,
+                                        state.queries[query],
                                         key,
                                         row);
                                 continue;
@@ -387,7 +408,6 @@ __global__ void __launch_bounds__(
                         args.reservoirs,
                         state,
                         reservoirs,
-                        first_query,
                         (args.reservoirs.k + limit) / 2);
             }
         } else {
@@ -398,13 +418,9 @@ __global__ void __launch_bounds__(
     if (is_top_k) {
         __syncthreads();
         thin_out<group_size, Shape::warps>(
-                args.reservoirs,
-                state,
-                reservoirs,
-                first_query,
-                args.reservoirs.k);
+                args.reservoirs, state, reservoirs, args.reservoirs.k);
         for (int q = threadIdx.x; q < group_size; q += Shape::threads) {
-            args.reservoirs.counts[slice * args.padded_nq + first_query + q] =
+            args.reservoirs.counts[size_t(blockIdx.x) * group_size + q] =
                     state.counts[q];
         }
     }

@@ -141,15 +141,17 @@ __device__ inline int warp_keep(Entry* entries, int n, Entry last) {
     return kept;
 }
 
-/// ascending, by the block. n: a power of two
-__device__ inline void block_sort(Entry* entries, int n) {
+/// in the order of less(a, b), by the block. n: a power of two
+template <class Less>
+__device__ inline void block_sort(Entry* entries, int n, Less less) {
     for (int size = 2; size <= n; size *= 2) {
         for (int distance = size / 2; distance > 0; distance /= 2) {
             for (int i = threadIdx.x; i < n / 2; i += blockDim.x) {
                 const int a = (i / distance) * 2 * distance + i % distance;
                 const int b = a + distance;
                 const Entry x = entries[a], y = entries[b];
-                if ((x > y) == ((a & size) == 0)) {
+                const bool ascends = (a & size) == 0;
+                if (ascends ? less(y, x) : less(x, y)) {
                     entries[a] = y;
                     entries[b] = x;
                 }

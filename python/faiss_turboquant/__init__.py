@@ -47,6 +47,7 @@ from ._functions import (
     write_index,
 )
 from .gpu import (
+    GpuIndexIVFTurboQuant,
     GpuIndexTurboQuant,
     GpuMultipleClonerOptions,
     StandardGpuResources,
@@ -76,6 +77,7 @@ __all__ = [
     "CodecType_Prod",
     "CodecType_Scaled",
     "Description",
+    "GpuIndexIVFTurboQuant",
     "GpuIndexTurboQuant",
     "GpuMultipleClonerOptions",
     "IndexIVFTurboQuant",

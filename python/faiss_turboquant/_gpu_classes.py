@@ -7,40 +7,48 @@ import contextlib
 import operator
 
 import faiss
+import numpy as np
 from faiss import class_wrappers
 
 from . import swigfaiss_turboquant_gpu as _swig_gpu
 from ._device_arrays import library_of
 from .swigfaiss_turboquant import (
+    IndexIVFTurboQuant,
     IndexTurboQuant,
     RotationType_Hadamard,
     TurboQuantizer,
 )
-from .swigfaiss_turboquant_gpu import GpuIndexTurboQuant, StandardGpuResources
+from .swigfaiss_turboquant_gpu import (
+    GpuIndexIVFTurboQuant,
+    GpuIndexTurboQuant,
+    StandardGpuResources,
+)
 
 
-def _error(method, text):
-    return RuntimeError(f"GpuIndexTurboQuant.{method}: {text}")
+def _error(self, method, text):
+    return RuntimeError(f"{type(self).__name__}.{method}: {text}")
 
 
 def _check_vectors(self, method, x):
     shape = getattr(x, "shape", None)
     if shape is None:
         raise _error(
+            self,
             method,
             f"x is a {type(x).__name__}, expected an array of shape "
             f"(n, {self.d})",
         )
     if len(shape) != 2 or shape[1] != self.d:
         raise _error(
+            self,
             method, f"x has shape {tuple(shape)}, expected (n, {self.d})"
         )
 
 
-def _check_k(method, k):
+def _check_k(self, method, k):
     k = operator.index(k)
     if k < 1:
-        raise _error(method, f"k = {k}, expected at least 1")
+        raise _error(self, method, f"k = {k}, expected at least 1")
     return k
 
 
@@ -50,12 +58,13 @@ _POINTERS = {
 }
 
 
-def _pointer(method, name, library, x, shape, dtype):
+def _pointer(self, method, name, library, x, shape, dtype):
     """To the elements of an array, for a function of C++."""
     view = library.view(x)
     if (view.shape, view.dtype) != (shape, dtype) or not view.is_contiguous:
         layout = "" if view.is_contiguous else ", not C-contiguous"
         raise _error(
+            self,
             method,
             f"{name} has shape {view.shape} and dtype {view.dtype}{layout}, "
             f"expected {shape} and C-contiguous {dtype}",
@@ -87,15 +96,15 @@ def _input(self, method, x):
     library = library_of(x)
     x = library.as_float32(x)
     pointer = _pointer(
-        method, "x", library, x, (x.shape[0], self.d), "float32"
+        self, method, "x", library, x, (x.shape[0], self.d), "float32"
     )
     return x, library, pointer
 
 
-def _output(method, name, library, array, shape, dtype):
+def _output(self, method, name, library, array, shape, dtype):
     if array is None:
         array = library.empty(shape, dtype)
-    return array, _pointer(method, name, library, array, shape, dtype)
+    return array, _pointer(self, method, name, library, array, shape, dtype)
 
 
 ######################################################
@@ -126,7 +135,21 @@ nor waited for on the host; results of PyTorch and CuPy come as theirs, on the
 device, in the order of the current stream; to others as numpy's.
 """
 
+GpuIndexIVFTurboQuant.__doc__ = """An `IndexIVFTurboQuant` with its lists on a GPU.
+
+It returns the ids and distances of the index on the CPU, bit for bit, for k up
+to 2048, and takes the same arrays as a `GpuIndexTurboQuant`. The coarse
+quantizer stays on the CPU, but for one that is an `IndexTurboQuant`
+("IVF4096(TQ4),TQ4").
+
+Attributes
+----------
+nprobe : int
+    lists that a search looks into for each query
+"""
+
 _cpp_init = GpuIndexTurboQuant.__init__
+_cpp_ivf_init = GpuIndexIVFTurboQuant.__init__
 
 
 def _init(
@@ -161,6 +184,45 @@ def _init(
         _cpp_init(self, on_device, *map(operator.index, integers))
 
 
+def _ivf_init(
+    self,
+    resources,
+    index_or_quantizer,
+    d=None,
+    nlist=None,
+    nbits=4,
+    metric=faiss.METRIC_L2,
+    rotation_type=RotationType_Hadamard,
+    seed=TurboQuantizer.default_seed,
+    memory=0,
+    *,
+    device=0,
+):
+    """A copy of an index on the CPU, or an empty one.
+
+    Parameters
+    ----------
+    resources : StandardGpuResources
+    index_or_quantizer : faiss.IndexIVFTurboQuant, or another faiss.Index
+        the index, or the coarse quantizer
+    d, nlist : int
+        of an empty index: dimension of the vectors, number of lists
+    nbits, metric, rotation_type, seed, memory
+        of an empty index; as of `faiss.IndexIVFTurboQuant`
+    device : int
+        number of the GPU
+    """
+    on_device = resources.getResources(operator.index(device))
+    if isinstance(index_or_quantizer, IndexIVFTurboQuant):
+        _cpp_ivf_init(self, on_device, index_or_quantizer)
+        return
+    integers = (d, nlist, nbits, metric, rotation_type, seed, memory)
+    _cpp_ivf_init(
+        self, on_device, index_or_quantizer, *map(operator.index, integers)
+    )
+    class_wrappers.add_to_referenced_objects(self, index_or_quantizer)
+
+
 def _take_vectors(self, method, x):
     """faiss.Index.add or train."""
     _check_vectors(self, method, x)
@@ -184,7 +246,8 @@ def _add(self, x):
 
 
 def _train(self, x):
-    """Set the centre to the mean of x. Optional.
+    """Set the centre to the mean of x, which is optional; of inverted files,
+    train the coarse quantizer.
 
     Parameters
     ----------
@@ -192,6 +255,32 @@ def _train(self, x):
         float32, on the host or the device
     """
     _take_vectors(self, "train", x)
+
+
+def _add_with_ids(self, x, ids):
+    """Add vectors.
+
+    Parameters
+    ----------
+    x : array, shape (n, d)
+        float32, on the host or the device
+    ids : array of numpy, shape (n,)
+        int64
+    """
+    _check_vectors(self, "add_with_ids", x)
+    if library_of(x) is None:
+        faiss.Index.add_with_ids(self, x, ids)
+        return
+    ids = np.ascontiguousarray(ids, dtype="int64")
+    if ids.shape != (x.shape[0],):
+        raise _error(
+            self,
+            "add_with_ids",
+            f"ids has shape {ids.shape}, expected ({x.shape[0]},)",
+        )
+    x, library, pointer = _input(self, "add_with_ids", x)
+    with _in_order(self, library):
+        self.add_with_ids_c(x.shape[0], pointer, faiss.swig_ptr(ids))
 
 
 def _search(self, x, k, *, params=None, D=None, I=None):
@@ -204,7 +293,7 @@ def _search(self, x, k, *, params=None, D=None, I=None):
     k : int
         1 to 2048
     params : faiss.SearchParameters, optional
-        with `sel`
+        with `sel`; of inverted files faiss.SearchParametersIVF, with `nprobe`
     D, I : arrays, shape (nq, k), optional
         float32 and int64, written; where x is
 
@@ -214,15 +303,15 @@ def _search(self, x, k, *, params=None, D=None, I=None):
         distances and ids, nearest first; -1 past the last one
     """
     _check_vectors(self, "search", x)
-    k = _check_k("search", k)
+    k = _check_k(self, "search", k)
     if library_of(x) is None:
         # contrib.torch_utils knows no params
         keywords = {"params": params} if params is not None else {}
         return faiss.Index.search(self, x, k, D=D, I=I, **keywords)
     x, library, pointer = _input(self, "search", x)
     shape = (x.shape[0], k)
-    D, distances = _output("search", "D", library, D, shape, "float32")
-    I, labels = _output("search", "I", library, I, shape, "int64")
+    D, distances = _output(self, "search", "D", library, D, shape, "float32")
+    I, labels = _output(self, "search", "I", library, I, shape, "int64")
     with _in_order(self, library):
         self.search_c(shape[0], pointer, k, distances, labels, params)
     return D, I
@@ -257,7 +346,7 @@ def _range_search(self, x, thresh, *, params=None):
         float32, on the host or the device
     thresh : float
     params : faiss.SearchParameters, optional
-        with `sel`
+        with `sel`; of inverted files faiss.SearchParametersIVF, with `nprobe`
 
     Returns
     -------
@@ -302,7 +391,7 @@ def _reconstruct_n(self, n0=0, ni=-1, x=None):
     if ni == -1:
         ni = self.ntotal - n0
     pointer = _pointer(
-        "reconstruct_n", "x", library, x, (ni, self.d), "float32"
+        self, "reconstruct_n", "x", library, x, (ni, self.d), "float32"
     )
     with _in_order(self, library):
         self.reconstruct_n_c(n0, ni, pointer)
@@ -319,15 +408,23 @@ def _tq(self):
     return tq
 
 
+def _set_methods(index_class, **methods):
+    for name, method in methods.items():
+        method.__name__ = name
+        setattr(index_class, name, method)
+
+
+for _class in (GpuIndexTurboQuant, GpuIndexIVFTurboQuant):
+    _set_methods(
+        _class,
+        add=_add,
+        train=_train,
+        search=_search,
+        assign=_assign,
+        range_search=_range_search,
+    )
 GpuIndexTurboQuant.__init__ = _init
 GpuIndexTurboQuant.tq = property(_tq)
-for _name, _method in (
-    ("add", _add),
-    ("train", _train),
-    ("search", _search),
-    ("assign", _assign),
-    ("range_search", _range_search),
-    ("reconstruct_n", _reconstruct_n),
-):
-    _method.__name__ = _name
-    setattr(GpuIndexTurboQuant, _name, _method)
+_set_methods(GpuIndexTurboQuant, reconstruct_n=_reconstruct_n)
+GpuIndexIVFTurboQuant.__init__ = _ivf_init
+_set_methods(GpuIndexIVFTurboQuant, add_with_ids=_add_with_ids)

@@ -26,8 +26,19 @@ def _need_gpu_part():
 
 
 if _swig_gpu is not None:
-    from ._gpu_classes import GpuIndexTurboQuant, StandardGpuResources
+    from ._gpu_classes import (
+        GpuIndexIVFTurboQuant,
+        GpuIndexTurboQuant,
+        StandardGpuResources,
+    )
 else:
+
+    class GpuIndexIVFTurboQuant:
+        """A `faiss.IndexIVFTurboQuant` with its lists on a GPU; not built
+        here."""
+
+        def __init__(self, *args, **kwargs):
+            _need_gpu_part()
 
     class GpuIndexTurboQuant:
         """A `faiss.IndexTurboQuant` in the memory of a GPU; not built here."""

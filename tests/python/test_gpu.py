@@ -446,6 +446,70 @@ def test_cloning(resources, description):
         assert_same(back.search(xq, K), expected)
 
 
+def make_ivf(description="IVF8,TQ4"):
+    index = faiss.index_factory(D, description)
+    index.train(gaussian(N, D))
+    index.nprobe = 3
+    return index
+
+
+@needs_gpu
+@pytest.mark.parametrize("on_device", [np.asarray, *ON_DEVICE])
+@pytest.mark.parametrize("description", ["IVF8,TQ4", "IVF8(TQ4),TQ2t"])
+def test_inverted_files(resources, description, on_device):
+    index = make_ivf(description)
+    gpu_index = faiss_turboquant.index_cpu_to_gpu(resources, 0, index)
+    assert isinstance(gpu_index, faiss_turboquant.GpuIndexIVFTurboQuant)
+    x, xq = gaussian(N, D), gaussian(NQ, D, 3)
+    index.add(x[:100])
+    gpu_index.add(on_device(x[:100]))
+    ids = np.arange(100, N) * 5
+    index.add_with_ids(x[100:], ids)
+    gpu_index.add_with_ids(on_device(x[100:]), ids)
+    assert gpu_index.ntotal == N
+    assert gpu_index.get_list_size(2) == index.get_list_size(2)
+    queries = on_device(xq)
+    expected = index.search(xq, K)
+    assert gpu_index.nprobe == 3
+    assert_same(gpu_index.search(queries, K), expected)
+    params = faiss.SearchParametersIVF(
+        nprobe=5, sel=faiss.IDSelectorRange(10, 5000)
+    )
+    assert_same(
+        gpu_index.search(queries, K, params=params),
+        index.search(xq, K, params=params),
+    )
+    radius = float(expected[0][0, 3])
+    assert_same(
+        gpu_index.range_search(queries, radius),
+        index.range_search(xq, radius),
+    )
+    assert gpu_index.remove_ids(ids[:50]) == 50
+    index.remove_ids(ids[:50])
+    gpu_index.nprobe = index.nprobe = 8
+    assert_same(gpu_index.search(queries, K), index.search(xq, K))
+    back = faiss_turboquant.index_gpu_to_cpu(gpu_index)
+    assert type(back) is type(index)
+    assert_same(back.search(xq, K), index.search(xq, K))
+
+
+@needs_gpu
+def test_inverted_files_with_a_quantizer_of_their_own(resources):
+    x, xq = gaussian(N, D), gaussian(NQ, D, 3)
+    index = faiss.IndexIVFTurboQuant(faiss.IndexFlatL2(D), D, 8, 2)
+    gpu_index = faiss_turboquant.GpuIndexIVFTurboQuant(
+        resources, faiss.IndexFlatL2(D), D, 8, 2
+    )
+    index.train(x)
+    gpu_index.train(x)
+    index.add(x)
+    gpu_index.add(x)
+    assert_same(gpu_index.search(xq, K), index.search(xq, K))
+    assert gpu_index.parameters().tq.nbits == 2
+    with pytest.raises(RuntimeError, match="IVFTurboQuant.search: x has shape"):
+        gpu_index.search(x[:, :5], K)
+
+
 @needs_gpu
 def test_what_cloning_returns(resources):
     index = faiss.index_factory(D, "IDMap,TQ4")

@@ -1,0 +1,868 @@
+#include <gpu/GpuIndexIVFTurboQuant.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cmath>
+#include <numeric>
+#include <typeinfo>
+
+#include <faiss/impl/AuxIndexStructures.h>
+#include <faiss/impl/FaissAssert.h>
+#include <faiss/impl/IDSelector.h>
+
+#include <faiss_turboquant/IdFilter.h>
+#include <faiss_turboquant/clone_index.h>
+#include <faiss_turboquant/search_pages.h>
+#include <gpu/CodeStorage.h>
+#include <gpu/GpuIndexTurboQuant.h>
+#include <gpu/kernels/cuda_utils.h>
+#include <gpu/range_hits.h>
+#include <gpu/transfers.h>
+
+namespace faiss {
+namespace gpu {
+
+using namespace faiss_turboquant::gpu;
+using faiss_turboquant::clone_index;
+using faiss_turboquant::fill_result;
+using faiss_turboquant::for_each_bit;
+using faiss_turboquant::IdFilter;
+using faiss_turboquant::page_queries;
+using faiss_turboquant::RangeHits;
+using faiss_turboquant::TurboQuantizer;
+
+namespace {
+
+__global__ void scatter_ids_kernel(
+        const int64_t* from,
+        const uint32_t* rows,
+        size_t n,
+        int64_t* ids) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) {
+        ids[rows[i]] = from[i];
+    }
+}
+
+const IVFSearchParameters* check_params(const SearchParameters* params) {
+    if (!params) {
+        return nullptr;
+    }
+    FAISS_THROW_IF_NOT_FMT(
+            typeid(*params) == typeid(IVFSearchParameters),
+            "GpuIndexIVFTurboQuant: search parameters of type %s are not "
+            "supported, only SearchParametersIVF",
+            typeid(*params).name());
+    auto ivf = static_cast<const IVFSearchParameters*>(params);
+    FAISS_THROW_IF_NOT_MSG(
+            ivf->max_codes == 0,
+            "GpuIndexIVFTurboQuant: max_codes is not supported");
+    return ivf;
+}
+
+/** Where the vectors of each list are. The rows of a list follow each other in
+ * the order in which they were added, then there is room for more. */
+struct Lists {
+    explicit Lists(size_t nlist) : begins(nlist), sizes(nlist), rooms(nlist) {}
+
+    /// f(list, row) for each vector
+    template <class F>
+    void for_each_row(F f) const {
+        for (size_t l = 0; l < sizes.size(); l++) {
+            for (uint32_t i = 0; i < sizes[l]; i++) {
+                f(l, begins[l] + i);
+            }
+        }
+    }
+
+    std::vector<uint32_t> begins, sizes, rooms; ///< (nlist,), in rows
+    std::vector<idx_t> ids; ///< of rows; unspecified where there is no vector
+};
+
+/// parts of a list for groups of queries, and where the results of a query are
+struct Probes {
+    /// @param keys  (nq, nprobe); negative ones are skipped
+    Probes(const DeviceLayout& layout,
+           const Lists& lists,
+           const idx_t* keys,
+           size_t nq,
+           size_t nprobe,
+           int device) {
+        const auto& sizes = lists.sizes;
+        const size_t nlist = sizes.size();
+        // the queries of each list
+        std::vector<uint32_t> firsts(nlist + 1);
+        const auto for_each_probe = [&](auto f) {
+            for (size_t i = 0; i < nq * nprobe; i++) {
+                if (keys[i] >= 0 && sizes[keys[i]] > 0) {
+                    f(uint32_t(i / nprobe), keys[i]);
+                }
+            }
+        };
+        for_each_probe([&](uint32_t, idx_t list) { firsts[list + 1]++; });
+        const size_t n_probed = nlist -
+                std::count(firsts.begin() + 1, firsts.end(), uint32_t(0));
+        std::partial_sum(firsts.begin(), firsts.end(), firsts.begin());
+        std::vector<uint32_t> queries(firsts.back());
+        std::vector<uint32_t> at(firsts.begin(), firsts.end() - 1);
+        for_each_probe([&](uint32_t query, idx_t list) {
+            queries[at[list]++] = query;
+        });
+
+        plan = plan_list_scan(
+                layout,
+                double(queries.size()) / std::max<size_t>(1, n_probed),
+                device);
+        const uint32_t group_size = plan.group_size();
+        const auto groups_of = [&](size_t list) {
+            return ceil_div(firsts[list + 1] - firsts[list], group_size);
+        };
+        size_t work = 0;
+        for (size_t l = 0; l < nlist; l++) {
+            work += size_t(groups_of(l)) * sizes[l];
+        }
+        // short enough that all multiprocessors have a part
+        const size_t slice_rows = round_up<size_t>(
+                work / (2 * blocks_at_once(layout, plan, device)) + 1,
+                max_round_rows);
+
+        std::vector<std::vector<uint32_t>> of_query(nq);
+        for (size_t l = 0; l < nlist; l++) {
+            for (uint32_t g = 0; g < groups_of(l); g++) {
+                const uint32_t first = firsts[l] + g * group_size;
+                const uint32_t n = std::min(group_size, firsts[l + 1] - first);
+                const uint32_t first_slot = uint32_t(query_of_slot.size());
+                for (uint32_t i = 0; i < group_size; i++) {
+                    query_of_slot.push_back(
+                            i < n ? queries[first + i] : no_query);
+                    list_of_slot.push_back(uint32_t(l));
+                }
+                for (size_t row = 0; row < sizes[l]; row += slice_rows) {
+                    const uint32_t reservoir =
+                            uint32_t(tasks.size()) * group_size;
+                    for (uint32_t i = 0; i < n; i++) {
+                        of_query[queries[first + i]].push_back(reservoir + i);
+                    }
+                    const size_t end =
+                            std::min<size_t>(row + slice_rows, sizes[l]);
+                    tasks.push_back(
+                            {uint32_t(lists.begins[l] + row),
+                             uint32_t(lists.begins[l] + end),
+                             first_slot});
+                }
+            }
+        }
+        begins_of_queries.push_back(0);
+        for (const auto& of : of_query) {
+            reservoirs.insert(reservoirs.end(), of.begin(), of.end());
+            begins_of_queries.push_back(uint32_t(reservoirs.size()));
+        }
+    }
+
+    size_t n_reservoirs() const {
+        return tasks.size() * plan.group_size();
+    }
+
+    ScanPlan plan;
+    std::vector<uint32_t> query_of_slot, list_of_slot;
+    std::vector<ScanTask> tasks;
+    // as ReservoirsOfQueries
+    std::vector<uint32_t> begins_of_queries, reservoirs;
+};
+
+/// the rows of the vectors of each list
+std::vector<std::vector<uint32_t>> rows_of_lists(const Lists& lists) {
+    std::vector<std::vector<uint32_t>> rows(lists.sizes.size());
+    lists.for_each_row([&](size_t l, uint32_t row) { rows[l].push_back(row); });
+    return rows;
+}
+
+} // namespace
+
+/// all but what Index has
+struct GpuIndexIVFTurboQuant::State {
+    State(const GpuResources& resources,
+          std::unique_ptr<IndexIVFTurboQuant> parameters)
+            : resources(resources),
+              parameters(std::move(parameters)),
+              storage(resources, this->parameters->tq),
+              lists(this->parameters->nlist) {}
+
+    /// @param index  one whose centres are those of `parameters`
+    void upload_centres(const IndexIVFTurboQuant& index) {
+        const size_t d = index.d;
+        const auto padded = index.rotated_centres();
+        const size_t stride = index.tq.rotated_dim();
+        std::vector<float> rotated(index.nlist * d), plain(index.nlist * d);
+        for (size_t l = 0; l < index.nlist; l++) {
+            std::copy_n(&(*padded)[l * stride], d, &rotated[l * d]);
+            index.get_centre(l, &plain[l * d]);
+        }
+        rotated_centres = upload(resources, rotated);
+        centres = upload(resources, plain);
+        resources.synchronize();
+    }
+
+    /** Rearrange rows.
+     * @param rows   of each list, those to keep, in their new order
+     * @param rooms  of each list, at least so many */
+    void rearrange(
+            const std::vector<std::vector<uint32_t>>& rows,
+            std::vector<uint32_t> rooms) {
+        const size_t nlist = rows.size();
+        Lists to(nlist);
+        size_t total = 0;
+        for (size_t l = 0; l < nlist; l++) {
+            to.begins[l] = uint32_t(total);
+            to.sizes[l] = uint32_t(rows[l].size());
+            total += rooms[l];
+            FAISS_THROW_IF_NOT_FMT(
+                    total < CodeStorage::max_rows,
+                    "GpuIndexIVFTurboQuant: %zd vectors are too many",
+                    total);
+        }
+        to.rooms = std::move(rooms);
+        // one more, for vectors that have no list
+        to.ids.resize(total + 1, -1);
+        std::vector<uint32_t> sources(total + 1, CodeStorage::no_source);
+        for (size_t l = 0; l < nlist; l++) {
+            for (size_t i = 0; i < rows[l].size(); i++) {
+                sources[to.begins[l] + i] = rows[l][i];
+                to.ids[to.begins[l] + i] = lists.ids[rows[l][i]];
+            }
+        }
+        DeviceArray<int64_t> ids = upload(resources, to.ids);
+        storage.rearrange(sources);
+        lists = std::move(to);
+        device_ids = std::move(ids);
+    }
+
+    /// room for so many vectors in each list
+    void make_room(const std::vector<uint32_t>& sizes) {
+        bool has_room = !lists.ids.empty();
+        std::vector<uint32_t> rooms = lists.rooms;
+        for (size_t l = 0; l < sizes.size(); l++) {
+            has_room &= sizes[l] <= rooms[l];
+            rooms[l] = std::max(rooms[l], sizes[l]);
+        }
+        if (has_room) {
+            return;
+        }
+        // grow in proportion if there is room for it
+        std::vector<uint32_t> more = rooms;
+        for (size_t l = 0; l < sizes.size(); l++) {
+            if (lists.sizes[l] > 0 && sizes[l] > lists.rooms[l]) {
+                more[l] += rooms[l] / 4 + 1;
+            }
+        }
+        const auto rows = rows_of_lists(lists);
+        try {
+            rearrange(rows, more);
+        } catch (const FaissException&) {
+            rearrange(rows, rooms);
+        }
+    }
+
+    const GpuResources& resources;
+    std::unique_ptr<IndexIVFTurboQuant> parameters;
+    CodeStorage storage;
+    Lists lists;
+    DeviceArray<int64_t> device_ids; ///< Lists::ids
+    // (nlist, d), once they are known
+    DeviceArray<float> centres, rotated_centres;
+};
+
+/// a page of queries on its way to the kernels
+struct GpuIndexIVFTurboQuant::Search {
+    Search(const State& state,
+           const float* x,
+           size_t nq,
+           size_t first_row,
+           const Probes& probes)
+            : state(state),
+              probes(probes),
+              input(state.resources, x, nq * layout().d),
+              rotated(state.resources, nq * layout().d),
+              query_of_slot(upload(state.resources, probes.query_of_slot)),
+              list_of_slot(upload(state.resources, probes.list_of_slot)),
+              tasks(upload(state.resources, probes.tasks)),
+              image(state.resources,
+                    probes.query_of_slot.size() * layout().dims),
+              factors(state.resources, probes.query_of_slot.size()),
+              check(state.resources) {
+        const cudaStream_t stream = state.resources.stream();
+        rotate_queries(
+                state.storage.encoder,
+                input.data,
+                nq,
+                first_row,
+                rotated.data(),
+                check.device.data(),
+                stream);
+        check.fetch();
+        if (is_empty()) {
+            return;
+        }
+        prepare_residual_queries(
+                layout(),
+                {rotated.data(),
+                 state.rotated_centres.data(),
+                 list_of_slot.data(),
+                 query_of_slot.data()},
+                probes.query_of_slot.size(),
+                probes.plan.units,
+                probes.plan.uses_wgmma ? probes.plan.group_size() : 0,
+                image.data(),
+                factors.data(),
+                stream);
+    }
+
+    const DeviceLayout& layout() const {
+        return state.storage.layout();
+    }
+    /// whether there is nothing to scan
+    bool is_empty() const {
+        return probes.tasks.empty();
+    }
+    ScanTasks scan_tasks() const {
+        return {tasks.data(),
+                uint32_t(probes.tasks.size()),
+                query_of_slot.data()};
+    }
+
+    const State& state;
+    const Probes& probes;
+    Input<float> input;
+    DeviceArray<float> rotated;
+    DeviceArray<uint32_t> query_of_slot, list_of_slot;
+    DeviceArray<ScanTask> tasks;
+    DeviceArray<uint8_t> image;
+    DeviceArray<DeviceQueryFactors> factors;
+    InputCheck check;
+};
+
+GpuIndexIVFTurboQuant::GpuIndexIVFTurboQuant(
+        std::shared_ptr<Resources> resources,
+        Index* quantizer,
+        idx_t d,
+        idx_t nlist,
+        int nbits,
+        MetricType metric,
+        faiss_turboquant::RotationType rotation_type,
+        uint64_t seed,
+        int memory)
+        : Index(d, metric), resources_(std::move(resources)) {
+    FAISS_THROW_IF_NOT_MSG(
+            resources_, "GpuIndexIVFTurboQuant: the resources are null");
+    FAISS_THROW_IF_NOT_MSG(
+            quantizer, "GpuIndexIVFTurboQuant: the quantizer is null");
+    const DeviceScope scope(resources_->device);
+    set_state(std::make_unique<State>(
+            *resources_,
+            std::make_unique<IndexIVFTurboQuant>(
+                    quantizer,
+                    d,
+                    nlist,
+                    nbits,
+                    metric,
+                    true,
+                    rotation_type,
+                    seed,
+                    memory)));
+}
+
+GpuIndexIVFTurboQuant::GpuIndexIVFTurboQuant(
+        std::shared_ptr<Resources> resources,
+        const IndexIVFTurboQuant& index)
+        : Index(index.d, index.metric_type), resources_(std::move(resources)) {
+    FAISS_THROW_IF_NOT_MSG(
+            resources_, "GpuIndexIVFTurboQuant: the resources are null");
+    copyFrom(&index);
+}
+
+GpuIndexIVFTurboQuant::~GpuIndexIVFTurboQuant() = default;
+
+int GpuIndexIVFTurboQuant::getDevice() const {
+    return resources_->device;
+}
+
+std::shared_ptr<GpuResources> GpuIndexIVFTurboQuant::getResources() const {
+    return resources_;
+}
+
+const IndexIVFTurboQuant& GpuIndexIVFTurboQuant::parameters() const {
+    return *state_->parameters;
+}
+
+size_t GpuIndexIVFTurboQuant::get_list_size(idx_t list_no) const {
+    FAISS_THROW_IF_NOT_FMT(
+            list_no >= 0 && list_no < idx_t(parameters().nlist),
+            "GpuIndexIVFTurboQuant: there is no list %" PRId64,
+            list_no);
+    return state_->lists.sizes[list_no];
+}
+
+void GpuIndexIVFTurboQuant::set_state(std::unique_ptr<State> state) {
+    state_ = std::move(state);
+    const IndexIVFTurboQuant& parameters = *state_->parameters;
+    d = parameters.d;
+    metric_type = parameters.metric_type;
+    metric_arg = parameters.metric_arg;
+    is_trained = parameters.is_trained;
+    nprobe = parameters.nprobe;
+    ntotal = parameters.ntotal;
+}
+
+void GpuIndexIVFTurboQuant::copyFrom(const IndexIVFTurboQuant* index) {
+    FAISS_THROW_IF_NOT_MSG(index, "GpuIndexIVFTurboQuant: the index is null");
+    const DeviceScope scope(resources_->device);
+    std::unique_ptr<Index> quantizer;
+    if (auto tq = dynamic_cast<const IndexTurboQuant*>(index->quantizer)) {
+        quantizer = std::make_unique<GpuIndexTurboQuant>(resources_, *tq);
+    } else {
+        quantizer.reset(clone_index(index->quantizer));
+    }
+    const TurboQuantizer& tq = index->tq;
+    auto parameters = std::make_unique<IndexIVFTurboQuant>(
+            quantizer.get(),
+            index->d,
+            index->nlist,
+            tq.nbits,
+            index->metric_type,
+            true,
+            tq.rotation.type,
+            tq.rotation.seed,
+            tq.memory(),
+            tq.codec);
+    quantizer.release();
+    parameters->own_fields = true;
+    parameters->tq = tq;
+    parameters->centre_scales = index->centre_scales;
+    parameters->cp = index->cp;
+    parameters->quantizer_trains_alone = index->quantizer_trains_alone;
+    parameters->is_trained = index->is_trained;
+    parameters->metric_arg = index->metric_arg;
+    parameters->nprobe = index->nprobe;
+    parameters->ntotal = index->ntotal;
+    auto state = std::make_unique<State>(*resources_, std::move(parameters));
+    if (index->is_trained) {
+        state->upload_centres(*index);
+    }
+
+    const InvertedLists& from = *index->invlists;
+    std::vector<uint32_t> sizes(index->nlist);
+    for (size_t l = 0; l < index->nlist; l++) {
+        const size_t size = from.list_size(l);
+        FAISS_THROW_IF_NOT_FMT(
+                size < CodeStorage::max_rows,
+                "GpuIndexIVFTurboQuant: list %zd has %zd vectors",
+                l,
+                size);
+        sizes[l] = uint32_t(size);
+    }
+    state->make_room(sizes);
+    Lists& lists = state->lists;
+    for (size_t l = 0; l < index->nlist; l++) {
+        if (sizes[l] == 0) {
+            continue;
+        }
+        InvertedLists::ScopedCodes codes(&from, l);
+        InvertedLists::ScopedIds ids(&from, l);
+        state->storage.import(
+                codes.get(), sizes[l], index->code_size, lists.begins[l]);
+        std::copy_n(ids.get(), sizes[l], &lists.ids[lists.begins[l]]);
+    }
+    lists.sizes = sizes;
+    state->device_ids = upload(*resources_, lists.ids);
+    set_state(std::move(state));
+}
+
+void GpuIndexIVFTurboQuant::copyTo(IndexIVFTurboQuant* index) const {
+    FAISS_THROW_IF_NOT_MSG(index, "GpuIndexIVFTurboQuant: the index is null");
+    const DeviceScope scope(resources_->device);
+    const IndexIVFTurboQuant& from = parameters();
+    std::unique_ptr<Index> quantizer;
+    if (auto gpu = dynamic_cast<const GpuIndexTurboQuant*>(from.quantizer)) {
+        auto on_cpu = std::make_unique<IndexTurboQuant>();
+        gpu->copyTo(on_cpu.get());
+        quantizer = std::move(on_cpu);
+    } else {
+        quantizer.reset(clone_index(from.quantizer));
+    }
+    const Lists& lists = state_->lists;
+    auto invlists =
+            std::make_unique<ArrayInvertedLists>(from.nlist, from.code_size);
+    for (size_t l = 0; l < from.nlist; l++) {
+        const size_t n = lists.sizes[l];
+        if (n == 0) {
+            continue;
+        }
+        std::vector<uint8_t> codes(n * from.code_size);
+        state_->storage.export_rows(
+                lists.begins[l], n, from.code_size, codes.data());
+        invlists->add_entries(l, n, &lists.ids[lists.begins[l]], codes.data());
+    }
+    if (index->own_fields) {
+        delete index->quantizer;
+    }
+    index->quantizer = quantizer.release();
+    index->own_fields = true;
+    index->tq = from.tq;
+    index->code_size = from.code_size;
+    index->centre_scales = from.centre_scales;
+    index->centres_changed();
+    index->nlist = from.nlist;
+    index->cp = from.cp;
+    index->quantizer_trains_alone = from.quantizer_trains_alone;
+    index->replace_invlists(invlists.release(), true);
+    index->direct_map = DirectMap();
+    index->d = d;
+    index->metric_type = metric_type;
+    index->metric_arg = metric_arg;
+    index->is_trained = is_trained;
+    index->nprobe = nprobe;
+    index->ntotal = ntotal;
+}
+
+void GpuIndexIVFTurboQuant::train(idx_t n, const float* x) {
+    const DeviceScope scope(resources_->device);
+    const HostInput on_host(*resources_, x, n * d);
+    IndexIVFTurboQuant& parameters = *state_->parameters;
+    // they decide what train may change
+    parameters.ntotal = ntotal;
+    parameters.train(n, on_host.data);
+    state_->upload_centres(parameters);
+    is_trained = true;
+}
+
+/** The lists that are nearest to vectors, (n, nprobe).
+ * @param x  (n, d), on the host or the device */
+std::vector<idx_t> GpuIndexIVFTurboQuant::find_lists(
+        idx_t n,
+        const float* x,
+        size_t nprobe,
+        const SearchParameters* quantizer_params) const {
+    const Index& quantizer = *parameters().quantizer;
+    std::vector<idx_t> keys(n * nprobe);
+    std::vector<float> distances(keys.size());
+    const auto search = [&](const float* from) {
+        quantizer.search(
+                n,
+                from,
+                nprobe,
+                distances.data(),
+                keys.data(),
+                quantizer_params);
+    };
+    if (dynamic_cast<const GpuIndexTurboQuant*>(&quantizer)) {
+        search(x);
+    } else {
+        search(HostInput(*resources_, x, n * d).data);
+    }
+    for (const idx_t key : keys) {
+        FAISS_THROW_IF_NOT_FMT(
+                key < idx_t(parameters().nlist),
+                "GpuIndexIVFTurboQuant: list %" PRId64 " of %zd is probed",
+                key,
+                parameters().nlist);
+    }
+    return keys;
+}
+
+void GpuIndexIVFTurboQuant::add(idx_t n, const float* x) {
+    add_with_ids(n, x, nullptr);
+}
+
+void GpuIndexIVFTurboQuant::add_with_ids(
+        idx_t n,
+        const float* x,
+        const idx_t* xids) {
+    FAISS_THROW_IF_NOT_MSG(
+            is_trained, "GpuIndexIVFTurboQuant: the index is not trained");
+    FAISS_THROW_IF_NOT_FMT(
+            n >= 0, "GpuIndexIVFTurboQuant: n = %" PRId64 " is negative", n);
+    if (n == 0) {
+        return;
+    }
+    const DeviceScope scope(resources_->device);
+    if (ntotal == 0) {
+        // the quantizer may have been trained, or replaced, elsewhere
+        state_->parameters->centres_changed();
+        state_->upload_centres(parameters());
+    }
+    const std::vector<idx_t> keys = find_lists(n, x, 1, nullptr);
+    std::vector<uint32_t> sizes = state_->lists.sizes;
+    for (const idx_t key : keys) {
+        if (key >= 0) {
+            sizes[key]++;
+        }
+    }
+    state_->make_room(sizes);
+
+    Lists& lists = state_->lists;
+    std::vector<uint32_t> next = lists.sizes;
+    // of vectors without a list: the last row
+    std::vector<uint32_t> rows(n, uint32_t(lists.ids.size() - 1));
+    std::vector<uint32_t> list_nos(n);
+    for (idx_t i = 0; i < n; i++) {
+        if (keys[i] >= 0) {
+            list_nos[i] = uint32_t(keys[i]);
+            rows[i] = lists.begins[keys[i]] + next[keys[i]]++;
+        }
+    }
+    const CodeStorage::Placement placement = {
+            rows.data(), list_nos.data(), state_->centres.data()};
+    state_->storage.encode_rows(x, n, 0, &placement);
+
+    std::vector<idx_t> ids(n);
+    for (idx_t i = 0; i < n; i++) {
+        ids[i] = xids ? xids[i] : ntotal + i;
+    }
+    const auto device_rows = upload(*resources_, rows);
+    const auto new_ids = upload(*resources_, ids);
+    constexpr int threads = 256;
+    scatter_ids_kernel<<<
+            int(ceil_div<idx_t>(n, threads)),
+            threads,
+            0,
+            resources_->stream()>>>(
+            new_ids.data(), device_rows.data(), n, state_->device_ids.data());
+    TQ_CUDA(cudaGetLastError());
+    resources_->synchronize();
+    for (idx_t i = 0; i < n; i++) {
+        lists.ids[rows[i]] = ids[i];
+    }
+    lists.sizes = sizes;
+    ntotal += n;
+}
+
+template <class F>
+void GpuIndexIVFTurboQuant::for_each_page(
+        idx_t n,
+        const float* x,
+        size_t reservoir_size,
+        const IVFSearchParameters* params,
+        F f) const {
+    FAISS_THROW_IF_NOT_MSG(
+            is_trained, "GpuIndexIVFTurboQuant: the index is not trained");
+    const size_t wanted = params ? params->nprobe : nprobe;
+    FAISS_THROW_IF_NOT_MSG(wanted > 0, "GpuIndexIVFTurboQuant: nprobe is 0");
+    const size_t nprobe = std::min(parameters().nlist, wanted);
+    const DeviceLayout& layout = state_->storage.layout();
+    const auto bytes_of = [&](const Probes& probes) {
+        return probes.n_reservoirs() * reservoir_size +
+                probes.query_of_slot.size() * size_t(layout.dims);
+    };
+    for (idx_t first = 0; first < n;) {
+        const idx_t most = std::min(page_queries, n - first);
+        const std::vector<idx_t> keys = find_lists(
+                most,
+                x + first * d,
+                nprobe,
+                params ? params->quantizer_params : nullptr);
+        const idx_t end = first + most;
+        idx_t page = most;
+        while (first < end) {
+            page = std::min(page, end - first);
+            const Probes probes(
+                    layout,
+                    state_->lists,
+                    &keys[(first - (end - most)) * nprobe],
+                    page,
+                    nprobe,
+                    resources_->device);
+            if (page > 1 && bytes_of(probes) > resources_->workspace_limit) {
+                page = (page + 1) / 2;
+                continue;
+            }
+            f(first, page, Search(*state_, x + first * d, page, first, probes));
+            first += page;
+        }
+    }
+}
+
+void GpuIndexIVFTurboQuant::search(
+        idx_t n,
+        const float* x,
+        idx_t k,
+        float* distances,
+        idx_t* labels,
+        const SearchParameters* params_in) const {
+    FAISS_THROW_IF_NOT_FMT(
+            k > 0 && k <= max_k,
+            "GpuIndexIVFTurboQuant: k = %" PRId64 " is not in 1 .. %" PRId64,
+            k,
+            max_k);
+    const IVFSearchParameters* params = check_params(params_in);
+    const GpuResources& resources = *resources_;
+    const DeviceScope scope(resources.device);
+    const Selection selection(
+            resources, params ? params->sel : nullptr, state_->lists.ids);
+    const int k_found = int(std::min(k, ntotal));
+    const size_t capacity = reservoir_capacity(k_found);
+    for_each_page(
+            n,
+            x,
+            capacity * sizeof(Entry),
+            params,
+            [&](idx_t first, idx_t page, const Search& search) {
+                const DeviceArray<Entry> entries(
+                        resources, search.probes.n_reservoirs() * capacity);
+                const DeviceArray<uint32_t> counts(
+                        resources, search.probes.n_reservoirs());
+                const DeviceArray<Entry> thresholds(resources, page);
+                const auto begins =
+                        upload(resources, search.probes.begins_of_queries);
+                const auto of_queries =
+                        upload(resources, search.probes.reservoirs);
+                const Reservoirs reservoirs = {
+                        k_found,
+                        int(capacity),
+                        entries.data(),
+                        counts.data(),
+                        thresholds.data()};
+                Output<float> page_distances(
+                        resources, distances + first * k, page * k);
+                Output<idx_t> page_labels(
+                        resources, labels + first * k, page * k);
+                if (!search.is_empty()) {
+                    scan_top_k(
+                            state_->storage.codes(0, selection.rows()),
+                            search.probes.plan,
+                            search.scan_tasks(),
+                            search.image.data(),
+                            search.factors.data(),
+                            reservoirs,
+                            page,
+                            resources.stream());
+                }
+                merge_tasks(
+                        reservoirs,
+                        {begins.data(),
+                         of_queries.data(),
+                         state_->device_ids.data()},
+                        page,
+                        metric_type == METRIC_L2,
+                        int(k),
+                        page_distances.data,
+                        page_labels.data,
+                        resources.stream());
+                page_distances.deliver();
+                page_labels.deliver();
+                // what was uploaded, and goes with the page, has been read
+                resources.synchronize();
+                check_queries(search.check);
+            });
+}
+
+void GpuIndexIVFTurboQuant::range_search(
+        idx_t n,
+        const float* x,
+        float radius,
+        RangeSearchResult* result,
+        const SearchParameters* params_in) const {
+    const IVFSearchParameters* params = check_params(params_in);
+    const GpuResources& resources = *resources_;
+    const DeviceScope scope(resources.device);
+    const Selection selection(
+            resources, params ? params->sel : nullptr, state_->lists.ids);
+    const bool is_l2 = metric_type == METRIC_L2;
+    std::vector<RangeHits> hits(n);
+    for_each_page(
+            n,
+            x,
+            0,
+            params,
+            [&](idx_t first, idx_t page, const Search& search) {
+                check_queries(search.check);
+                // no squared distance is below 0, even if its estimate is
+                if (search.is_empty() || (is_l2 && !(radius > 0))) {
+                    return;
+                }
+                const auto of_page = collect_hits(
+                        resources,
+                        is_l2,
+                        radius,
+                        page,
+                        [&](const RangeSink& sink) {
+                            scan_range(
+                                    state_->storage.codes(0, selection.rows()),
+                                    search.probes.plan,
+                                    search.scan_tasks(),
+                                    search.image.data(),
+                                    search.factors.data(),
+                                    sink,
+                                    page,
+                                    resources.stream());
+                        });
+                for (idx_t q = 0; q < page; q++) {
+                    for (const auto& [row, distance] : of_page[q]) {
+                        hits[first + q].emplace_back(
+                                state_->lists.ids[row], distance);
+                    }
+                    std::sort(hits[first + q].begin(), hits[first + q].end());
+                }
+            });
+    fill_result(hits, *result);
+}
+
+void GpuIndexIVFTurboQuant::reset() {
+    const DeviceScope scope(resources_->device);
+    state_->storage.clear();
+    state_->lists = Lists(parameters().nlist);
+    state_->device_ids = {};
+    ntotal = 0;
+}
+
+size_t GpuIndexIVFTurboQuant::remove_ids(const IDSelector& sel) {
+    const DeviceScope scope(resources_->device);
+    const Lists& lists = state_->lists;
+    std::vector<bool> is_selected(lists.ids.size());
+    for_each_bit(
+            IdFilter(sel).select(lists.ids.data(), lists.ids.size()),
+            [&](size_t row) { is_selected[row] = true; });
+    std::vector<std::vector<uint32_t>> kept(lists.sizes.size());
+    size_t removed = 0;
+    lists.for_each_row([&](size_t l, uint32_t row) {
+        if (is_selected[row]) {
+            removed++;
+        } else {
+            kept[l].push_back(row);
+        }
+    });
+    if (removed > 0) {
+        std::vector<uint32_t> rooms(kept.size());
+        for (size_t l = 0; l < kept.size(); l++) {
+            rooms[l] = uint32_t(kept[l].size());
+        }
+        state_->rearrange(kept, rooms);
+        ntotal -= removed;
+    }
+    return removed;
+}
+
+void GpuIndexIVFTurboQuant::reconstruct(idx_t key, float* recons) const {
+    const DeviceScope scope(resources_->device);
+    const Lists& lists = state_->lists;
+    idx_t list_no = -1;
+    uint32_t row = 0;
+    lists.for_each_row([&](idx_t l, uint32_t r) {
+        if (lists.ids[r] == key) {
+            list_no = l;
+            row = r;
+        }
+    });
+    FAISS_THROW_IF_NOT_FMT(
+            list_no >= 0,
+            "GpuIndexIVFTurboQuant: there is no vector %" PRId64,
+            key);
+    std::vector<uint8_t> code(parameters().code_size);
+    state_->storage.export_rows(row, 1, code.size(), code.data());
+    std::vector<float> x(d);
+    parameters().decode_vectors(1, code.data(), &list_no, x.data());
+    state_->storage.copy(x.data(), recons, x.size());
+    resources_->synchronize();
+}
+
+} // namespace gpu
+} // namespace faiss

@@ -1,0 +1,241 @@
+#pragma once
+
+/** Arguments of the indexes' functions, which may be in host or device memory,
+ * on their way to and from kernels. */
+
+#include <cinttypes>
+#include <cstddef>
+#include <vector>
+
+#include <cuda_runtime.h>
+
+#include <faiss/impl/FaissAssert.h>
+#include <faiss/impl/IDSelector.h>
+
+#include <faiss_turboquant/IdFilter.h>
+#include <gpu/GpuResources.h>
+#include <gpu/kernels/cuda_utils.h>
+#include <gpu/kernels/encode.h>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+/// bytes of vectors or codes that pass through the workspace at a time
+constexpr size_t page_bytes = size_t(64) << 20;
+
+template <class T>
+DeviceArray<T> upload(const GpuResources& resources, const T* from, size_t n) {
+    DeviceArray<T> array(resources, n);
+    if (n > 0) {
+        TQ_CUDA(cudaMemcpyAsync(
+                array.data(),
+                from,
+                n * sizeof(T),
+                cudaMemcpyDefault,
+                resources.stream()));
+    }
+    return array;
+}
+
+template <class T>
+DeviceArray<T> upload(
+        const GpuResources& resources,
+        const std::vector<T>& from) {
+    return upload(resources, from.data(), from.size());
+}
+
+/// n elements from the device. Waits.
+template <class T>
+std::vector<T> download(
+        const GpuResources& resources,
+        const T* from,
+        size_t n) {
+    std::vector<T> to(n);
+    if (n > 0) {
+        TQ_CUDA(cudaMemcpyAsync(
+                to.data(),
+                from,
+                n * sizeof(T),
+                cudaMemcpyDefault,
+                resources.stream()));
+        resources.synchronize();
+    }
+    return to;
+}
+
+/// whether kernels on the device can use the pointer
+inline bool is_on_device(const void* pointer, int device) {
+    cudaPointerAttributes attributes = {};
+    TQ_CUDA(cudaPointerGetAttributes(&attributes, pointer));
+    return attributes.type == cudaMemoryTypeManaged ||
+            (attributes.type == cudaMemoryTypeDevice &&
+             attributes.device == device);
+}
+
+/// input as an array on the device: itself if it is there already
+template <class T>
+struct Input {
+    Input(const GpuResources& resources, const T* from, size_t n) : data(from) {
+        if (!is_on_device(from, resources.device)) {
+            copy = upload(resources, from, n);
+            data = copy.data();
+        }
+    }
+
+    const T* data;
+    DeviceArray<T> copy;
+};
+
+/// input as an array on the host: itself if it is there already. Waits.
+template <class T>
+struct HostInput {
+    HostInput(const GpuResources& resources, const T* from, size_t n)
+            : data(from) {
+        if (n > 0 && is_on_device(from, resources.device)) {
+            copy = download(resources, from, n);
+            data = copy.data();
+        }
+    }
+
+    const T* data;
+    std::vector<T> copy;
+};
+
+/// output as an array on the device, and the way to where it belongs
+template <class T>
+struct Output {
+    Output(const GpuResources& resources, T* to, size_t n)
+            : resources(resources), to(to), data(to), n(n) {
+        if (!is_on_device(to, resources.device)) {
+            copy = DeviceArray<T>(resources, n);
+            data = copy.data();
+        }
+    }
+
+    /// host memory is written once the stream has been waited for
+    void deliver() {
+        if (data != to) {
+            TQ_CUDA(cudaMemcpyAsync(
+                    to,
+                    data,
+                    n * sizeof(T),
+                    cudaMemcpyDefault,
+                    resources.stream()));
+        }
+    }
+    bool is_elsewhere() const {
+        return data != to;
+    }
+
+    const GpuResources& resources;
+    T* to;
+    T* data;
+    size_t n;
+    DeviceArray<T> copy;
+};
+
+/** The first rows of an input that are refused. They are read back when the
+ * kernels that check have run, whatever else is in the stream by then. */
+struct InputCheck {
+    explicit InputCheck(const GpuResources& resources)
+            : resources(resources),
+              device(resources, 1),
+              mailbox(resources.take_mailbox()) {
+        static_assert(sizeof(Refused) <= GpuResources::Mailbox::size);
+        TQ_CUDA(cudaMemsetAsync(
+                device.data(), 0xff, sizeof(Refused), resources.stream()));
+    }
+    ~InputCheck() {
+        cudaEventSynchronize(mailbox.written); // no copy is on its way
+        resources.give_mailbox(mailbox);
+    }
+    InputCheck(const InputCheck&) = delete;
+    InputCheck& operator=(const InputCheck&) = delete;
+
+    /// after the kernels that check
+    void fetch() {
+        TQ_CUDA(cudaMemcpyAsync(
+                mailbox.memory,
+                device.data(),
+                sizeof(Refused),
+                cudaMemcpyDeviceToHost,
+                resources.stream()));
+        TQ_CUDA(cudaEventRecord(mailbox.written, resources.stream()));
+    }
+
+    /// waits
+    const Refused& result() const {
+        TQ_CUDA(cudaEventSynchronize(mailbox.written));
+        return *static_cast<const Refused*>(mailbox.memory);
+    }
+
+    const GpuResources& resources;
+    DeviceArray<Refused> device;
+    GpuResources::Mailbox mailbox;
+};
+
+inline void check_queries(const InputCheck& check) {
+    const Refused& refused = check.result();
+    FAISS_THROW_IF_NOT_FMT(
+            refused.not_finite == no_row ||
+                    refused.not_finite > refused.too_long,
+            "TurboQuant: query %" PRIu64 " has a NaN or an infinity",
+            refused.not_finite);
+    FAISS_THROW_IF_NOT_FMT(
+            refused.too_long == no_row,
+            "TurboQuant: query %" PRIu64
+            " is too long: its squared norm or its "
+            "product with the centre exceeds float32",
+            refused.too_long);
+}
+
+inline void check_vectors(const InputCheck& check) {
+    const Refused& refused = check.result();
+    FAISS_THROW_IF_NOT_FMT(
+            refused.not_finite == no_row,
+            "TurboQuant: vector %" PRIu64 " has a NaN or an infinity",
+            refused.not_finite);
+    FAISS_THROW_IF_NOT_FMT(
+            refused.too_long == no_row,
+            "TurboQuant: vector %" PRIu64
+            " is too long: its squared norm or its "
+            "product with the centre exceeds float32",
+            refused.too_long);
+}
+
+/// the rows that a search may find
+struct Selection {
+    /// @param sel  of the rows 0 .. n - 1; null: all
+    Selection(
+            const GpuResources& resources,
+            const faiss::IDSelector* sel,
+            size_t n)
+            : Selection(
+                      resources,
+                      sel ? IdFilter(*sel).select(n) : IdFilter::Bitmap()) {}
+
+    /// @param sel  of the ids of the rows; null: all
+    Selection(
+            const GpuResources& resources,
+            const faiss::IDSelector* sel,
+            const std::vector<faiss::idx_t>& ids)
+            : Selection(
+                      resources,
+                      sel ? IdFilter(*sel).select(ids.data(), ids.size())
+                          : IdFilter::Bitmap()) {}
+
+    /// in words of 32 bits; null: all rows
+    const uint32_t* rows() const {
+        return reinterpret_cast<const uint32_t*>(on_device.data());
+    }
+
+    IdFilter::Bitmap bitmap; ///< has to outlive the upload
+    DeviceArray<uint64_t> on_device;
+
+   private:
+    Selection(const GpuResources& resources, IdFilter::Bitmap rows)
+            : bitmap(std::move(rows)), on_device(upload(resources, bitmap)) {}
+};
+
+} // namespace gpu
+} // namespace faiss_turboquant
