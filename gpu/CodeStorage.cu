@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <cmath>
 
 #include <faiss/impl/FaissAssert.h>
 
@@ -40,6 +41,33 @@ __global__ void gather_rows_kernel(
     }
 }
 
+/// DeviceRotation::sources
+std::vector<uint16_t> sources_of(const Rotation& rotation) {
+    std::vector<uint16_t> sources;
+    if (rotation.multipliers().empty()) {
+        return sources; // it is a matrix
+    }
+    for (int r = 0; r < Rotation::rounds; r++) {
+        // of groups of a power of two; empty where all are one
+        const auto& permutation = rotation.permutation(r);
+        int shift = 0;
+        while (!permutation.empty() &&
+               permutation.size() << shift < rotation.d) {
+            shift++;
+        }
+        for (size_t i = 0; i < rotation.d; i++) {
+            const size_t source = permutation.empty()
+                    ? i
+                    : permutation[i >> shift] + (i & ((1 << shift) - 1));
+            const bool is_negated = rotation.multipliers()[sources.size()] < 0;
+            sources.push_back(uint16_t(
+                    shared_place(int(source)) |
+                    (is_negated ? DeviceRotation::negated : 0)));
+        }
+    }
+    return sources;
+}
+
 } // namespace
 
 CodeStorage::CodeStorage(
@@ -50,16 +78,16 @@ CodeStorage::CodeStorage(
     DeviceRotation& rotation = encoder.rotation;
     rotation.d = int(tq.d);
     matrix = upload(resources, tq.rotation.matrix());
-    multipliers = upload(resources, tq.rotation.multipliers());
     rotation.matrix = matrix.data();
-    rotation.multipliers = multipliers.data();
-    for (int r = 0; r < Rotation::rounds; r++) {
-        const auto& permutation = tq.rotation.permutation(r);
-        permutations[r] = upload(resources, permutation);
-        rotation.permutations[r] = permutations[r].data();
-        while (!permutation.empty() &&
-               permutation.size() << rotation.group_shifts[r] < tq.d) {
-            rotation.group_shifts[r]++;
+    const std::vector<uint16_t> places = sources_of(tq.rotation);
+    sources = upload(resources, places);
+    rotation.sources = sources.data();
+    size_t first = 0; // coordinate of a block
+    for (int b = 14; b >= 0; b--) {
+        if (!places.empty() && tq.d >> b & 1) {
+            rotation.magnitudes[b] =
+                    std::fabs(tq.rotation.multipliers()[first]);
+            first += size_t(1) << b;
         }
     }
     centre = upload(resources, tq.centre);

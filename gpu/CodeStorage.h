@@ -104,8 +104,8 @@ struct CodeStorage {
     /// @param sources  (n,) on the device
     void gather(const uint32_t* sources, size_t n, const Rows& to) const;
 
-    DeviceArray<float> matrix, multipliers, centre;
-    DeviceArray<int32_t> permutations[Rotation::rounds];
+    DeviceArray<float> matrix, centre;
+    DeviceArray<uint16_t> sources;
     DeviceArray<uint8_t> costs, choices, branches;
     DeviceArray<uint8_t> planes; ///< (capacity, row_size)
     DeviceArray<float> scales;   ///< (capacity,)

@@ -126,22 +126,37 @@ struct Probes {
                 work / (2 * blocks_at_once(layout, plan, device)) + 1,
                 max_round_rows);
 
-        std::vector<std::vector<uint32_t>> of_query(nq);
+        // how many results each query will have
+        begins_of_queries.resize(nq + 1);
+        const auto slices_of = [&](size_t list) {
+            return ceil_div<size_t>(sizes[list], slice_rows);
+        };
+        for_each_probe([&](uint32_t query, idx_t list) {
+            begins_of_queries[query + 1] += uint32_t(slices_of(list));
+        });
+        std::partial_sum(
+                begins_of_queries.begin(),
+                begins_of_queries.end(),
+                begins_of_queries.begin());
+        reservoirs.resize(begins_of_queries.back());
+        std::vector<uint32_t> next = begins_of_queries;
+
         for (size_t l = 0; l < nlist; l++) {
             for (uint32_t g = 0; g < groups_of(l); g++) {
                 const uint32_t first = firsts[l] + g * group_size;
                 const uint32_t n = std::min(group_size, firsts[l + 1] - first);
                 const uint32_t first_slot = uint32_t(query_of_slot.size());
-                for (uint32_t i = 0; i < group_size; i++) {
-                    query_of_slot.push_back(
-                            i < n ? queries[first + i] : no_query);
-                    list_of_slot.push_back(uint32_t(l));
-                }
+                query_of_slot.insert(
+                        query_of_slot.end(),
+                        queries.begin() + first,
+                        queries.begin() + first + n);
+                query_of_slot.resize(first_slot + group_size, no_query);
+                list_of_slot.resize(first_slot + group_size, uint32_t(l));
                 for (size_t row = 0; row < sizes[l]; row += slice_rows) {
                     const uint32_t reservoir =
                             uint32_t(tasks.size()) * group_size;
                     for (uint32_t i = 0; i < n; i++) {
-                        of_query[queries[first + i]].push_back(reservoir + i);
+                        reservoirs[next[queries[first + i]]++] = reservoir + i;
                     }
                     const size_t end =
                             std::min<size_t>(row + slice_rows, sizes[l]);
@@ -151,11 +166,6 @@ struct Probes {
                              first_slot});
                 }
             }
-        }
-        begins_of_queries.push_back(0);
-        for (const auto& of : of_query) {
-            reservoirs.insert(reservoirs.end(), of.begin(), of.end());
-            begins_of_queries.push_back(uint32_t(reservoirs.size()));
         }
     }
 
@@ -168,6 +178,53 @@ struct Probes {
     std::vector<ScanTask> tasks;
     // as ReservoirsOfQueries
     std::vector<uint32_t> begins_of_queries, reservoirs;
+};
+
+/// Probes on the device, in one copy
+struct DeviceProbes {
+    DeviceProbes(const GpuResources& resources, const Probes& probes) {
+        append(probes.tasks);
+        append(probes.query_of_slot);
+        append(probes.list_of_slot);
+        append(probes.begins_of_queries);
+        append(probes.reservoirs);
+        on_device = upload(resources, words);
+    }
+
+    const ScanTask* tasks() const {
+        return reinterpret_cast<const ScanTask*>(at(0));
+    }
+    const uint32_t* query_of_slot() const {
+        return at(1);
+    }
+    const uint32_t* list_of_slot() const {
+        return at(2);
+    }
+    const uint32_t* begins_of_queries() const {
+        return at(3);
+    }
+    const uint32_t* reservoirs() const {
+        return at(4);
+    }
+
+   private:
+    template <class T>
+    void append(const std::vector<T>& from) {
+        static_assert(sizeof(T) % sizeof(uint32_t) == 0);
+        begins.push_back(words.size());
+        const auto* data = reinterpret_cast<const uint32_t*>(from.data());
+        words.insert(
+                words.end(),
+                data,
+                data + from.size() * (sizeof(T) / sizeof(uint32_t)));
+    }
+    const uint32_t* at(int part) const {
+        return on_device.data() + begins[part];
+    }
+
+    std::vector<uint32_t> words; ///< has to outlive the upload
+    std::vector<size_t> begins;
+    DeviceArray<uint32_t> on_device;
 };
 
 /// the rows of the vectors of each list
@@ -283,9 +340,7 @@ struct GpuIndexIVFTurboQuant::Search {
               probes(probes),
               input(state.resources, x, nq * layout().d),
               rotated(state.resources, nq * layout().d),
-              query_of_slot(upload(state.resources, probes.query_of_slot)),
-              list_of_slot(upload(state.resources, probes.list_of_slot)),
-              tasks(upload(state.resources, probes.tasks)),
+              on_device(state.resources, probes),
               image(state.resources,
                     probes.query_of_slot.size() * layout().dims),
               factors(state.resources, probes.query_of_slot.size()),
@@ -307,11 +362,10 @@ struct GpuIndexIVFTurboQuant::Search {
                 layout(),
                 {rotated.data(),
                  state.rotated_centres.data(),
-                 list_of_slot.data(),
-                 query_of_slot.data()},
+                 on_device.list_of_slot(),
+                 on_device.query_of_slot()},
                 probes.query_of_slot.size(),
-                probes.plan.units,
-                probes.plan.uses_wgmma ? probes.plan.group_size() : 0,
+                probes.plan.image_order(),
                 image.data(),
                 factors.data(),
                 stream);
@@ -325,17 +379,16 @@ struct GpuIndexIVFTurboQuant::Search {
         return probes.tasks.empty();
     }
     ScanTasks scan_tasks() const {
-        return {tasks.data(),
+        return {on_device.tasks(),
                 uint32_t(probes.tasks.size()),
-                query_of_slot.data()};
+                on_device.query_of_slot()};
     }
 
     const State& state;
     const Probes& probes;
     Input<float> input;
     DeviceArray<float> rotated;
-    DeviceArray<uint32_t> query_of_slot, list_of_slot;
-    DeviceArray<ScanTask> tasks;
+    DeviceProbes on_device;
     DeviceArray<uint8_t> image;
     DeviceArray<DeviceQueryFactors> factors;
     InputCheck check;
@@ -711,10 +764,6 @@ void GpuIndexIVFTurboQuant::search(
                 const DeviceArray<uint32_t> counts(
                         resources, search.probes.n_reservoirs());
                 const DeviceArray<Entry> thresholds(resources, page);
-                const auto begins =
-                        upload(resources, search.probes.begins_of_queries);
-                const auto of_queries =
-                        upload(resources, search.probes.reservoirs);
                 const Reservoirs reservoirs = {
                         k_found,
                         int(capacity),
@@ -738,8 +787,8 @@ void GpuIndexIVFTurboQuant::search(
                 }
                 merge_tasks(
                         reservoirs,
-                        {begins.data(),
-                         of_queries.data(),
+                        {search.on_device.begins_of_queries(),
+                         search.on_device.reservoirs(),
                          state_->device_ids.data()},
                         page,
                         metric_type == METRIC_L2,

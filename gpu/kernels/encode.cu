@@ -54,51 +54,62 @@ __device__ void write_factors(
     }
 }
 
-/// sum of y_i (2 g_i - 63) in 32 lanes, by one warp; the result is lane 0's
-template <class Position>
-__device__ float level_product(SharedVector y, int d, Position position) {
+/// sum in 32 lanes, by one warp; the result is lane 0's
+__device__ float warp_sum(SharedVector x, int n) {
     float sum = 0;
-    for (int i = threadIdx.x % 32; i < d; i += 32) {
-        sum += y[i] * float(2 * position(i) - 63);
+#pragma unroll 4
+    for (int i = threadIdx.x % 32; i < n; i += 32) {
+        sum += x[i];
     }
     return add_lanes(sum);
 }
 
-/// byte i of a plane of b-bit fields over `dims` coordinates
-template <class Field>
-__device__ uint32_t pack_byte(int dims, int b, int i, Field field) {
-    const int m = dims * b / 8;
-    uint32_t byte = 0;
-    for (int f = 0; f < 8 / b; f++) {
-        byte |= field(f * m + i) << f * b;
+/** A plane of b-bit fields, by the block.
+ * @param fields  (dims,): bits `shift` and up of each byte
+ * @param plane   (dims b / 8,), written */
+__device__ void pack_plane(
+        const uint8_t* fields,
+        int dims,
+        int b,
+        int shift,
+        uint8_t* plane) {
+    const uint32_t mask = ((1 << b) - 1) * 0x01010101;
+    const int words = dims * b / 32;
+    for (int i = threadIdx.x; i < words; i += blockDim.x) {
+        uint32_t word = 0;
+        for (int f = 0; f < 8 / b; f++) {
+            const uint32_t four =
+                    reinterpret_cast<const uint32_t*>(fields)[f * words + i];
+            word |= (four >> shift & mask) << f * b;
+        }
+        reinterpret_cast<uint32_t*>(plane)[i] = word;
     }
-    return byte;
 }
 
 // ------------------------------------------------------------ scalar codes
 
+/// into the second-level cache, by the block
+__device__ void prefetch_row(const float* x, size_t row, size_t n, int d) {
+    constexpr int line = 32; // floats
+    if (row < n) {
+        for (int i = threadIdx.x * line; i < d; i += blockDim.x * line) {
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(x + row * d + i));
+        }
+    }
+}
+
 /// half steps from 0 to the end of the grid
 constexpr int max_distance = 128;
 
-/// of the level that is `distance` half steps from 0
-__device__ int magnitude_at(const DeviceLayout& layout, int distance) {
+/// sign << (nbits - 1) | magnitude of the level `h` half steps from 0
+__device__ int field_at(const DeviceLayout& layout, int h) {
+    const int sign = h < 0;
+    const int distance = sign ? ~h : h;
     int magnitude = 0;
     for (int i = 0; i < (1 << (layout.nbits - 1)) - 1; i++) {
         magnitude += distance >= layout.thresholds[i];
     }
-    return magnitude;
-}
-
-/// sign << (nbits - 1) | magnitude
-/// @param magnitudes  (max_distance,), by distance
-__device__ int scalar_field(
-        const DeviceLayout& layout,
-        const uint8_t* magnitudes,
-        float y) {
-    const float t = floorf(y * layout.half_steps);
-    const int h = int(fminf(fmaxf(t, -128.0f), 127.0f));
-    const int sign = h < 0;
-    return sign << (layout.nbits - 1) | magnitudes[sign ? ~h : h];
+    return sign << (layout.nbits - 1) | magnitude;
 }
 
 __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
@@ -117,15 +128,17 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
     const int size = shared_vector_size(d);
     const SharedVector work{shared}, y{shared + size};
     uint8_t* fields = reinterpret_cast<uint8_t*>(shared + 2 * size);
-    // looked up by each thread for itself
-    __shared__ uint8_t grid[16], magnitudes[max_distance];
-    if (threadIdx.x < 16) {
-        grid[threadIdx.x] = layout.grid[threadIdx.x];
+    // by half steps: field, and level in half steps << 8
+    __shared__ int16_t cells[2 * max_distance];
+    for (int i = threadIdx.x; i < 2 * max_distance; i += blockDim.x) {
+        const int field = field_at(layout, i - max_distance);
+        cells[i] = field | (2 * layout.grid[field] - 63) * 256;
     }
-    for (int i = threadIdx.x; i < max_distance; i += blockDim.x) {
-        magnitudes[i] = magnitude_at(layout, i);
+    for (int i = d + threadIdx.x; i < layout.dims; i += blockDim.x) {
+        fields[i] = 0;
     }
     for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
+        prefetch_row(x, row + gridDim.x, n, d);
         rotate_direction(
                 encoder.rotation,
                 x + row * d,
@@ -134,32 +147,29 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
                 y,
                 norm,
                 along);
-        for (int i = threadIdx.x; i < layout.dims; i += blockDim.x) {
-            fields[i] = i < d ? scalar_field(layout, magnitudes, y[i]) : 0;
+        // fields, and what they add to <y, levels>
+#pragma unroll 4
+        for (int i = threadIdx.x; i < d; i += blockDim.x) {
+            const int h = __float2int_rd(y[i] * layout.half_steps);
+            const int cell =
+                    cells[min(max(h, -max_distance), max_distance - 1) +
+                          max_distance];
+            fields[i] = cell;
+            work[i] = y[i] * float(cell >> 8);
         }
         __syncthreads();
         const int nbits = layout.nbits;
-        const int m2 = 2 * layout.plane_size();
         const size_t to = encoder.row_of(row);
         uint8_t* code = planes + to * layout.row_size();
-        for (int i = threadIdx.x; i < layout.row_size(); i += blockDim.x) {
-            if (nbits != 3) {
-                code[i] = pack_byte(layout.dims, nbits, i, [&](int j) {
-                    return fields[j];
-                });
-            } else if (i < m2) {
-                code[i] = pack_byte(layout.dims, 2, i, [&](int j) {
-                    return fields[j] & 3;
-                });
-            } else {
-                code[i] = pack_byte(layout.dims, 1, i - m2, [&](int j) {
-                    return fields[j] >> 2;
-                });
-            }
+        if (nbits != 3) {
+            pack_plane(fields, layout.dims, nbits, 0, code);
+        } else {
+            pack_plane(fields, layout.dims, 2, 0, code);
+            pack_plane(
+                    fields, layout.dims, 1, 2, code + 2 * layout.plane_size());
         }
         if (threadIdx.x < 32) {
-            const float product =
-                    level_product(y, d, [&](int i) { return grid[fields[i]]; });
+            const float product = warp_sum(work, d);
             if (threadIdx.x == 0) {
                 write_factors(
                         layout,
@@ -294,6 +304,16 @@ __device__ void trace_back(
     }
 }
 
+/// sum of y_i (2 g_i - 63) in 32 lanes, by one warp; the result is lane 0's
+template <class Position>
+__device__ float level_product(SharedVector y, int d, Position position) {
+    float sum = 0;
+    for (int i = threadIdx.x % 32; i < d; i += 32) {
+        sum += y[i] * float(2 * position(i) - 63);
+    }
+    return add_lanes(sum);
+}
+
 /// parities of the last memory + 1 coded bits
 __device__ int subset_of(
         const DeviceLayout& layout,
@@ -380,21 +400,16 @@ __global__ void encode_trellis_kernel(
             }
         }
         __syncthreads();
+        // coded bits, signs, and what else is chosen
         const int m = layout.plane_size();
         const size_t to = encoder.row_of(row);
         uint8_t* code = planes + to * layout.row_size();
-        for (int i = threadIdx.x; i < layout.row_size(); i += blockDim.x) {
-            if (i < 2 * m) { // coded bits, then signs
-                const int shift = i < m ? 0 : 3;
-                code[i] = pack_byte(dims, 1, i % m, [&](int j) {
-                    return choices[j] >> shift & 1;
-                });
-            } else {
-                const int b = layout.nbits - 2;
-                code[i] = pack_byte(dims, b, i - 2 * m, [&](int j) {
-                    return choices[j] >> 1 & ((1 << b) - 1);
-                });
-            }
+        pack_plane(choices, dims, 1, 0, code);
+        if (layout.nbits >= 2) {
+            pack_plane(choices, dims, 1, 3, code + m);
+        }
+        if (layout.nbits >= 3) {
+            pack_plane(choices, dims, layout.nbits - 2, 1, code + 2 * m);
         }
         if (threadIdx.x < 32) {
             const float product = level_product(y, d, [&](int i) {
@@ -480,7 +495,7 @@ __device__ void write_empty_query(
  * @param bias       of its distances */
 __device__ void write_query(
         const DeviceLayout& layout,
-        int units,
+        const ImageOrder& order,
         SharedVector y,
         int8_t* quantized,
         double length,
@@ -518,14 +533,14 @@ __device__ void write_query(
     __syncthreads();
 
     const int bits = fragment_bits(layout.nbits, layout.has_trellis());
-    const Fragment order{bits, units};
+    const Fragment fragments{bits, order.units};
     for (int i = threadIdx.x; i < dims / 4; i += blockDim.x) {
         const int fragment = i / 16, t = i / 4 % 4;
-        const int step = fragment / (2 * units);
-        const int p = fragment % (2 * units) * 4 + i % 4;
+        const int step = fragment / (2 * order.units);
+        const int p = fragment % (2 * order.units) * 4 + i % 4;
         uint32_t word = 0;
         for (int j = 0; j < 4; j++) {
-            const int c = order.coordinate(dims, step, t, p, j);
+            const int c = fragments.coordinate(dims, step, t, p, j);
             word |= uint32_t(uint8_t(quantized[c])) << 8 * j;
         }
         words[i] = word;
@@ -547,8 +562,7 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
         const float* x,
         size_t nq,
         uint64_t first_row,
-        int units,
-        int group_size,
+        ImageOrder order,
         uint8_t* image,
         DeviceQueryFactors* factors,
         Refused* refused) {
@@ -559,7 +573,7 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
     const size_t q = blockIdx.x;
     const int size = shared_vector_size(d);
     const SharedVector work{shared}, y{shared + size};
-    const QueryWords words(layout, image, group_size, q);
+    const QueryWords words(layout, image, order.group_size, q);
     if (q >= nq) {
         write_empty_query(layout, words, factors[q]);
         return;
@@ -585,7 +599,7 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
     }
     write_query(
             layout,
-            units,
+            order,
             y,
             reinterpret_cast<int8_t*>(shared + 2 * size),
             norm,
@@ -608,7 +622,7 @@ __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
         work[i] = x[q * d + i];
     }
     __syncthreads();
-    rotate(encoder.rotation, work, y);
+    rotate(encoder.rotation, work, y, [](float value) { return value; });
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
         rotated[q * d + i] = y[i];
     }
@@ -623,15 +637,14 @@ __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
 __global__ void __launch_bounds__(query_threads) prepare_residual_kernel(
         DeviceLayout layout,
         ResidualQueries queries,
-        int units,
-        int group_size,
+        ImageOrder order,
         uint8_t* image,
         DeviceQueryFactors* factors) {
     extern __shared__ float shared[];
     const int d = layout.d;
     const SharedVector y{shared};
     const size_t slot = blockIdx.x;
-    const QueryWords words(layout, image, group_size, slot);
+    const QueryWords words(layout, image, order.group_size, slot);
     const uint32_t query = queries.query_of_slot[slot];
     if (query == no_query) {
         write_empty_query(layout, words, factors[slot]);
@@ -650,7 +663,7 @@ __global__ void __launch_bounds__(query_threads) prepare_residual_kernel(
     }
     write_query(
             layout,
-            units,
+            order,
             y,
             reinterpret_cast<int8_t*>(shared + shared_vector_size(d)),
             1,
@@ -879,8 +892,7 @@ void prepare_queries(
         const float* x,
         size_t nq,
         uint64_t first_row,
-        int units,
-        int group_size,
+        const ImageOrder& order,
         size_t padded_nq,
         uint8_t* image,
         DeviceQueryFactors* factors,
@@ -891,15 +903,7 @@ void prepare_queries(
             2 * shared_vector_size(layout.d) * sizeof(float) + layout.dims;
     allow_shared_memory(prepare_queries_kernel);
     prepare_queries_kernel<<<padded_nq, query_threads, shared, stream>>>(
-            encoder,
-            x,
-            nq,
-            first_row,
-            units,
-            group_size,
-            image,
-            factors,
-            refused);
+            encoder, x, nq, first_row, order, image, factors, refused);
     TQ_CUDA(cudaGetLastError());
 }
 
@@ -923,8 +927,7 @@ void prepare_residual_queries(
         const DeviceLayout& layout,
         const ResidualQueries& queries,
         size_t n_slots,
-        int units,
-        int group_size,
+        const ImageOrder& order,
         uint8_t* image,
         DeviceQueryFactors* factors,
         cudaStream_t stream) {
@@ -932,7 +935,7 @@ void prepare_residual_queries(
             shared_vector_size(layout.d) * sizeof(float) + layout.dims;
     allow_shared_memory(prepare_residual_kernel);
     prepare_residual_kernel<<<n_slots, query_threads, shared, stream>>>(
-            layout, queries, units, group_size, image, factors);
+            layout, queries, order, image, factors);
     TQ_CUDA(cudaGetLastError());
 }
 

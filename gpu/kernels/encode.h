@@ -75,24 +75,27 @@ struct DeviceQueryFactors {
     float bias;
 };
 
-/** Rotate and quantize queries, and put them in the order of `Fragment`, four
- * words of each lane being a fragment. For the matrix instructions of a warp:
- * [eight queries][fragment][query][lane of the row][word]. For those of four
- * warps: [group][fragment][word][query][lane of the row]. Queries past nq are
- * such that nothing is ever near them.
- * @param x           (nq, d)
- * @param units       of Fragment
- * @param group_size  0 for the first order
- * @param padded_nq   multiple of 8, and of group_size
- * @param image       (padded_nq, dims), written
- * @param factors     (padded_nq,), written */
+/** The order of queries in an image, four words of each lane being a fragment
+ * of `Fragment`. For the matrix instructions of a warp: [eight
+ * queries][fragment][query][lane of the row][word]. For those of four warps:
+ * [group][fragment][word][query][lane of the row]. */
+struct ImageOrder {
+    int units = 1;      ///< of Fragment
+    int group_size = 0; ///< 0 for the first order
+};
+
+/** Rotate and quantize queries. Queries past nq are such that nothing is ever
+ * near them.
+ * @param x          (nq, d)
+ * @param padded_nq  multiple of 8, and of group_size
+ * @param image      (padded_nq, dims), written
+ * @param factors    (padded_nq,), written */
 void prepare_queries(
         const Encoder& encoder,
         const float* x,
         size_t nq,
         uint64_t first_row,
-        int units,
-        int group_size,
+        const ImageOrder& order,
         size_t padded_nq,
         uint8_t* image,
         DeviceQueryFactors* factors,
@@ -127,8 +130,7 @@ void prepare_residual_queries(
         const DeviceLayout& layout,
         const ResidualQueries& queries,
         size_t n_slots,
-        int units,
-        int group_size,
+        const ImageOrder& order,
         uint8_t* image,
         DeviceQueryFactors* factors,
         cudaStream_t stream);

@@ -13,11 +13,19 @@ namespace gpu {
 /// a Rotation in device memory
 struct DeviceRotation {
     int d = 0;
-    const float* multipliers = nullptr;  ///< (rounds, d)
-    const int32_t* permutations[3] = {}; ///< null when there is one block
-    int group_shifts[3] = {};            ///< log2 of the size of a group
+    /// (rounds, d): where in a SharedVector each coordinate comes from, and
+    /// `negated` if its sign changes
+    const uint16_t* sources = nullptr;
+    static constexpr uint16_t negated = 0x8000;
+    /// of the multipliers of a block of size 2^b
+    float magnitudes[15] = {};
     const float* matrix = nullptr; ///< (d, d) of a dense rotation, else null
 };
+
+/// where element i of a SharedVector is
+TQ_HOST_DEVICE constexpr int shared_place(int i) {
+    return i + (i >> 5);
+}
 
 /// floats of a SharedVector
 TQ_HOST_DEVICE constexpr int shared_vector_size(int d) {
@@ -32,7 +40,7 @@ struct SharedVector {
     float* data;
 
     __device__ float& operator[](int i) const {
-        return data[i + (i >> 5)];
+        return data[shared_place(i)];
     }
 };
 
@@ -45,6 +53,17 @@ __device__ T add_lanes(T x) {
     return x;
 }
 
+/// sum of x_i^2 in double, by one warp; the result is lane 0's
+__device__ inline double warp_sum_of_squares(SharedVector x, int n) {
+    double sum = 0;
+#pragma unroll 4
+    for (int i = threadIdx.x % 32; i < n; i += 32) {
+        const double value = x[i];
+        sum += value * value;
+    }
+    return add_lanes(sum);
+}
+
 /// sum of a_i b_i in double, by one warp; the result is lane 0's
 template <class A, class B>
 __device__ double warp_dot(A a, B b, int n) {
@@ -55,20 +74,46 @@ __device__ double warp_dot(A a, B b, int n) {
     return add_lanes(sum);
 }
 
-/// stages on `rows` values, of which the last may belong to smaller blocks
+/// all stages on `radix` values
 template <int radix>
-__device__ void butterflies(float (&v)[radix], int rows) {
+__device__ void butterflies(float (&v)[radix]) {
 #pragma unroll
     for (int distance = 1; distance < radix; distance *= 2) {
 #pragma unroll
         for (int i = 0; i < radix; i++) {
-            const int end = (i / (2 * distance) + 1) * 2 * distance;
-            if ((i & distance) == 0 && end <= rows) {
+            if ((i & distance) == 0) {
                 const float a = v[i], b = v[i + distance];
                 v[i] = a + b;
                 v[i + distance] = a - b;
             }
         }
+    }
+}
+
+/// the same on values in memory
+template <int radix, int stride>
+__device__ void butterflies_at(float* at) {
+    float v[radix];
+#pragma unroll
+    for (int i = 0; i < radix; i++) {
+        v[i] = at[i * stride];
+    }
+    butterflies(v);
+#pragma unroll
+    for (int i = 0; i < radix; i++) {
+        at[i * stride] = v[i];
+    }
+}
+
+/// on fewer than 2 radix values, which are blocks of powers of two
+template <int radix, int stride>
+__device__ void butterflies_of_blocks(float* at, int rows) {
+    if constexpr (radix > 1) {
+        if (rows & radix) {
+            butterflies_at<radix, stride>(at);
+            at += radix * stride;
+        }
+        butterflies_of_blocks<radix / 2, stride>(at, rows);
     }
 }
 
@@ -80,35 +125,17 @@ __device__ void butterflies(float (&v)[radix], int rows) {
  * the last group there may be fewer. */
 template <int h, int radix>
 __device__ void hadamard_stages(SharedVector x, int d) {
-    constexpr int stride = h < 32 ? h : h + h / 32; // in memory
+    // in memory; blocks start on a gap, or lie between two
+    constexpr int stride = h < 32 ? h : shared_place(h);
     const unsigned n_items = (d + radix * h - 1) / (radix * h) * h;
     for (unsigned item = threadIdx.x; item < n_items; item += blockDim.x) {
         const int begin = item / h * radix * h;
-        const int rows = min(radix, (d - begin) / h);
+        const int rows = (d - begin) / h;
         float* at = &x[begin + item % h];
-        float v[radix];
-        if (rows == radix) {
-#pragma unroll
-            for (int i = 0; i < radix; i++) {
-                v[i] = at[i * stride];
-            }
-            butterflies(v, radix);
-#pragma unroll
-            for (int i = 0; i < radix; i++) {
-                at[i * stride] = v[i];
-            }
-        } else if (rows >= 2) {
-#pragma unroll
-            for (int i = 0; i < radix; i++) {
-                v[i] = i < rows ? at[i * stride] : 0;
-            }
-            butterflies(v, rows);
-#pragma unroll
-            for (int i = 0; i < radix; i++) {
-                if (i < rows) {
-                    at[i * stride] = v[i];
-                }
-            }
+        if (rows >= radix) {
+            butterflies_at<radix, stride>(at);
+        } else {
+            butterflies_of_blocks<radix / 2, stride>(at, rows);
         }
     }
     __syncthreads();
@@ -130,15 +157,28 @@ __device__ void hadamard_pass(SharedVector x, int d) {
     }
 }
 
+/// log2 of the size of coordinate i's block: of the powers of two in d, largest
+/// first
+__device__ inline int block_of(int i, int d) {
+    return 31 - __clz(i ^ d);
+}
+
 /** y = P x by the block.
- * @param x  (d,) in shared memory, overwritten
- * @param y  (d,) in shared memory */
-__device__ inline void rotate(
+ * @param x      (d,) in shared memory, overwritten
+ * @param y      (d,) in shared memory
+ * @param scale  scale(x_i): what is rotated */
+template <class Scale>
+__device__ void rotate(
         const DeviceRotation& r,
         SharedVector x,
-        SharedVector y) {
+        SharedVector y,
+        Scale scale) {
     const int d = r.d;
     if (r.matrix) {
+        for (int i = threadIdx.x; i < d; i += blockDim.x) {
+            x[i] = scale(x[i]);
+        }
+        __syncthreads();
         for (int row = threadIdx.x / 32; row < d; row += blockDim.x / 32) {
             float sum = 0;
             for (int i = threadIdx.x % 32; i < d; i += 32) {
@@ -155,14 +195,15 @@ __device__ inline void rotate(
     for (int round = 0; round < Rotation::rounds; round++) {
         const SharedVector from = round % 2 == 0 ? x : y;
         const SharedVector to = round % 2 == 0 ? y : x;
-        const float* multiplier = r.multipliers + round * d;
-        const int32_t* permutation = r.permutations[round];
-        const int shift = r.group_shifts[round];
+        const uint16_t* sources = r.sources + round * d;
+#pragma unroll 4
         for (int i = threadIdx.x; i < d; i += blockDim.x) {
-            const int source = permutation
-                    ? permutation[i >> shift] + (i & ((1 << shift) - 1))
-                    : i;
-            to[i] = from[source] * multiplier[i];
+            const uint32_t source = sources[i];
+            const float value = from.data[source & ~uint32_t(r.negated)];
+            const float product = (round == 0 ? scale(value) : value) *
+                    r.magnitudes[block_of(i, d)];
+            to[i] = __uint_as_float(
+                    __float_as_uint(product) ^ (source & r.negated) << 16);
         }
         __syncthreads();
         hadamard_pass<1>(to, d);
@@ -187,12 +228,14 @@ __device__ inline void rotate_direction(
         double& norm,
         double& along) {
     __shared__ double factor; // of which a division is not made by each thread
+#pragma unroll 4
     for (int i = threadIdx.x; i < r.d; i += blockDim.x) {
-        x[i] = centre ? v[i] - centre[i] : v[i];
+        const float value = __ldcs(v + i); // read once
+        x[i] = centre ? value - centre[i] : value;
     }
     __syncthreads();
     if (threadIdx.x < 32) {
-        const double squared = warp_dot(x, x, r.d);
+        const double squared = warp_sum_of_squares(x, r.d);
         if (threadIdx.x == 0) {
             norm = sqrt(squared);
             factor = norm > 0 ? 1 / norm : 0;
@@ -205,11 +248,8 @@ __device__ inline void rotate_direction(
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < r.d; i += blockDim.x) {
-        x[i] = float(x[i] * factor);
-    }
-    __syncthreads();
-    rotate(r, x, y);
+    const double f = factor;
+    rotate(r, x, y, [f](float value) { return float(value * f); });
 }
 
 constexpr double largest_float = 3.4028234663852886e38;

@@ -48,6 +48,9 @@ struct ScanPlan {
     TQ_HOST_DEVICE int group_size() const {
         return 8 * group_tiles;
     }
+    ImageOrder image_order() const {
+        return {units, uses_wgmma ? group_size() : 0};
+    }
     TQ_HOST_DEVICE size_t padded_nq() const {
         return size_t(n_groups) * group_size();
     }
