@@ -1399,8 +1399,10 @@ TEST(IndexIO, InconsistentIndexesAreNotWritten) {
     expect_refused(*pre, "chain[0]->d_in is 16, its input is 17");
     auto refine = make_index("TQ1,Refine(TQ4)");
     auto& parts = dynamic_cast<faiss::IndexRefine&>(*refine);
-    parts.k_factor = INFINITY;
-    expect_refused(*refine, "k_factor");
+    for (float k_factor : {INFINITY, NAN, 1e30f, -1e30f}) {
+        parts.k_factor = k_factor;
+        expect_refused(*refine, "k_factor is not finite, or above 2^31");
+    }
     parts.k_factor = 1;
     const IndexPtr refine_index(parts.refine_index);
     parts.refine_index = nullptr;

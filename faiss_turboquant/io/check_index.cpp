@@ -410,8 +410,9 @@ void check(const faiss::IndexRefine& refine) {
         !dynamic_cast<const faiss::IndexFlat*>(refine.refine_index)) {
         throw_inconsistent(refine, "refine_index is not an IndexFlat");
     }
-    if (!std::isfinite(refine.k_factor)) {
-        throw_inconsistent(refine, "k_factor is not finite");
+    // FAISS makes an integer of k * k_factor, which has to fit
+    if (!(std::abs(refine.k_factor) <= 0x1p31f)) {
+        throw_inconsistent(refine, "k_factor is not finite, or above 2^31");
     }
     check_labels(refine, refine.base_index);
 }
