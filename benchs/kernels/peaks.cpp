@@ -29,6 +29,21 @@ HWY_INLINE void hide(V& v) {
 #endif
 }
 
+#if HWY_TARGET != HWY_AVX3_DL
+/// as the kernels do it
+HWY_INLINE hn::Vec<decltype(di16)> multiply_pairs(
+        hn::Vec<decltype(du8)> g,
+        hn::Vec<decltype(di8)> q) {
+#if HWY_ARCH_ARM_A64
+    const int8x16_t s = vreinterpretq_s8_u8(g.raw);
+    const int16x8_t low = vmull_s8(vget_low_s8(s), vget_low_s8(q.raw));
+    return hn::Vec<decltype(di16)>{vpaddq_s16(low, vmull_high_s8(s, q.raw))};
+#else
+    return hn::SatWidenMulPairwiseAdd(di16, g, q);
+#endif
+}
+#endif
+
 size_t multiply(size_t rounds) {
     constexpr size_t chains = 12;
     auto g = hn::Set(du8, uint8_t{63});
@@ -43,19 +58,14 @@ size_t multiply(size_t rounds) {
     for (size_t i = 0; i < rounds; i++) {
         HWY_UNROLL(12)
         for (size_t k = 0; k < chains; k++) {
-#if HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM
-#if HWY_ARCH_ARM
-            acc[k] = hn::SumOfMulQuadAccumulate(
-                    di32, hn::BitCast(di8, g), q, acc[k]);
-#else
+#if HWY_TARGET == HWY_AVX3_DL
             acc[k] = hn::SumOfMulQuadAccumulate(di32, g, q, acc[k]);
-#endif
             hide(acc[k]);
 #else
-            auto first = hn::SatWidenMulPairwiseAdd(di16, g, q);
+            auto first = multiply_pairs(g, q);
             hide(first);
             hide(q); // else both are the same product, computed once
-            auto second = hn::SatWidenMulPairwiseAdd(di16, g, q);
+            auto second = multiply_pairs(g, q);
             hide(second);
             acc[k] =
                     hn::Add(acc[k],
@@ -70,7 +80,7 @@ size_t multiply(size_t rounds) {
         acc[0] = hn::Add(acc[0], acc[k]);
     }
     hide(acc[0]);
-    const size_t registers = HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM ? 1 : 2;
+    const size_t registers = HWY_TARGET == HWY_AVX3_DL ? 1 : 2;
     return rounds * chains * registers * hn::Lanes(du8);
 }
 
@@ -127,9 +137,10 @@ size_t multiply(SimdLevel level, size_t rounds) {
         case SimdLevel::amx: // in units of it: 1 is what avx512_vnni can do
             return N_AVX3_DL::multiply(rounds);
 #endif
-#if HWY_TARGETS & HWY_NEON
+#if HWY_TARGETS & HWY_NEON_WITHOUT_AES
         case SimdLevel::neon:
-            return N_NEON::multiply(rounds);
+        case SimdLevel::neon_dot: // in units of it: 1 is what neon can do
+            return N_NEON_WITHOUT_AES::multiply(rounds);
 #endif
         default:
             return 0;

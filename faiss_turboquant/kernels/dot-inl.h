@@ -72,8 +72,8 @@ struct BitSums {
 
     HWY_INLINE BitSums() : pairs(hn::Zero(di16)) {}
     HWY_INLINE void add(U8 g0, I8 q0, U8 g1, I8 q1) {
-        pairs = hn::Add(pairs, hn::SatWidenMulPairwiseAdd(di16, g0, q0));
-        pairs = hn::Add(pairs, hn::SatWidenMulPairwiseAdd(di16, g1, q1));
+        pairs = hn::Add(pairs, multiply_pairs(g0, q0));
+        pairs = hn::Add(pairs, multiply_pairs(g1, q1));
     }
     HWY_INLINE I32 total() const {
         return hn::WidenMulPairwiseAdd(di32, pairs, hn::Set(di16, int16_t{1}));

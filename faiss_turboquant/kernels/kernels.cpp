@@ -77,6 +77,8 @@ const char* level_name(SimdLevel level) {
             return "amx";
         case SimdLevel::neon:
             return "neon";
+        case SimdLevel::neon_dot:
+            return "neon_dot";
     }
     return "unknown";
 }

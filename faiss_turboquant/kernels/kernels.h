@@ -125,7 +125,8 @@ enum class SimdLevel {
     avx512,
     avx512_vnni,
     amx,
-    neon
+    neon,
+    neon_dot
 };
 
 /// rows (codes) of a panel, see Kernels::decode_panel

@@ -678,11 +678,23 @@ void arrange_query(const CodeLayout& layout, const int8_t* q, int8_t* out) {
     }
 }
 
-#if HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM || defined(TQ_AVX2_VNNI)
+#if HWY_TARGET == HWY_AVX3_DL || defined(TQ_AVX2_VNNI) || defined(TQ_NEON_DOT)
 #define TQ_HAS_QUAD_DOT 1
 #else
 #define TQ_HAS_QUAD_DOT 0
 #endif
+
+/// products of u6 and s8, two neighbours added up in 16 bits
+HWY_INLINE I16 multiply_pairs(U8 g, I8 q) {
+#if HWY_ARCH_ARM_A64
+    // 3 instructions where Highway, for any u8, takes 9
+    const int8x16_t s = vreinterpretq_s8_u8(g.raw);
+    const int16x8_t low = vmull_s8(vget_low_s8(s), vget_low_s8(q.raw));
+    return I16{vpaddq_s16(low, vmull_high_s8(s, q.raw))};
+#else
+    return hn::SatWidenMulPairwiseAdd(di16, g, q);
+#endif
+}
 
 /// 32-bit sums of products of u6 and s8
 struct Accumulator {
@@ -696,8 +708,8 @@ struct Accumulator {
     HWY_INLINE void add(U8 g, I8 q) {
 #if defined(TQ_AVX2_VNNI)
         sum = I32{_mm256_dpbusd_avx_epi32(sum.raw, g.raw, q.raw)};
-#elif HWY_ARCH_ARM
-        sum = hn::SumOfMulQuadAccumulate(di32, hn::BitCast(di8, g), q, sum);
+#elif defined(TQ_NEON_DOT)
+        sum = I32{vdotq_s32(sum.raw, vreinterpretq_s8_u8(g.raw), q.raw)};
 #else
         sum = hn::SumOfMulQuadAccumulate(di32, g, q, sum);
 #endif
@@ -714,8 +726,7 @@ struct Accumulator {
         add(g1, q1);
 #else
         const I16 pairs =
-                hn::Add(hn::SatWidenMulPairwiseAdd(di16, g0, q0),
-                        hn::SatWidenMulPairwiseAdd(di16, g1, q1));
+                hn::Add(multiply_pairs(g0, q0), multiply_pairs(g1, q1));
         sum = hn::Add(sum, hn::WidenMulPairwiseAdd(di32, pairs, ones));
 #endif
     }
@@ -798,11 +809,11 @@ void decode_panel(
 // Accumulators are tile_panels * panel_rows / N32 * tile_queries registers:
 // 8 of 16 on AVX2, which leaves room for the operands of a pair of quads; 12 of
 // 16 with VNNI, whose latency takes 10; 24 of 32 on AVX-512, where every
-// operand is used 4 or 6 times.
+// operand is used 4 or 6 times; 16 of 32 with NEON's dot product, where 24
+// would not leave room for six queries beside them.
 constexpr size_t tile_panels = N8 == 64 ? 4 : 1;
-constexpr size_t tile_queries = N8 == 64 || (N8 == 32 && TQ_HAS_QUAD_DOT) ? 6
-        : N8 == 32                                                        ? 4
-                                                                          : 2;
+constexpr size_t tile_queries =
+        N8 == 64 ? 6 : N8 / 8 + (TQ_HAS_QUAD_DOT ? 2 : 0);
 
 /// [quads][tile_queries][4]
 void arrange_tile(
@@ -991,6 +1002,8 @@ constexpr SimdLevel level() {
     return SimdLevel::avx2;
 #elif HWY_TARGET == HWY_SSE4
     return SimdLevel::sse4;
+#elif defined(TQ_NEON_DOT)
+    return SimdLevel::neon_dot;
 #else
     return SimdLevel::neon;
 #endif

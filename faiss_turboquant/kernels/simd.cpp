@@ -36,9 +36,12 @@ std::vector<const Kernels*> simd_kernels() {
         tables.push_back(&N_AVX3_DL::table());
     }
 #endif
-#if HWY_TARGETS & HWY_NEON
-    if (supported & HWY_NEON) {
-        tables.push_back(&N_NEON::table());
+#if HWY_TARGETS & HWY_NEON_WITHOUT_AES
+    if (supported & HWY_NEON_WITHOUT_AES) {
+        tables.push_back(&N_NEON_WITHOUT_AES::table());
+    }
+    for (const Kernels* table : neon_dot_kernels()) {
+        tables.push_back(table);
     }
 #endif
     return tables;

@@ -15,6 +15,9 @@ std::vector<const Kernels*> simd_kernels();
 /// the level avx2_vnni, if the CPU has it
 std::vector<const Kernels*> avx2_vnni_kernels();
 
+/// the level neon_dot, if the CPU has it
+std::vector<const Kernels*> neon_dot_kernels();
+
 /// a table that does batches on AMX and the rest as `base` does, if `base` is
 /// avx512_vnni and the machine has AMX
 std::vector<const Kernels*> amx_kernels(const Kernels& base);

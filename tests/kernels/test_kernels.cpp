@@ -1,6 +1,7 @@
 // Every SIMD level equals the scalar one, bit for bit.
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -8,6 +9,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 #include <gtest/gtest.h>
@@ -410,7 +413,8 @@ TEST(Levels, UnavailableIsRefused) {
           SimdLevel::avx512,
           SimdLevel::avx512_vnni,
           SimdLevel::amx,
-          SimdLevel::neon}) {
+          SimdLevel::neon,
+          SimdLevel::neon_dot}) {
         if (std::count(available.begin(), available.end(), level)) {
             EXPECT_EQ(level, kernels(level).level);
         } else {
@@ -451,5 +455,19 @@ TEST(Levels, CpuFeaturesAreUsed) {
                     __builtin_cpu_supports("avx512vbmi2") &&
                     __builtin_cpu_supports("avx512bitalg"),
             has(SimdLevel::avx512_vnni));
+#elif defined(__aarch64__) && defined(__linux__)
+    std::vector<SimdLevel> expected = {SimdLevel::scalar, SimdLevel::neon};
+    const unsigned long features = getauxval(AT_HWCAP);
+    if ((features & HWCAP_ASIMDDP) && (features & HWCAP_AES)) {
+        expected.push_back(SimdLevel::neon_dot);
+    }
+    EXPECT_EQ(expected, available_levels());
 #endif
+}
+
+TEST(Levels, TheLastIsTheDefault) {
+    if (std::getenv("TQ_SIMD_LEVEL")) {
+        GTEST_SKIP() << "TQ_SIMD_LEVEL chooses";
+    }
+    EXPECT_EQ(available_levels().back(), current_level());
 }

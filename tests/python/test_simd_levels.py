@@ -15,6 +15,7 @@ KNOWN_LEVELS = [
     "avx512_vnni",
     "amx",
     "neon",
+    "neon_dot",
 ]
 
 SCRIPT = """
