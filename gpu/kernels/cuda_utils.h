@@ -1,5 +1,9 @@
 #pragma once
 
+#include <mutex>
+#include <set>
+#include <utility>
+
 #include <cuda_runtime.h>
 
 #include <faiss/impl/FaissAssert.h>
@@ -29,13 +33,22 @@ constexpr T round_up(T a, T b) {
     return ceil_div(a, b) * b;
 }
 
-/// Lets a kernel use all the shared memory that a block can have. Always the
-/// same value, so that threads with kernels of different needs do not disagree.
+/// Lets a kernel use all the shared memory that a block can have, on the
+/// current device. Always the same value, so that threads with kernels of
+/// different needs do not disagree; once, because it takes as long as a launch.
 template <class Kernel>
 void allow_shared_memory(Kernel kernel) {
+    static std::mutex mutex;
+    static std::set<std::pair<const void*, int>> done;
     int device = 0, available = 0;
-    cudaFuncAttributes attributes;
     TQ_CUDA(cudaGetDevice(&device));
+    const auto key =
+            std::make_pair(reinterpret_cast<const void*>(kernel), device);
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (done.count(key)) {
+        return;
+    }
+    cudaFuncAttributes attributes;
     TQ_CUDA(cudaDeviceGetAttribute(
             &available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     TQ_CUDA(cudaFuncGetAttributes(&attributes, kernel));
@@ -43,6 +56,7 @@ void allow_shared_memory(Kernel kernel) {
             kernel,
             cudaFuncAttributeMaxDynamicSharedMemorySize,
             available - int(attributes.sharedSizeBytes)));
+    done.insert(key);
 }
 
 } // namespace gpu

@@ -293,7 +293,7 @@ ScanPlan plan_scan(
     const int at_once = blocks_at_once(layout, plan, device);
     const uint32_t rows = max_round_rows;
     const int most = int(std::clamp<uint32_t>(
-            n / (4 * rows), 1, ceil_div(4 * at_once, plan.n_groups)));
+            n / rows, 1, ceil_div(4 * at_once, plan.n_groups)));
     double least = 0;
     for (int n_slices = 1; n_slices <= most; n_slices++) {
         const double waves = ceil_div(plan.n_groups * n_slices, at_once);
