@@ -35,10 +35,16 @@ TQ_HOST_DEVICE constexpr int fragment_bits(int nbits, bool has_trellis) {
 struct Fragment {
     int bits;
     int units;
+    /// of one bit: word p has bit p of each byte
+    bool in_place = false;
 
     /// the coordinate in byte j of a lane's word p
     TQ_HOST_DEVICE int coordinate(int dims, int step, int t, int p, int j)
             const {
+        if (in_place) {
+            const int byte = (4 * step + t) * 4 * units + p / 8 * 4 + j;
+            return p % 8 * (dims / 8) + byte;
+        }
         const int half_fields = 4 / bits;
         const int word = p / (2 * half_fields);
         const int a = p / 2 % half_fields;
@@ -50,6 +56,33 @@ struct Fragment {
 };
 
 #ifdef __CUDACC__
+
+/// `size` bytes from global to shared memory, without waiting
+template <int size>
+__device__ inline void copy_async(void* to, const void* from) {
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(to));
+    if constexpr (size == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address),
+                     "l"(from)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address),
+                     "l"(from),
+                     "n"(size)
+                     : "memory");
+    }
+}
+
+/// the copies issued since the last call are a group
+__device__ inline void end_copy_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// until no more than `pending` groups of this thread are on their way
+template <int pending>
+__device__ inline void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
 
 /// four bytes of a table of eight by the nibbles of the selector's lower half
 __device__ inline uint32_t look_up(
@@ -129,6 +162,56 @@ struct RowDecoder {
         return raw;
     }
 
+    /// bytes that a copy moves for a lane
+    static constexpr int copy_size = plane_words < 4 ? 4 * plane_words : 16;
+
+    /// The same into shared memory, without waiting: copies of all lanes side
+    /// by side. to: the lane's first
+    static __device__ void load_async(
+            const DeviceLayout& layout,
+            const uint8_t* row,
+            int step,
+            int t,
+            uint8_t* to) {
+        const uint8_t* at = row + (4 * step + t) * 4 * plane_words;
+#pragma unroll
+        for (int p = 0; p < planes; p++) {
+#pragma unroll
+            for (int i = 0; i < 4 * plane_words / copy_size; i++) {
+                copy_async<copy_size>(to, at + i * copy_size);
+                to += 32 * copy_size;
+            }
+            at += layout.plane_size();
+        }
+    }
+
+    /// what load_async has brought, to the same lane
+    static __device__ Raw take(const uint8_t* from) {
+        Raw raw;
+#pragma unroll
+        for (int p = 0; p < planes; p++) {
+            if constexpr (copy_size == 16) {
+#pragma unroll
+                for (int i = 0; i < plane_words / 4; i++) {
+                    const uint4 x = *reinterpret_cast<const uint4*>(from);
+                    raw.words[p][4 * i] = x.x;
+                    raw.words[p][4 * i + 1] = x.y;
+                    raw.words[p][4 * i + 2] = x.z;
+                    raw.words[p][4 * i + 3] = x.w;
+                    from += 32 * copy_size;
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < plane_words; i++) {
+                    raw.words[p][i] =
+                            reinterpret_cast<const uint32_t*>(from)[i];
+                }
+                from += 32 * copy_size;
+            }
+        }
+        return raw;
+    }
+
     /// coded words of the step before, of the same lane
     uint32_t previous[units];
     /// coded words of this step behind those that come before them
@@ -165,6 +248,19 @@ struct RowDecoder {
                 coded[back + i] = raw.words[0][i];
                 previous[i] = raw.words[0][i];
             }
+        }
+    }
+
+    /// The eight words of a unit of one bit where the bits are: 4^i or 0 in
+    /// words 2 i and 2 i + 1
+    __device__ void decode_in_place(
+            const Raw& raw,
+            int unit,
+            uint32_t (&out)[8]) const {
+        const uint32_t x = raw.words[0][unit];
+        for (int i = 0; i < 4; i++) {
+            out[2 * i] = x & 0x01010101 << 2 * i;
+            out[2 * i + 1] = x >> 1 & 0x01010101 << 2 * i;
         }
     }
 

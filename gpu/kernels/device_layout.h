@@ -51,6 +51,11 @@ struct DeviceLayout {
     uint32_t slope = 2;
     uint32_t base = 63;
 
+    /// the same where decoded bytes of one bit are 127 and 0
+    TQ_HOST_DEVICE uint32_t base_of(bool in_place) const {
+        return in_place ? base - 128 * slope : base;
+    }
+
     // as in Trellis and TrellisTables
     int sign_mask = 0;
     int parities = 0;

@@ -533,7 +533,7 @@ __device__ void write_query(
     __syncthreads();
 
     const int bits = fragment_bits(layout.nbits, layout.has_trellis());
-    const Fragment fragments{bits, order.units};
+    const Fragment fragments{bits, order.units, order.in_place};
     for (int i = threadIdx.x; i < dims / 4; i += blockDim.x) {
         const int fragment = i / 16, t = i / 4 % 4;
         const int step = fragment / (2 * order.units);
@@ -551,7 +551,7 @@ __device__ void write_query(
         const float sign = layout.is_l2 ? 1 : -1;
         // rounding is symmetric, so the sign may go in first
         factors = {
-                layout.base * uint32_t(sum),
+                layout.base_of(order.in_place) * uint32_t(sum),
                 sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
                 sign * float(bias)};
     }

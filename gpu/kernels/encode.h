@@ -70,7 +70,7 @@ void encode(
 /// what turns a dot product into a key, the better the smaller: the distance
 /// for L2, its negative for the inner product
 struct DeviceQueryFactors {
-    uint32_t base; ///< DeviceLayout::base times the sum of q
+    uint32_t base; ///< DeviceLayout::base_of times the sum of q
     float multiplier;
     float bias;
 };
@@ -80,8 +80,9 @@ struct DeviceQueryFactors {
  * queries][fragment][query][lane of the row][word]. For those of four warps:
  * [group][fragment][word][query][lane of the row]. */
 struct ImageOrder {
-    int units = 1;      ///< of Fragment
-    int group_size = 0; ///< 0 for the first order
+    int units = 1;         ///< of Fragment
+    bool in_place = false; ///< of Fragment
+    int group_size = 0;    ///< 0 for the first order
 };
 
 /** Rotate and quantize queries. Queries past nq are such that nothing is ever

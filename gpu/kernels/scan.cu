@@ -60,6 +60,17 @@ size_t image_size(const DeviceLayout& layout, int group_tiles) {
     return size_t(8) * group_tiles * layout.dims;
 }
 
+/// of a block
+size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
+    const size_t image = image_size(layout, plan.group_tiles);
+    return decodes_in_place(
+                   layout.nbits, layout.has_trellis(), plan.group_tiles)
+            ? image +
+                    ScanShape<1, false>::warps *
+                            stream_warp_size(layout.nbits * plan.units)
+            : image;
+}
+
 /// whether a group of so many tiles fits in shared memory
 bool fits(const DeviceLayout& layout, int group_tiles, int device) {
     int available = 0;
@@ -215,7 +226,7 @@ void merge(
 void launch(const ScanArgs& args, const ScanPlan& plan, cudaStream_t stream) {
     const DeviceLayout& layout = args.codes.layout;
     const ScanKernel kernel = kernel_of(layout, plan);
-    const size_t shared = image_size(layout, plan.group_tiles);
+    const size_t shared = shared_size(layout, plan);
     allow_shared_memory(kernel);
     const int blocks = args.tasks.tasks ? int(args.tasks.n)
                                         : plan.n_groups * plan.n_slices;
@@ -251,10 +262,7 @@ int blocks_at_once(
     TQ_CUDA(cudaDeviceGetAttribute(
             &sms, cudaDevAttrMultiProcessorCount, device));
     TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-            &per_sm,
-            kernel,
-            threads_of(plan),
-            image_size(layout, plan.group_tiles)));
+            &per_sm, kernel, threads_of(plan), shared_size(layout, plan)));
     return sms * per_sm;
 }
 
@@ -272,6 +280,8 @@ ScanPlan plan_list_scan(
     TQ_CUDA(cudaDeviceGetAttribute(
             &major, cudaDevAttrComputeCapabilityMajor, device));
     plan.uses_wgmma = major == 9 && plan.group_tiles >= 8;
+    plan.in_place = decodes_in_place(
+            layout.nbits, layout.has_trellis(), plan.group_tiles);
     const int bits = fragment_bits(layout.nbits, layout.has_trellis());
     while (plan.group_tiles == 1 && bits * plan.units < 4 &&
            layout.dims % (2 * plan.units * dims_unit) == 0) {

@@ -38,7 +38,8 @@ constexpr int max_round_rows = 256;
 
 /// how a page of queries is cut into blocks
 struct ScanPlan {
-    int units = 1;       ///< of Fragment
+    int units = 1; ///< of Fragment
+    bool in_place = false;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
     int n_groups = 0;
@@ -49,7 +50,7 @@ struct ScanPlan {
         return 8 * group_tiles;
     }
     ImageOrder image_order() const {
-        return {units, uses_wgmma ? group_size() : 0};
+        return {units, in_place, uses_wgmma ? group_size() : 0};
     }
     TQ_HOST_DEVICE size_t padded_nq() const {
         return size_t(n_groups) * group_size();

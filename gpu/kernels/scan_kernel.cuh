@@ -37,6 +37,28 @@ constexpr int steps_ahead(int nbits, int units, int group_tiles) {
     return group_tiles > 1 || words > 8 ? 1 : 16 / words;
 }
 
+/** Whether bits are left where they are in a code, and multiplied with what
+ * their place is worth: half the instructions, for four times the sums. Then
+ * registers have no room for words to come: a lane's pass through shared memory
+ * of its own. */
+constexpr bool decodes_in_place(int nbits, bool has_trellis, int group_tiles) {
+    return nbits == 1 && !has_trellis && group_tiles == 1;
+}
+
+/// steps that have room there, of so many words of a row
+constexpr int stream_slots(int words) {
+    return words > 8 ? 3 : 32 / words;
+}
+
+/// bytes of a step of a warp's rows
+constexpr int stream_step_size(int words) {
+    return 2 * 32 * words * int(sizeof(uint32_t));
+}
+
+constexpr int stream_warp_size(int words) {
+    return stream_slots(words) * stream_step_size(words);
+}
+
 /// rows of a block from one check to the next, at most
 constexpr int max_check_rows = 512;
 
@@ -100,6 +122,22 @@ __device__ inline void multiply(
                         c, x[p + 2], y[p + 2], x[p + 3], y[p + 3], b.z, b.w);
             }
         }
+    }
+}
+
+/// the same for words of RowDecoder::decode_in_place: sums 4 i .. 4 i + 3 are
+/// of words 2 i and 2 i + 1
+__device__ inline void multiply_in_place(
+        int (&sums)[16],
+        const uint32_t (&x)[8],
+        const uint32_t (&y)[8],
+        const uint4* image) {
+#pragma unroll
+    for (int p = 0; p < 8; p += 4, image += 32) {
+        const uint4 b = *image;
+        int* c = sums + 2 * p;
+        multiply_tile(c, x[p], y[p], x[p + 1], y[p + 1], b.x, b.y);
+        multiply_tile(c + 4, x[p + 2], y[p + 2], x[p + 3], y[p + 3], b.z, b.w);
     }
 }
 
@@ -185,6 +223,8 @@ __global__ void __launch_bounds__(
     using Shape = ScanShape<group_tiles, uses_wgmma>;
     constexpr int group_size = Shape::group_size;
     constexpr int n_row_tiles = Shape::row_tiles;
+    constexpr bool in_place =
+            decodes_in_place(nbits, trellis != no_trellis, group_tiles);
     constexpr int warp_rows = Shape::warp_rows;
     constexpr int round_rows = Shape::round_rows;
     static_assert(Shape::check_rows <= max_check_rows, "a reservoir's room");
@@ -223,10 +263,24 @@ __global__ void __launch_bounds__(
     __syncthreads();
 
     const uint32_t begin = task.begin, end = task.end;
-    // what is loaded of the rows of the next steps
-    constexpr int ahead = steps_ahead(nbits, units, group_tiles);
-    typename Decoder::Raw loaded[ahead][n_row_tiles][2];
+    constexpr bool streamed = in_place;
+    constexpr int words = nbits * units;
+    constexpr int ahead = streamed ? stream_slots(words)
+                                   : steps_ahead(nbits, units, group_tiles);
+    // what is loaded of the rows of the next steps: in registers
+    typename Decoder::Raw loaded[streamed ? 1 : ahead][n_row_tiles][2];
     const uint8_t* rows[n_row_tiles][2];
+    const auto set_rows = [&](uint32_t first_row) {
+#pragma unroll
+        for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const uint32_t row = first_row + m * tile_rows + i * 8 + g;
+                rows[m][i] = codes.planes +
+                        size_t(min(row, end - 1)) * layout.row_size();
+            }
+        }
+    };
     const auto load_ahead = [&](int slot, int step) {
         if (step < steps) {
 #pragma unroll
@@ -240,21 +294,48 @@ __global__ void __launch_bounds__(
         }
     };
     const auto begin_rows = [&](uint32_t first_row) {
-#pragma unroll
-        for (int m = 0; m < n_row_tiles; m++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const uint32_t row = first_row + m * tile_rows + i * 8 + g;
-                rows[m][i] = codes.planes +
-                        size_t(min(row, end - 1)) * layout.row_size();
-            }
-        }
+        set_rows(first_row);
 #pragma unroll
         for (int s = 0; s < ahead; s++) {
             load_ahead(s, s);
         }
     };
-    begin_rows(begin + warp * warp_rows);
+    // or in shared memory, where `rows` are those of the steps to come
+    constexpr int copy_size = Decoder::copy_size;
+    uint8_t* const slots =
+            reinterpret_cast<uint8_t*>(image + group_size * layout.dims / 16) +
+            warp * stream_warp_size(words) + lane * copy_size;
+    uint32_t next_row = begin + warp * warp_rows;
+    int next_step = 0, next_slot = 0, slot = 0;
+    const auto stream_step = [&] {
+        if (next_row < end) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                Decoder::load_async(
+                        layout,
+                        rows[0][i],
+                        next_step,
+                        t,
+                        slots + next_slot * stream_step_size(words) +
+                                i * stream_step_size(words) / 2);
+            }
+            if (++next_step == steps) {
+                next_step = 0;
+                next_row += round_rows;
+                set_rows(next_row);
+            }
+            next_slot = next_slot + 1 == ahead ? 0 : next_slot + 1;
+        }
+        end_copy_group();
+    };
+    if constexpr (streamed) {
+        set_rows(next_row);
+        for (int s = 0; s + 1 < ahead; s++) {
+            stream_step();
+        }
+    } else {
+        begin_rows(begin + warp * warp_rows);
+    }
 
     int rounds_to_check = Shape::rounds_per_check;
     for (uint32_t round = begin; round < end; round += round_rows) {
@@ -265,7 +346,7 @@ __global__ void __launch_bounds__(
                     &args.reservoirs.thresholds[state.queries[threadIdx.x]]);
         }
 
-        int sums[n_row_tiles][group_tiles * 4] = {};
+        int sums[n_row_tiles][in_place ? 16 : group_tiles * 4] = {};
         float scales[n_row_tiles][2], offsets[n_row_tiles][2];
         const uint32_t first_row = round + warp * warp_rows;
         // the four warps of a wgmma stay together
@@ -284,7 +365,9 @@ __global__ void __launch_bounds__(
                     scales[m][i] = is_valid ? codes.scales[row] : nanf("");
                     offsets[m][i] =
                             is_valid && codes.offsets ? codes.offsets[row] : 0;
-                    decoders[m][i].start(layout, rows[m][i], t);
+                    if constexpr (!streamed) {
+                        decoders[m][i].start(layout, rows[m][i], t);
+                    }
                 }
             }
             const uint4* fragment = image + lane;
@@ -305,8 +388,13 @@ __global__ void __launch_bounds__(
                     for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
                         for (int i = 0; i < 2; i++) {
-                            decoders[m][i].decode(
-                                    layout, raw[m][i], unit, a[m][i]);
+                            if constexpr (in_place) {
+                                decoders[m][i].decode_in_place(
+                                        raw[m][i], unit, a[m][i]);
+                            } else {
+                                decoders[m][i].decode(
+                                        layout, raw[m][i], unit, a[m][i]);
+                            }
                         }
                     }
                     if constexpr (uses_wgmma) {
@@ -322,28 +410,53 @@ __global__ void __launch_bounds__(
                             descriptor += 2 * group_size; // of 16 bytes
                         }
                         end_wgmma(sums[0]);
+                    } else if constexpr (in_place) {
+                        multiply_in_place(sums[0], a[0][0], a[0][1], fragment);
+                        fragment += 2 * 32;
                     } else {
                         multiply(sums, a, fragment, fragments);
                         fragment += 2 * 32;
                     }
                 }
             };
-            // a slot is filled again as soon as it has been read
-            for (int step = 0; step < steps; step += ahead) {
+            if constexpr (streamed) {
+                for (int step = 0; step < steps; step++) {
+                    wait_for_copies<ahead - 2>();
+                    const uint8_t* from =
+                            slots + slot * stream_step_size(words);
+                    loaded[0][0][0] = Decoder::take(from);
+                    loaded[0][0][1] =
+                            Decoder::take(from + stream_step_size(words) / 2);
+                    slot = slot + 1 == ahead ? 0 : slot + 1;
+                    stream_step(); // into what was read a step ago
+                    multiply_step(loaded[0]);
+                }
+            } else {
+                // a slot is filled again as soon as it has been read
+                for (int step = 0; step < steps; step += ahead) {
 #pragma unroll
-                for (int s = 0; s < ahead; s++) {
-                    if (step + s < steps) {
-                        multiply_step(loaded[s]);
-                        load_ahead(s, step + s + ahead);
+                    for (int s = 0; s < ahead; s++) {
+                        if (step + s < steps) {
+                            multiply_step(loaded[s]);
+                            load_ahead(s, step + s + ahead);
+                        }
                     }
+                }
+
+                // the memory is busy while keys are computed
+                if (round + round_rows < end) {
+                    begin_rows(first_row + round_rows);
                 }
             }
 
-            // the memory is busy while keys are computed
-            if (round + round_rows < end) {
-                begin_rows(first_row + round_rows);
+            if constexpr (in_place) {
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    int* s = sums[0] + c;
+                    s[0] = 127 *
+                            (s[0] + (s[4] >> 2) + (s[8] >> 4) + (s[12] >> 6));
+                }
             }
-
             // sums[m][4 q + 2 i + j] is of row g + 8 i and query 2 t + j
             const float sign = layout.is_l2 ? 1 : -1;
 #pragma unroll

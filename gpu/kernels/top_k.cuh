@@ -54,15 +54,12 @@ __device__ void warp_for_each(const Entry* entries, int n, F f) {
     }
 }
 
-/** The k-th least of different entries, by one warp: digit by digit from the
+/** The k-th least of n different entries, by one warp: digit by digit from the
  * first bit in which they differ, until one is left.
- * @param for_each   for_each(f): f(entry) for those of the lane
- * @param any        one of them
  * @param histogram  (radix_size,) of the warp's own, in shared memory */
-template <class ForEach>
-__device__ inline Entry warp_select_digits(
-        ForEach for_each,
-        Entry any,
+__device__ inline Entry warp_select(
+        const Entry* entries,
+        int n,
         int k,
         uint32_t* histogram) {
     const int lane = threadIdx.x % 32;
@@ -71,16 +68,16 @@ __device__ inline Entry warp_select_digits(
                 __reduce_or_sync(0xffffffff, uint32_t(x));
     };
     Entry ones = 0, zeros = 0;
-    for_each([&](Entry entry) {
+    warp_for_each(entries, n, [&](Entry entry) {
         ones |= entry;
         zeros |= ~entry;
     });
     const Entry differ = or_of_lanes(ones) & or_of_lanes(zeros);
-    if (differ == 0) { // there is one
-        return any;
+    if (differ == 0) { // n is 1
+        return entries[0];
     }
     int shift = 64 - __clzll(differ); // bits not decided yet
-    Entry prefix = shift == 64 ? 0 : any >> shift;
+    Entry prefix = shift == 64 ? 0 : entries[0] >> shift;
     while (shift > 0) {
         const int bits = min(shift, radix_bits);
         const int next = shift - bits;
@@ -88,7 +85,7 @@ __device__ inline Entry warp_select_digits(
             histogram[i] = 0;
         }
         __syncwarp();
-        for_each([&](Entry entry) {
+        warp_for_each(entries, n, [&](Entry entry) {
             if (shift == 64 || entry >> shift == prefix) {
                 atomicAdd(&histogram[(entry >> next) & ((1 << bits) - 1)], 1);
             }
@@ -125,49 +122,13 @@ __device__ inline Entry warp_select_digits(
         __syncwarp();
         if (left == 1 && shift > 0) {
             Entry found = 0;
-            for_each([&](Entry entry) {
+            warp_for_each(entries, n, [&](Entry entry) {
                 found |= entry >> shift == prefix ? entry : 0;
             });
             return or_of_lanes(found);
         }
     }
     return prefix;
-}
-
-/// The k-th least of n different entries, by one warp.
-/// @param histogram  (radix_size,) of the warp's own, in shared memory
-__device__ inline Entry warp_select(
-        const Entry* entries,
-        int n,
-        int k,
-        uint32_t* histogram) {
-    // so many are read once, and kept in registers
-    constexpr int per_lane = 24;
-    if (n > 32 * per_lane) {
-        return warp_select_digits(
-                [&](auto f) { warp_for_each(entries, n, f); },
-                entries[0],
-                k,
-                histogram);
-    }
-    const int lane = threadIdx.x % 32;
-    Entry own[per_lane];
-#pragma unroll
-    for (int i = 0; i < per_lane; i++) {
-        own[i] = lane + 32 * i < n ? entries[lane + 32 * i] : no_entry;
-    }
-    return warp_select_digits(
-            [&](auto f) {
-#pragma unroll
-                for (int i = 0; i < per_lane; i++) {
-                    if (lane + 32 * i < n) {
-                        f(own[i]);
-                    }
-                }
-            },
-            __shfl_sync(0xffffffff, own[0], 0),
-            k,
-            histogram);
 }
 
 /// Keep the entries up to `last`, in their order, by one warp.
