@@ -77,10 +77,10 @@ CodeStorage::CodeStorage(
     encoder.layout = DeviceLayout(tq);
     DeviceRotation& rotation = encoder.rotation;
     rotation.d = int(tq.d);
-    matrix = upload(resources, tq.rotation.matrix());
+    matrix = upload(resources, tq.rotation.matrix(), MemoryUse::index);
     rotation.matrix = matrix.data();
     const std::vector<uint16_t> places = sources_of(tq.rotation);
-    sources = upload(resources, places);
+    sources = upload(resources, places, MemoryUse::index);
     rotation.sources = sources.data();
     size_t first = 0; // coordinate of a block
     for (int b = 14; b >= 0; b--) {
@@ -90,21 +90,22 @@ CodeStorage::CodeStorage(
             first += size_t(1) << b;
         }
     }
-    centre = upload(resources, tq.centre);
+    centre = upload(resources, tq.centre, MemoryUse::index);
     encoder.centre = centre.data();
     const auto& tables = tq.layout().tables;
-    costs = upload(resources, tables.costs);
-    choices = upload(resources, tables.choices);
-    branches = upload(resources, tables.branches);
+    costs = upload(resources, tables.costs, MemoryUse::index);
+    choices = upload(resources, tables.choices, MemoryUse::index);
+    branches = upload(resources, tables.branches, MemoryUse::index);
     encoder.tables = {costs.data(), choices.data(), branches.data()};
     // the uploads read tq's memory
     resources.synchronize();
 }
 
 CodeStorage::Rows CodeStorage::make_rows(size_t n) const {
-    return {DeviceArray<uint8_t>(resources, n * layout().row_size()),
-            DeviceArray<float>(resources, n),
-            DeviceArray<float>(resources, layout().has_offset ? n : 0)};
+    constexpr MemoryUse use = MemoryUse::index;
+    return {DeviceArray<uint8_t>(resources, n * layout().row_size(), use),
+            DeviceArray<float>(resources, n, use),
+            DeviceArray<float>(resources, layout().has_offset ? n : 0, use)};
 }
 
 void CodeStorage::replace(Rows rows) {

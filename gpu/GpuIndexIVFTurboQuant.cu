@@ -93,9 +93,12 @@ struct Probes {
         // the queries of each list
         std::vector<uint32_t> firsts(nlist + 1);
         const auto for_each_probe = [&](auto f) {
-            for (size_t i = 0; i < nq * nprobe; i++) {
-                if (keys[i] >= 0 && sizes[keys[i]] > 0) {
-                    f(uint32_t(i / nprobe), keys[i]);
+            const idx_t* key = keys;
+            for (size_t q = 0; q < nq; q++) {
+                for (size_t p = 0; p < nprobe; p++, key++) {
+                    if (*key >= 0 && sizes[*key] > 0) {
+                        f(uint32_t(q), *key);
+                    }
                 }
             }
         };
@@ -128,11 +131,12 @@ struct Probes {
 
         // how many results each query will have
         begins_of_queries.resize(nq + 1);
-        const auto slices_of = [&](size_t list) {
-            return ceil_div<size_t>(sizes[list], slice_rows);
-        };
+        std::vector<uint32_t> n_slices(nlist);
+        for (size_t l = 0; l < nlist; l++) {
+            n_slices[l] = uint32_t(ceil_div<size_t>(sizes[l], slice_rows));
+        }
         for_each_probe([&](uint32_t query, idx_t list) {
-            begins_of_queries[query + 1] += uint32_t(slices_of(list));
+            begins_of_queries[query + 1] += n_slices[list];
         });
         std::partial_sum(
                 begins_of_queries.begin(),
@@ -255,8 +259,8 @@ struct GpuIndexIVFTurboQuant::State {
             std::copy_n(&(*padded)[l * stride], d, &rotated[l * d]);
             index.get_centre(l, &plain[l * d]);
         }
-        rotated_centres = upload(resources, rotated);
-        centres = upload(resources, plain);
+        rotated_centres = upload(resources, rotated, MemoryUse::index);
+        centres = upload(resources, plain, MemoryUse::index);
         resources.synchronize();
     }
 
@@ -288,7 +292,7 @@ struct GpuIndexIVFTurboQuant::State {
                 to.ids[to.begins[l] + i] = lists.ids[rows[l][i]];
             }
         }
-        DeviceArray<int64_t> ids = upload(resources, to.ids);
+        DeviceArray<int64_t> ids = upload(resources, to.ids, MemoryUse::index);
         storage.rearrange(sources);
         lists = std::move(to);
         device_ids = std::move(ids);
@@ -526,7 +530,7 @@ void GpuIndexIVFTurboQuant::copyFrom(const IndexIVFTurboQuant* index) {
         std::copy_n(ids.get(), sizes[l], &lists.ids[lists.begins[l]]);
     }
     lists.sizes = sizes;
-    state->device_ids = upload(*resources_, lists.ids);
+    state->device_ids = upload(*resources_, lists.ids, MemoryUse::index);
     set_state(std::move(state));
 }
 

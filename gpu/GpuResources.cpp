@@ -61,11 +61,12 @@ GpuResources::GpuResources(
     properties.allocType = cudaMemAllocationTypePinned;
     properties.location.type = cudaMemLocationTypeDevice;
     properties.location.id = device;
-    TQ_CUDA(cudaMemPoolCreate(&pool_, &properties));
+    TQ_CUDA(cudaMemPoolCreate(&index_pool_, &properties));
+    TQ_CUDA(cudaMemPoolCreate(&workspace_pool_, &properties));
     // what is released stays at hand up to the limit
     uint64_t threshold = workspace_limit;
     TQ_CUDA(cudaMemPoolSetAttribute(
-            pool_, cudaMemPoolAttrReleaseThreshold, &threshold));
+            workspace_pool_, cudaMemPoolAttrReleaseThreshold, &threshold));
     if (!stream_) {
         TQ_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
         owns_stream_ = true;
@@ -82,16 +83,19 @@ GpuResources::~GpuResources() {
     if (owns_stream_) {
         cudaStreamDestroy(stream_);
     }
-    cudaMemPoolDestroy(pool_);
+    cudaMemPoolDestroy(workspace_pool_);
+    cudaMemPoolDestroy(index_pool_);
 }
 
-void* GpuResources::allocate(size_t bytes) const {
+void* GpuResources::allocate(size_t bytes, MemoryUse use) const {
     if (bytes == 0) {
         return nullptr;
     }
     void* memory = nullptr;
+    cudaMemPool_t pool =
+            use == MemoryUse::index ? index_pool_ : workspace_pool_;
     const cudaError_t error =
-            cudaMallocFromPoolAsync(&memory, bytes, pool_, stream_);
+            cudaMallocFromPoolAsync(&memory, bytes, pool, stream_);
     if (error != cudaSuccess) {
         cudaGetLastError(); // it is reported here, not at the next launch
     }

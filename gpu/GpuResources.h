@@ -10,7 +10,10 @@
 namespace faiss_turboquant {
 namespace gpu {
 
-/** A device, a stream, and memory in the stream's order, from a pool. Work of
+/// what memory is for: what a call works in is kept for the next one
+enum class MemoryUse { workspace, index };
+
+/** A device, a stream, and memory in the stream's order, from pools. Work of
  * an index is issued on this stream. Indexes may share one, and several threads
  * may use it at once; what they issue then runs in turn. */
 struct GpuResources {
@@ -41,7 +44,7 @@ struct GpuResources {
     }
 
     /// null for 0 bytes. @throws faiss::FaissException if there is no room
-    void* allocate(size_t bytes) const;
+    void* allocate(size_t bytes, MemoryUse use = MemoryUse::workspace) const;
     void release(void* memory) const;
 
     void synchronize() const;
@@ -66,7 +69,9 @@ struct GpuResources {
    private:
     cudaStream_t stream_ = nullptr;
     bool owns_stream_ = false;
-    cudaMemPool_t pool_ = nullptr;
+    // of one, the codes would be counted in what is kept
+    cudaMemPool_t workspace_pool_ = nullptr;
+    cudaMemPool_t index_pool_ = nullptr;
     // making one takes longer than many a search
     mutable std::mutex mutex_;
     mutable std::vector<Mailbox> mailboxes_;
@@ -87,9 +92,12 @@ struct DeviceScope {
 template <class T>
 struct DeviceArray {
     DeviceArray() = default;
-    DeviceArray(const GpuResources& resources, size_t size)
+    DeviceArray(
+            const GpuResources& resources,
+            size_t size,
+            MemoryUse use = MemoryUse::workspace)
             : resources_(&resources),
-              data_(static_cast<T*>(resources.allocate(size * sizeof(T)))),
+              data_(static_cast<T*>(resources.allocate(size * sizeof(T), use))),
               size_(size) {}
     DeviceArray(DeviceArray&& other) noexcept {
         swap(other);

@@ -24,8 +24,12 @@ namespace gpu {
 constexpr size_t page_bytes = size_t(64) << 20;
 
 template <class T>
-DeviceArray<T> upload(const GpuResources& resources, const T* from, size_t n) {
-    DeviceArray<T> array(resources, n);
+DeviceArray<T> upload(
+        const GpuResources& resources,
+        const T* from,
+        size_t n,
+        MemoryUse use = MemoryUse::workspace) {
+    DeviceArray<T> array(resources, n, use);
     if (n > 0) {
         TQ_CUDA(cudaMemcpyAsync(
                 array.data(),
@@ -40,8 +44,9 @@ DeviceArray<T> upload(const GpuResources& resources, const T* from, size_t n) {
 template <class T>
 DeviceArray<T> upload(
         const GpuResources& resources,
-        const std::vector<T>& from) {
-    return upload(resources, from.data(), from.size());
+        const std::vector<T>& from,
+        MemoryUse use = MemoryUse::workspace) {
+    return upload(resources, from.data(), from.size(), use);
 }
 
 /// n elements from the device. Waits.

@@ -12,6 +12,8 @@ namespace {
 
 constexpr int max_scalar_threads = 512;
 constexpr int query_threads = 256;
+/// of a block where there are many of them
+constexpr int residual_threads = 128;
 /// words of decisions that the way back through a trellis has at hand
 constexpr int decision_words = 2048;
 
@@ -519,7 +521,7 @@ __device__ void write_query(
         sum = 0;
     }
     __syncthreads();
-    for (int w = 0; w < query_threads / 32; w++) {
+    for (int w = 0; w < blockDim.x / 32; w++) {
         largest = fmaxf(largest, largest_of_warp[w]);
     }
     const float factor = largest > 0 ? 127 / largest : 0;
@@ -634,7 +636,7 @@ __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
     }
 }
 
-__global__ void __launch_bounds__(query_threads) prepare_residual_kernel(
+__global__ void __launch_bounds__(residual_threads) prepare_residual_kernel(
         DeviceLayout layout,
         ResidualQueries queries,
         ImageOrder order,
@@ -934,7 +936,7 @@ void prepare_residual_queries(
     const size_t shared =
             shared_vector_size(layout.d) * sizeof(float) + layout.dims;
     allow_shared_memory(prepare_residual_kernel);
-    prepare_residual_kernel<<<n_slots, query_threads, shared, stream>>>(
+    prepare_residual_kernel<<<n_slots, residual_threads, shared, stream>>>(
             layout, queries, order, image, factors);
     TQ_CUDA(cudaGetLastError());
 }
