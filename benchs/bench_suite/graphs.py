@@ -1,8 +1,6 @@
 """Graph indexes over compressed vectors: recall, memory and speed for several
 widths of search (efSearch)."""
 
-import json
-
 import numpy as np
 
 from . import contenders, measure, report, speed
@@ -154,10 +152,4 @@ def plot(result, path):
 def write(results, folder):
     """Writes graphs.json, graphs.md and a plot of each data set; returns their
     paths."""
-    paths = [folder / "graphs.json", folder / "graphs.md"]
-    paths[0].write_text(json.dumps(results, indent=1) + "\n")
-    paths[1].write_text(markdown(results))
-    for result in results["datasets"]:
-        paths.append(folder / f"graphs_{report.stem(result)}.png")
-        plot(result, paths[-1])
-    return paths
+    return report.write_report("graphs", results, markdown, plot, folder)

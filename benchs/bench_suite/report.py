@@ -314,3 +314,15 @@ def write_results(results, folder):
     paths[0].write_text(json.dumps(results, indent=1) + "\n")
     paths[1].write_text(results_markdown(results))
     return paths
+
+
+def write_report(name, results, markdown, plot, folder):
+    """Writes <name>.json, <name>.md and a plot of each data set; returns their
+    paths."""
+    paths = [folder / f"{name}.json", folder / f"{name}.md"]
+    paths[0].write_text(json.dumps(results, indent=1) + "\n")
+    paths[1].write_text(markdown(results))
+    for result in results["datasets"]:
+        paths.append(folder / f"{name}_{stem(result)}.png")
+        plot(result, paths[-1])
+    return paths

@@ -6,7 +6,6 @@ bound by multiplications, which bench_kernels measures and Python cannot: they
 are shown without a bound.
 """
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -376,10 +375,4 @@ def plot(result, path):
 def write(results, folder):
     """Writes speed.json, speed.md and a plot of each data set; returns their
     paths."""
-    paths = [folder / "speed.json", folder / "speed.md"]
-    paths[0].write_text(json.dumps(results, indent=1) + "\n")
-    paths[1].write_text(markdown(results))
-    for result in results["datasets"]:
-        paths.append(folder / f"speed_{report.stem(result)}.png")
-        plot(result, paths[-1])
-    return paths
+    return report.write_report("speed", results, markdown, plot, folder)
