@@ -131,7 +131,7 @@ struct RowDecoder {
     /// words before a lane's own that the trellis looks back to
     static constexpr int back = has_trellis ? (memory + 3) / 4 : 0;
 
-    struct Raw {
+    struct alignas(plane_words % 4 == 0 ? 16 : 4 * plane_words) Raw {
         uint32_t words[planes][plane_words];
     };
 
@@ -162,54 +162,15 @@ struct RowDecoder {
         return raw;
     }
 
-    /// bytes that a copy moves for a lane
-    static constexpr int copy_size = plane_words < 4 ? 4 * plane_words : 16;
-
-    /// The same into shared memory, without waiting: copies of all lanes side
-    /// by side. to: the lane's first
+    /// The same into shared memory, of codes of one plane, without waiting.
+    /// to: where the lane's words go
     static __device__ void load_async(
-            const DeviceLayout& layout,
             const uint8_t* row,
             int step,
             int t,
-            uint8_t* to) {
-        const uint8_t* at = row + (4 * step + t) * 4 * plane_words;
-#pragma unroll
-        for (int p = 0; p < planes; p++) {
-#pragma unroll
-            for (int i = 0; i < 4 * plane_words / copy_size; i++) {
-                copy_async<copy_size>(to, at + i * copy_size);
-                to += 32 * copy_size;
-            }
-            at += layout.plane_size();
-        }
-    }
-
-    /// what load_async has brought, to the same lane
-    static __device__ Raw take(const uint8_t* from) {
-        Raw raw;
-#pragma unroll
-        for (int p = 0; p < planes; p++) {
-            if constexpr (copy_size == 16) {
-#pragma unroll
-                for (int i = 0; i < plane_words / 4; i++) {
-                    const uint4 x = *reinterpret_cast<const uint4*>(from);
-                    raw.words[p][4 * i] = x.x;
-                    raw.words[p][4 * i + 1] = x.y;
-                    raw.words[p][4 * i + 2] = x.z;
-                    raw.words[p][4 * i + 3] = x.w;
-                    from += 32 * copy_size;
-                }
-            } else {
-#pragma unroll
-                for (int i = 0; i < plane_words; i++) {
-                    raw.words[p][i] =
-                            reinterpret_cast<const uint32_t*>(from)[i];
-                }
-                from += 32 * copy_size;
-            }
-        }
-        return raw;
+            Raw* to) {
+        static_assert(planes == 1, "a copy of contiguous words");
+        copy_async<sizeof(Raw)>(to, row + (4 * step + t) * 4 * plane_words);
     }
 
     /// coded words of the step before, of the same lane

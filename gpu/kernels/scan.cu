@@ -65,9 +65,7 @@ size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
     const size_t image = image_size(layout, plan.group_tiles);
     return decodes_in_place(
                    layout.nbits, layout.has_trellis(), plan.group_tiles)
-            ? image +
-                    ScanShape<1, false>::warps *
-                            stream_warp_size(layout.nbits * plan.units)
+            ? image + ScanShape<1, false>::warps * stream_size
             : image;
 }
 

@@ -45,19 +45,8 @@ constexpr bool decodes_in_place(int nbits, bool has_trellis, int group_tiles) {
     return nbits == 1 && !has_trellis && group_tiles == 1;
 }
 
-/// steps that have room there, of so many words of a row
-constexpr int stream_slots(int words) {
-    return words > 8 ? 3 : 32 / words;
-}
-
-/// bytes of a step of a warp's rows
-constexpr int stream_step_size(int words) {
-    return 2 * 32 * words * int(sizeof(uint32_t));
-}
-
-constexpr int stream_warp_size(int words) {
-    return stream_slots(words) * stream_step_size(words);
-}
+/// bytes of a warp there
+constexpr int stream_size = 8192;
 
 /// rows of a block from one check to the next, at most
 constexpr int max_check_rows = 512;
@@ -264,11 +253,12 @@ __global__ void __launch_bounds__(
 
     const uint32_t begin = task.begin, end = task.end;
     constexpr bool streamed = in_place;
-    constexpr int words = nbits * units;
-    constexpr int ahead = streamed ? stream_slots(words)
+    using Raw = typename Decoder::Raw;
+    constexpr int slot_lanes = 2 * 32; // of two rows
+    constexpr int ahead = streamed ? stream_size / (slot_lanes * sizeof(Raw))
                                    : steps_ahead(nbits, units, group_tiles);
     // what is loaded of the rows of the next steps: in registers
-    typename Decoder::Raw loaded[streamed ? 1 : ahead][n_row_tiles][2];
+    Raw loaded[streamed ? 1 : ahead][n_row_tiles][2];
     const uint8_t* rows[n_row_tiles][2];
     const auto set_rows = [&](uint32_t first_row) {
 #pragma unroll
@@ -301,23 +291,22 @@ __global__ void __launch_bounds__(
         }
     };
     // or in shared memory, where `rows` are those of the steps to come
-    constexpr int copy_size = Decoder::copy_size;
-    uint8_t* const slots =
-            reinterpret_cast<uint8_t*>(image + group_size * layout.dims / 16) +
-            warp * stream_warp_size(words) + lane * copy_size;
+    Raw* const slots =
+            reinterpret_cast<Raw*>(image + group_size * layout.dims / 16) +
+            warp * ahead * slot_lanes + lane;
     uint32_t next_row = begin + warp * warp_rows;
     int next_step = 0, next_slot = 0, slot = 0;
     const auto stream_step = [&] {
         if (next_row < end) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                Decoder::load_async(
-                        layout,
-                        rows[0][i],
-                        next_step,
-                        t,
-                        slots + next_slot * stream_step_size(words) +
-                                i * stream_step_size(words) / 2);
+                if constexpr (streamed) {
+                    Decoder::load_async(
+                            rows[0][i],
+                            next_step,
+                            t,
+                            slots + next_slot * slot_lanes + i * 32);
+                }
             }
             if (++next_step == steps) {
                 next_step = 0;
@@ -422,11 +411,8 @@ __global__ void __launch_bounds__(
             if constexpr (streamed) {
                 for (int step = 0; step < steps; step++) {
                     wait_for_copies<ahead - 2>();
-                    const uint8_t* from =
-                            slots + slot * stream_step_size(words);
-                    loaded[0][0][0] = Decoder::take(from);
-                    loaded[0][0][1] =
-                            Decoder::take(from + stream_step_size(words) / 2);
+                    loaded[0][0][0] = slots[slot * slot_lanes];
+                    loaded[0][0][1] = slots[slot * slot_lanes + 32];
                     slot = slot + 1 == ahead ? 0 : slot + 1;
                     stream_step(); // into what was read a step ago
                     multiply_step(loaded[0]);
