@@ -143,12 +143,16 @@ struct ToGpuCloner {
 
     IndexPtr clone(const Index* index) const {
         if (auto tq = dynamic_cast<const IndexTurboQuant*>(index)) {
-            return devices.size() == 1 ? whole(*tq, 0)
-                    : options.shard    ? shards(*tq)
-                                       : replicas(*tq);
+            return devices.size() > 1 && options.shard
+                    ? shards(*tq)
+                    : replicas<GpuIndexTurboQuant>(*tq);
         }
         if (auto ivf = dynamic_cast<const IndexIVFTurboQuant*>(index)) {
-            return lists(*ivf);
+            FAISS_THROW_IF_NOT_MSG(
+                    devices.size() == 1 || !options.shard,
+                    "index_cpu_to_gpu: an IndexIVFTurboQuant cannot be cut "
+                    "into shards here, only be put into an IndexShards before");
+            return replicas<GpuIndexIVFTurboQuant>(*ivf);
         }
         if (typeid(*index) == typeid(IndexShards)) {
             const auto& from = static_cast<const IndexShards&>(*index);
@@ -174,30 +178,15 @@ struct ToGpuCloner {
     }
 
    private:
-    IndexPtr whole(const IndexTurboQuant& index, size_t device) const {
-        return std::make_unique<GpuIndexTurboQuant>(devices[device], index);
-    }
-
-    IndexPtr lists(const IndexIVFTurboQuant& index) const {
-        FAISS_THROW_IF_NOT_MSG(
-                devices.size() == 1 || !options.shard,
-                "index_cpu_to_gpu: an IndexIVFTurboQuant cannot be cut into "
-                "shards here, only be put into an IndexShards before");
+    /// on each device one; of one device, that
+    template <class GpuIndex, class CpuIndex>
+    IndexPtr replicas(const CpuIndex& index) const {
         std::vector<IndexPtr> parts;
         for (const auto& device : devices) {
-            parts.push_back(
-                    std::make_unique<GpuIndexIVFTurboQuant>(device, index));
+            parts.push_back(std::make_unique<GpuIndex>(device, index));
         }
         if (parts.size() == 1) {
             return std::move(parts[0]);
-        }
-        return join(std::make_unique<IndexReplicas>(index.d), std::move(parts));
-    }
-
-    IndexPtr replicas(const IndexTurboQuant& index) const {
-        std::vector<IndexPtr> parts;
-        for (size_t i = 0; i < devices.size(); i++) {
-            parts.push_back(whole(index, i));
         }
         return join(std::make_unique<IndexReplicas>(index.d), std::move(parts));
     }
@@ -208,7 +197,8 @@ struct ToGpuCloner {
         for (idx_t i = 0; i < n; i++) {
             const idx_t begin = index.ntotal * i / n;
             const idx_t end = index.ntotal * (i + 1) / n;
-            parts.push_back(whole(view_of(index, begin, end), i));
+            parts.push_back(std::make_unique<GpuIndexTurboQuant>(
+                    devices[i], view_of(index, begin, end)));
         }
         return join(
                 std::make_unique<IndexShards>(index.d, true, true),
