@@ -17,6 +17,7 @@
 #include <faiss/utils/AlignedTable.h>
 
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
+#include <faiss_turboquant/search_pages.h>
 
 namespace faiss_turboquant {
 
@@ -71,12 +72,6 @@ inline float entry_key(uint64_t entry) {
 
 inline uint32_t entry_row(uint64_t entry) {
     return static_cast<uint32_t>(entry);
-}
-
-/// what a caller sees of a key. An L2 estimate can fall below zero, a squared
-/// distance cannot. No -0.
-inline float distance_of_key(bool is_l2, float key) {
-    return 0.0f + (is_l2 ? std::max(key, 0.0f) : -key);
 }
 
 /** The k smallest of the entries it is given, rows ascending. Entries are

@@ -20,11 +20,14 @@
 namespace faiss {
 
 using faiss_turboquant::BlockScan;
+using faiss_turboquant::check_keys;
 using faiss_turboquant::CodecType;
 using faiss_turboquant::distance_of_key;
 using faiss_turboquant::fill_result;
 using faiss_turboquant::for_each_bit;
 using faiss_turboquant::for_each_query;
+using faiss_turboquant::get_ivf_parameters;
+using faiss_turboquant::get_nprobe;
 using faiss_turboquant::IdFilter;
 using faiss_turboquant::ListScanner;
 using faiss_turboquant::page_queries;
@@ -35,20 +38,10 @@ using faiss_turboquant::TurboQuantizer;
 
 namespace {
 
+constexpr const char* index_type = "IndexIVFTurboQuant"; ///< for messages
+
 /// vectors whose centres are gathered at a time
 constexpr idx_t page_vectors = 1024;
-
-const IVFSearchParameters* check_params(const SearchParameters* params) {
-    if (!params) {
-        return nullptr;
-    }
-    FAISS_THROW_IF_NOT_FMT(
-            typeid(*params) == typeid(IVFSearchParameters),
-            "IndexIVFTurboQuant: search parameters of type %s are not "
-            "supported, only SearchParametersIVF",
-            typeid(*params).name());
-    return static_cast<const IVFSearchParameters*>(params);
-}
 
 /// FAISS's loops over vectors would end the process
 void check_can_change(const InvertedLists* lists, const char* function) {
@@ -544,8 +537,9 @@ void IndexIVFTurboQuant::search(
         const SearchParameters* params_in) const {
     FAISS_THROW_IF_NOT_FMT(
             k > 0, "IndexIVFTurboQuant: k = %" PRId64 " is not positive", k);
-    const IVFSearchParameters* params = check_params(params_in);
-    const size_t nprobe = nprobe_of(params);
+    const IVFSearchParameters* params =
+            get_ivf_parameters(params_in, index_type);
+    const size_t nprobe = get_nprobe(params, this->nprobe, nlist, index_type);
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         const double start = getmillisecs();
@@ -563,12 +557,6 @@ void IndexIVFTurboQuant::search(
                 &indexIVF_stats);
         indexIVF_stats.search_time += getmillisecs() - start;
     }
-}
-
-size_t IndexIVFTurboQuant::nprobe_of(const IVFSearchParameters* params) const {
-    const size_t wanted = params ? params->nprobe : nprobe;
-    FAISS_THROW_IF_NOT_MSG(wanted > 0, "IndexIVFTurboQuant: nprobe is 0");
-    return std::min(nlist, wanted);
 }
 
 IndexIVFTurboQuant::Probes IndexIVFTurboQuant::find_probes(
@@ -589,8 +577,7 @@ IndexIVFTurboQuant::Probes IndexIVFTurboQuant::find_probes(
             params ? params->quantizer_params : nullptr);
     indexIVF_stats.quantization_time += getmillisecs() - start;
     // prefetching takes them for granted
-    faiss_turboquant::check_keys(
-            *invlists, probes.keys.data(), probes.keys.size());
+    check_keys(probes.keys.data(), probes.keys.size(), nlist, index_type);
     invlists->prefetch_lists(probes.keys.data(), probes.keys.size());
     return probes;
 }
@@ -613,7 +600,7 @@ void IndexIVFTurboQuant::search_preassigned(
             !(sel && store_pairs),
             "IndexIVFTurboQuant: a selector and store_pairs cannot be "
             "combined");
-    const size_t nprobe = nprobe_of(params);
+    const size_t nprobe = get_nprobe(params, this->nprobe, nlist, index_type);
     const bool by_query = needs_faiss_loop(params) ||
             (params ? params->max_codes : max_codes) != 0;
     const auto rotated_centres = this->rotated_centres();
@@ -665,8 +652,9 @@ void IndexIVFTurboQuant::range_search(
         float radius,
         RangeSearchResult* result,
         const SearchParameters* params_in) const {
-    const IVFSearchParameters* params = check_params(params_in);
-    const size_t nprobe = nprobe_of(params);
+    const IVFSearchParameters* params =
+            get_ivf_parameters(params_in, index_type);
+    const size_t nprobe = get_nprobe(params, this->nprobe, nlist, index_type);
     const double start = getmillisecs();
     const Probes probes = find_probes(nx, x, nprobe, params);
     range_search_preassigned(
@@ -708,7 +696,7 @@ void IndexIVFTurboQuant::range_search_preassigned(
                 stats);
         return;
     }
-    const size_t nprobe = nprobe_of(params);
+    const size_t nprobe = get_nprobe(params, this->nprobe, nlist, index_type);
     const auto rotated_centres = this->rotated_centres();
     const ListScanner scanner{
             tq,

@@ -168,9 +168,6 @@ struct IndexIVFTurboQuant : IndexIVF {
 
    private:
     void train_centre_scales(idx_t n, const float* x);
-    /// lists that a search looks into for each query
-    /// @throws FaissException if that is 0
-    size_t nprobe_of(const IVFSearchParameters* params) const;
     /// the lists that a search looks into, (n, nprobe), nearest first
     struct Probes {
         std::vector<idx_t> keys;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cinttypes>
 #include <cmath>
 #include <exception>
 #include <limits>
@@ -49,7 +48,7 @@ Probes group_by_list(
         const idx_t* keys,
         size_t nprobe,
         size_t max_group) {
-    check_keys(lists, keys, nq * nprobe);
+    check_keys(keys, nq * nprobe, lists.nlist, "IndexIVFTurboQuant");
     std::vector<size_t> first(lists.nlist + 1);
     for (size_t i = 0; i < nq * nprobe; i++) {
         if (keys[i] >= 0) {
@@ -239,19 +238,6 @@ ListScanner::Stats run_tasks(
 }
 
 } // namespace
-
-void check_keys(
-        const faiss::InvertedLists& lists,
-        const idx_t* keys,
-        size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        FAISS_THROW_IF_NOT_FMT(
-                keys[i] < idx_t(lists.nlist),
-                "IndexIVFTurboQuant: list %" PRId64 " of %zd is probed",
-                keys[i],
-                lists.nlist);
-    }
-}
 
 ListScanner::Stats ListScanner::search(
         size_t nq,

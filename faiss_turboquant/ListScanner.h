@@ -58,10 +58,4 @@ struct ListScanner {
             RangeHits* hits) const;
 };
 
-/// @throws faiss::FaissException if a key is not below lists.nlist
-void check_keys(
-        const faiss::InvertedLists& lists,
-        const faiss::idx_t* keys,
-        size_t n);
-
 } // namespace faiss_turboquant

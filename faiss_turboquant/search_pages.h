@@ -1,16 +1,17 @@
 #pragma once
 
 /** What the searches of all indexes share: their parameters, the size of a page
- * of queries, a loop over queries that may throw, and the result of a range
- * search. */
+ * of queries, a loop over queries that may throw, and their results. */
 
 #include <algorithm>
+#include <cinttypes>
 #include <cstdint>
 #include <exception>
 #include <typeinfo>
 #include <utility>
 #include <vector>
 
+#include <faiss/IndexIVF.h>
 #include <faiss/impl/AuxIndexStructures.h>
 #include <faiss/impl/FaissAssert.h>
 
@@ -38,6 +39,53 @@ inline const faiss::IDSelector* get_selector(
     return params->sel;
 }
 
+/** The parameters of a search in inverted files, or null.
+ * @param index_type  for the message
+ * @throws faiss::FaissException if they are those of other indexes */
+inline const faiss::IVFSearchParameters* get_ivf_parameters(
+        const faiss::SearchParameters* params,
+        const char* index_type) {
+    if (!params) {
+        return nullptr;
+    }
+    FAISS_THROW_IF_NOT_FMT(
+            typeid(*params) == typeid(faiss::IVFSearchParameters),
+            "%s: search parameters of type %s are not supported, only "
+            "SearchParametersIVF",
+            index_type,
+            typeid(*params).name());
+    return static_cast<const faiss::IVFSearchParameters*>(params);
+}
+
+/** Lists that a search looks into for each query.
+ * @param nprobe  of the index
+ * @throws faiss::FaissException if that is 0 */
+inline size_t get_nprobe(
+        const faiss::IVFSearchParameters* params,
+        size_t nprobe,
+        size_t nlist,
+        const char* index_type) {
+    const size_t wanted = params ? params->nprobe : nprobe;
+    FAISS_THROW_IF_NOT_FMT(wanted > 0, "%s: nprobe is 0", index_type);
+    return std::min(nlist, wanted);
+}
+
+/// @throws faiss::FaissException if a key is not below nlist
+inline void check_keys(
+        const faiss::idx_t* keys,
+        size_t n,
+        size_t nlist,
+        const char* index_type) {
+    for (size_t i = 0; i < n; i++) {
+        FAISS_THROW_IF_NOT_FMT(
+                keys[i] < faiss::idx_t(nlist),
+                "%s: list %" PRId64 " of %zd is probed",
+                index_type,
+                keys[i],
+                nlist);
+    }
+}
+
 /// queries prepared at a time: bounds the memory of a large batch, and the
 /// time until an interrupt is noticed
 constexpr faiss::idx_t page_queries = 4096;
@@ -63,6 +111,12 @@ void for_each_query(faiss::idx_t n, F f) {
     if (error) {
         std::rethrow_exception(error);
     }
+}
+
+/// what a caller sees of a key. An L2 estimate can fall below zero, a squared
+/// distance cannot. No -0.
+inline float distance_of_key(bool is_l2, float key) {
+    return 0.0f + (is_l2 ? std::max(key, 0.0f) : -key);
 }
 
 /// (label, distance), by ascending label

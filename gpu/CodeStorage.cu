@@ -129,10 +129,13 @@ void CodeStorage::reserve(size_t n, size_t used) {
             n,
             max_rows);
     Rows rows = make_rows(n);
-    copy(planes.data(), rows.planes.data(), used * layout().row_size());
-    copy(scales.data(), rows.scales.data(), used);
+    copy(resources,
+         planes.data(),
+         rows.planes.data(),
+         used * layout().row_size());
+    copy(resources, scales.data(), rows.scales.data(), used);
     if (layout().has_offset) {
-        copy(offsets.data(), rows.offsets.data(), used);
+        copy(resources, offsets.data(), rows.offsets.data(), used);
     }
     replace(std::move(rows));
 }
@@ -176,7 +179,10 @@ void CodeStorage::export_rows(
                 count,
                 bytes.data(),
                 resources.stream());
-        copy(bytes.data(), codes + done * code_size, count * code_size);
+        copy(resources,
+             bytes.data(),
+             codes + done * code_size,
+             count * code_size);
     }
     resources.synchronize();
 }
@@ -198,11 +204,8 @@ void CodeStorage::encode_rows(
                 resources.workspace_limit / of_block, 1, blocks));
     }
     DeviceArray<uint8_t> workspace(resources, blocks * of_block);
-    DeviceArray<uint32_t> rows, lists;
     Encoder of_page = encoder;
     if (placement) {
-        rows = upload(resources, placement->rows, n);
-        lists = upload(resources, placement->lists, n);
         of_page.centre = placement->centres;
     }
     InputCheck check(resources);
@@ -210,8 +213,8 @@ void CodeStorage::encode_rows(
         const size_t count = std::min(page, n - done);
         const Input<float> input(resources, x + done * d, count * d);
         if (placement) {
-            of_page.rows = rows.data() + done;
-            of_page.lists = lists.data() + done;
+            of_page.rows = placement->rows + done;
+            of_page.lists = placement->lists + done;
         }
         const size_t row = placement ? 0 : first + done;
         encode(of_page,
@@ -271,10 +274,10 @@ void CodeStorage::keep_rows(const std::vector<uint32_t>& rows) {
     for (size_t first = 0; first < rows.size(); first += page) {
         const size_t count = std::min(page, rows.size() - first);
         gather(on_device.data() + first, count, kept);
-        copy(kept.planes.data(), planes_at(first), count * row_size);
-        copy(kept.scales.data(), scales.data() + first, count);
+        copy(resources, kept.planes.data(), planes_at(first), count * row_size);
+        copy(resources, kept.scales.data(), scales.data() + first, count);
         if (layout().has_offset) {
-            copy(kept.offsets.data(), offsets_at(first), count);
+            copy(resources, kept.offsets.data(), offsets_at(first), count);
         }
     }
     resources.synchronize(); // `rows` has been read

@@ -6,7 +6,6 @@
 
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 #include <gpu/GpuResources.h>
-#include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/encode.h>
 #include <gpu/kernels/scan.h>
 
@@ -41,11 +40,11 @@ struct CodeStorage {
     void export_rows(size_t first, size_t n, size_t code_size, uint8_t* codes)
             const;
 
-    /// where vectors go, and what they are encoded relative to
+    /// where vectors go, and what they are encoded relative to, on the device
     struct Placement {
-        const uint32_t* rows;  ///< (n,) in host memory
-        const uint32_t* lists; ///< (n,) in host memory
-        const float* centres;  ///< (lists, d) on the device
+        const uint32_t* rows;  ///< (n,)
+        const uint32_t* lists; ///< (n,)
+        const float* centres;  ///< (lists, d)
     };
 
     /** Encode into rows for which there is room.
@@ -69,18 +68,6 @@ struct CodeStorage {
 
     /// row i becomes what was row sources[i], or unspecified if there is none
     void rearrange(const std::vector<uint32_t>& sources);
-
-    template <class T>
-    void copy(const T* from, T* to, size_t n) const {
-        if (n > 0) {
-            TQ_CUDA(cudaMemcpyAsync(
-                    to,
-                    from,
-                    n * sizeof(T),
-                    cudaMemcpyDefault,
-                    resources.stream()));
-        }
-    }
 
     const GpuResources& resources;
     Encoder encoder;

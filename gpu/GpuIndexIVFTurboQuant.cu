@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cinttypes>
-#include <cmath>
 #include <numeric>
 #include <typeinfo>
 
@@ -23,15 +22,20 @@ namespace faiss {
 namespace gpu {
 
 using namespace faiss_turboquant::gpu;
+using faiss_turboquant::check_keys;
 using faiss_turboquant::clone_index;
 using faiss_turboquant::fill_result;
 using faiss_turboquant::for_each_bit;
+using faiss_turboquant::get_ivf_parameters;
+using faiss_turboquant::get_nprobe;
 using faiss_turboquant::IdFilter;
 using faiss_turboquant::page_queries;
 using faiss_turboquant::RangeHits;
 using faiss_turboquant::TurboQuantizer;
 
 namespace {
+
+constexpr const char* index_type = "GpuIndexIVFTurboQuant"; ///< for messages
 
 __global__ void scatter_ids_kernel(
         const int64_t* from,
@@ -45,17 +49,9 @@ __global__ void scatter_ids_kernel(
 }
 
 const IVFSearchParameters* check_params(const SearchParameters* params) {
-    if (!params) {
-        return nullptr;
-    }
-    FAISS_THROW_IF_NOT_FMT(
-            typeid(*params) == typeid(IVFSearchParameters),
-            "GpuIndexIVFTurboQuant: search parameters of type %s are not "
-            "supported, only SearchParametersIVF",
-            typeid(*params).name());
-    auto ivf = static_cast<const IVFSearchParameters*>(params);
+    const auto* ivf = get_ivf_parameters(params, index_type);
     FAISS_THROW_IF_NOT_MSG(
-            ivf->max_codes == 0,
+            !ivf || ivf->max_codes == 0,
             "GpuIndexIVFTurboQuant: max_codes is not supported");
     return ivf;
 }
@@ -467,7 +463,7 @@ void GpuIndexIVFTurboQuant::set_state(std::unique_ptr<State> state) {
     metric_arg = parameters.metric_arg;
     is_trained = parameters.is_trained;
     nprobe = parameters.nprobe;
-    ntotal = parameters.ntotal;
+    ntotal = 0;
 }
 
 void GpuIndexIVFTurboQuant::copyFrom(const IndexIVFTurboQuant* index) {
@@ -500,7 +496,6 @@ void GpuIndexIVFTurboQuant::copyFrom(const IndexIVFTurboQuant* index) {
     parameters->is_trained = index->is_trained;
     parameters->metric_arg = index->metric_arg;
     parameters->nprobe = index->nprobe;
-    parameters->ntotal = index->ntotal;
     auto state = std::make_unique<State>(*resources_, std::move(parameters));
     if (index->is_trained) {
         state->upload_centres(*index);
@@ -530,8 +525,13 @@ void GpuIndexIVFTurboQuant::copyFrom(const IndexIVFTurboQuant* index) {
         std::copy_n(ids.get(), sizes[l], &lists.ids[lists.begins[l]]);
     }
     lists.sizes = sizes;
-    state->device_ids = upload(*resources_, lists.ids, MemoryUse::index);
+    copy(*resources_,
+         lists.ids.data(),
+         state->device_ids.data(),
+         lists.ids.size());
+    resources_->synchronize();
     set_state(std::move(state));
+    ntotal = index->ntotal;
 }
 
 void GpuIndexIVFTurboQuant::copyTo(IndexIVFTurboQuant* index) const {
@@ -585,9 +585,10 @@ void GpuIndexIVFTurboQuant::train(idx_t n, const float* x) {
     const DeviceScope scope(resources_->device);
     const HostInput on_host(*resources_, x, n * d);
     IndexIVFTurboQuant& parameters = *state_->parameters;
-    // they decide what train may change
+    // it decides what train may change
     parameters.ntotal = ntotal;
     parameters.train(n, on_host.data);
+    parameters.ntotal = 0;
     state_->upload_centres(parameters);
     is_trained = true;
 }
@@ -616,13 +617,7 @@ std::vector<idx_t> GpuIndexIVFTurboQuant::find_lists(
     } else {
         search(HostInput(*resources_, x, n * d).data);
     }
-    for (const idx_t key : keys) {
-        FAISS_THROW_IF_NOT_FMT(
-                key < idx_t(parameters().nlist),
-                "GpuIndexIVFTurboQuant: list %" PRId64 " of %zd is probed",
-                key,
-                parameters().nlist);
-    }
+    check_keys(keys.data(), keys.size(), parameters().nlist, index_type);
     return keys;
 }
 
@@ -667,15 +662,16 @@ void GpuIndexIVFTurboQuant::add_with_ids(
             rows[i] = lists.begins[keys[i]] + next[keys[i]]++;
         }
     }
+    const auto device_rows = upload(*resources_, rows);
+    const auto device_list_nos = upload(*resources_, list_nos);
     const CodeStorage::Placement placement = {
-            rows.data(), list_nos.data(), state_->centres.data()};
+            device_rows.data(), device_list_nos.data(), state_->centres.data()};
     state_->storage.encode_rows(x, n, 0, &placement);
 
     std::vector<idx_t> ids(n);
     for (idx_t i = 0; i < n; i++) {
         ids[i] = xids ? xids[i] : ntotal + i;
     }
-    const auto device_rows = upload(*resources_, rows);
     const auto new_ids = upload(*resources_, ids);
     constexpr int threads = 256;
     scatter_ids_kernel<<<
@@ -702,29 +698,27 @@ void GpuIndexIVFTurboQuant::for_each_page(
         F f) const {
     FAISS_THROW_IF_NOT_MSG(
             is_trained, "GpuIndexIVFTurboQuant: the index is not trained");
-    const size_t wanted = params ? params->nprobe : nprobe;
-    FAISS_THROW_IF_NOT_MSG(wanted > 0, "GpuIndexIVFTurboQuant: nprobe is 0");
-    const size_t nprobe = std::min(parameters().nlist, wanted);
+    const size_t nprobe =
+            get_nprobe(params, this->nprobe, parameters().nlist, index_type);
     const DeviceLayout& layout = state_->storage.layout();
     const auto bytes_of = [&](const Probes& probes) {
         return probes.n_reservoirs() * reservoir_size +
                 probes.query_of_slot.size() * size_t(layout.dims);
     };
-    for (idx_t first = 0; first < n;) {
-        const idx_t most = std::min(page_queries, n - first);
+    for (idx_t begin = 0; begin < n; begin += page_queries) {
+        const idx_t end = std::min(n, begin + page_queries);
         const std::vector<idx_t> keys = find_lists(
-                most,
-                x + first * d,
+                end - begin,
+                x + begin * d,
                 nprobe,
                 params ? params->quantizer_params : nullptr);
-        const idx_t end = first + most;
-        idx_t page = most;
-        while (first < end) {
+        idx_t page = end - begin;
+        for (idx_t first = begin; first < end;) {
             page = std::min(page, end - first);
             const Probes probes(
                     layout,
                     state_->lists,
-                    &keys[(first - (end - most)) * nprobe],
+                    &keys[(first - begin) * nprobe],
                     page,
                     nprobe,
                     resources_->device);
@@ -913,7 +907,7 @@ void GpuIndexIVFTurboQuant::reconstruct(idx_t key, float* recons) const {
     state_->storage.export_rows(row, 1, code.size(), code.data());
     std::vector<float> x(d);
     parameters().decode_vectors(1, code.data(), &list_no, x.data());
-    state_->storage.copy(x.data(), recons, x.size());
+    copy(*resources_, x.data(), recons, x.size());
     resources_->synchronize();
 }
 

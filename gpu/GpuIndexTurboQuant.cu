@@ -1,10 +1,7 @@
 #include <gpu/GpuIndexTurboQuant.h>
 
 #include <algorithm>
-#include <cfloat>
 #include <cinttypes>
-#include <cmath>
-#include <cstring>
 #include <vector>
 
 #include <faiss/impl/AuxIndexStructures.h>
@@ -345,7 +342,7 @@ void GpuIndexTurboQuant::reconstruct_n(idx_t i0, idx_t ni, float* recons)
     storage_->export_rows(i0, ni, tq.code_size, codes.data());
     std::vector<float> x(ni * d);
     tq.decode(codes.data(), x.data(), ni);
-    storage_->copy(x.data(), recons, x.size());
+    copy(*resources_, x.data(), recons, x.size());
     resources_->synchronize();
 }
 

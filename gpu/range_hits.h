@@ -53,10 +53,9 @@ std::vector<RangeHits> collect_hits(
             return uint32_t(a) < uint32_t(b);
         });
         for (auto entry = begin; entry < end; entry++) {
-            const float key = entry_key(*entry);
             hits[q].emplace_back(
                     uint32_t(*entry),
-                    0.0f + (is_l2 ? std::max(key, 0.0f) : -key));
+                    distance_of_key(is_l2, entry_key(*entry)));
         }
     }
     return hits;

@@ -23,6 +23,19 @@ namespace gpu {
 /// bytes of vectors or codes that pass through the workspace at a time
 constexpr size_t page_bytes = size_t(64) << 20;
 
+/// n elements, on the host or the device, in the order of the stream
+template <class T>
+void copy(const GpuResources& resources, const T* from, T* to, size_t n) {
+    if (n > 0) {
+        TQ_CUDA(cudaMemcpyAsync(
+                to,
+                from,
+                n * sizeof(T),
+                cudaMemcpyDefault,
+                resources.stream()));
+    }
+}
+
 template <class T>
 DeviceArray<T> upload(
         const GpuResources& resources,
@@ -30,14 +43,7 @@ DeviceArray<T> upload(
         size_t n,
         MemoryUse use = MemoryUse::workspace) {
     DeviceArray<T> array(resources, n, use);
-    if (n > 0) {
-        TQ_CUDA(cudaMemcpyAsync(
-                array.data(),
-                from,
-                n * sizeof(T),
-                cudaMemcpyDefault,
-                resources.stream()));
-    }
+    copy(resources, from, array.data(), n);
     return array;
 }
 
@@ -57,12 +63,7 @@ std::vector<T> download(
         size_t n) {
     std::vector<T> to(n);
     if (n > 0) {
-        TQ_CUDA(cudaMemcpyAsync(
-                to.data(),
-                from,
-                n * sizeof(T),
-                cudaMemcpyDefault,
-                resources.stream()));
+        copy(resources, from, to.data(), n);
         resources.synchronize();
     }
     return to;
@@ -82,13 +83,13 @@ template <class T>
 struct Input {
     Input(const GpuResources& resources, const T* from, size_t n) : data(from) {
         if (!is_on_device(from, resources.device)) {
-            copy = upload(resources, from, n);
-            data = copy.data();
+            owned = upload(resources, from, n);
+            data = owned.data();
         }
     }
 
     const T* data;
-    DeviceArray<T> copy;
+    DeviceArray<T> owned;
 };
 
 /// input as an array on the host: itself if it is there already. Waits.
@@ -97,13 +98,13 @@ struct HostInput {
     HostInput(const GpuResources& resources, const T* from, size_t n)
             : data(from) {
         if (n > 0 && is_on_device(from, resources.device)) {
-            copy = download(resources, from, n);
-            data = copy.data();
+            owned = download(resources, from, n);
+            data = owned.data();
         }
     }
 
     const T* data;
-    std::vector<T> copy;
+    std::vector<T> owned;
 };
 
 /// output as an array on the device, and the way to where it belongs
@@ -112,20 +113,15 @@ struct Output {
     Output(const GpuResources& resources, T* to, size_t n)
             : resources(resources), to(to), data(to), n(n) {
         if (!is_on_device(to, resources.device)) {
-            copy = DeviceArray<T>(resources, n);
-            data = copy.data();
+            owned = DeviceArray<T>(resources, n);
+            data = owned.data();
         }
     }
 
     /// host memory is written once the stream has been waited for
     void deliver() {
-        if (data != to) {
-            TQ_CUDA(cudaMemcpyAsync(
-                    to,
-                    data,
-                    n * sizeof(T),
-                    cudaMemcpyDefault,
-                    resources.stream()));
+        if (is_elsewhere()) {
+            copy(resources, data, to, n);
         }
     }
     bool is_elsewhere() const {
@@ -136,7 +132,7 @@ struct Output {
     T* to;
     T* data;
     size_t n;
-    DeviceArray<T> copy;
+    DeviceArray<T> owned;
 };
 
 /** The first rows of an input that are refused. They are read back when the

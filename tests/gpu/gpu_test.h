@@ -2,17 +2,26 @@
 
 // What tests on the GPU share.
 
+#include <memory>
 #include <vector>
 
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
 #include <faiss_turboquant/IndexTurboQuant.h>
+#include <gpu/GpuResources.h>
 
 #include "../index_test.h"
 
 using faiss::idx_t;
 using faiss::IndexTurboQuant;
+
+/// of all tests that need none of their own
+inline std::shared_ptr<faiss_turboquant::gpu::GpuResources> resources() {
+    static const auto shared =
+            std::make_shared<faiss_turboquant::gpu::GpuResources>();
+    return shared;
+}
 
 inline std::vector<uint8_t> codes_of(const IndexTurboQuant& index) {
     return std::vector<uint8_t>(

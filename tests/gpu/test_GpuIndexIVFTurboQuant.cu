@@ -29,11 +29,6 @@ namespace {
 
 using IvfPtr = std::unique_ptr<IndexIVFTurboQuant>;
 
-std::shared_ptr<GpuResources> resources() {
-    static const auto shared = std::make_shared<GpuResources>();
-    return shared;
-}
-
 /// with lists of very different lengths, some of them empty
 std::vector<float> clusters(size_t n, size_t d, unsigned seed) {
     std::vector<float> x = gaussian(n, d, seed, 1);

@@ -22,11 +22,6 @@ using faiss_turboquant::gpu::GpuResources;
 
 namespace {
 
-std::shared_ptr<GpuResources> resources() {
-    static const auto shared = std::make_shared<GpuResources>();
-    return shared;
-}
-
 IndexTurboQuant make_index(
         size_t d,
         int nbits,
