@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <faiss/utils/AlignedTable.h>
+#include <hwy/contrib/sort/vqsort.h>
 
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 #include <faiss_turboquant/search_pages.h>
@@ -74,6 +75,15 @@ inline uint32_t entry_row(uint64_t entry) {
     return static_cast<uint32_t>(entry);
 }
 
+/// put the k smallest entries, all different, first
+inline void select_entries(std::vector<uint64_t>& entries, size_t k) {
+    hwy::VQSelect(entries.data(), entries.size(), k - 1, hwy::SortAscending());
+}
+
+inline void sort_entries(std::vector<uint64_t>& entries) {
+    hwy::VQSort(entries.data(), entries.size(), hwy::SortAscending());
+}
+
 /** The k smallest of the entries it is given, rows ascending. Entries are
  * collected and thinned out in bulk, not kept in order. */
 struct Reservoir {
@@ -110,15 +120,14 @@ struct Reservoir {
         if (entries.size() <= k) {
             return;
         }
-        const auto kth = entries.begin() + (k - 1);
-        std::nth_element(entries.begin(), kth, entries.end());
-        threshold = entry_key(*kth);
+        select_entries(entries, k);
+        threshold = entry_key(entries[k - 1]);
         entries.resize(k);
     }
 
     std::vector<uint64_t> take_sorted() {
         shrink();
-        std::sort(entries.begin(), entries.end());
+        sort_entries(entries);
         return std::move(entries);
     }
 };

@@ -113,7 +113,8 @@ class BestResults {
     }
 
     void add(size_t k, float key, idx_t label) {
-        entries_.emplace_back(key, label);
+        entries_.push_back(pack_entry(key, labels_.size()));
+        labels_.push_back(label);
         // the first threshold as soon as there is one: without it all is kept
         const size_t limit = has_threshold_ ? k + k / 4 + 16 : k;
         if (entries_.size() >= limit) {
@@ -121,29 +122,68 @@ class BestResults {
         }
     }
 
-    const std::vector<std::pair<float, idx_t>>& sorted(size_t k) {
-        shrink(k);
-        std::sort(entries_.begin(), entries_.end());
-        return entries_;
+    /// write(key, label) for up to k results, best first
+    template <class Write>
+    void write_sorted(size_t k, Write write) {
+        sort();
+        for (size_t i = 0; i < std::min(k, entries_.size()); i++) {
+            write(entry_key(entries_[i]), label(entries_[i]));
+        }
     }
 
    private:
+    idx_t label(uint64_t entry) const {
+        return labels_[entry_row(entry)];
+    }
+
     void shrink(size_t k) {
         if (entries_.size() < k) {
             return;
         }
-        const auto kth = entries_.begin() + (k - 1);
-        std::nth_element(entries_.begin(), kth, entries_.end());
+        select_entries(entries_, k);
+        const float kth = entry_key(entries_[k - 1]);
+        const bool has_ties = std::any_of(
+                entries_.begin() + k, entries_.end(), [&](uint64_t entry) {
+                    return entry_key(entry) == kth;
+                });
+        if (has_ties) {
+            sort();
+        }
+        entries_.resize(k);
+        // labels in the order of the entries
+        thread_local std::vector<idx_t> kept;
+        kept.clear();
+        for (uint64_t& entry : entries_) {
+            kept.push_back(label(entry));
+            entry = entry >> 32 << 32 | (kept.size() - 1);
+        }
+        labels_.assign(kept.begin(), kept.end());
         // one that equals the k-th best may still win by its label
         threshold_.store(
-                std::nextafter(
-                        kth->first, std::numeric_limits<float>::infinity()),
+                std::nextafter(kth, std::numeric_limits<float>::infinity()),
                 std::memory_order_relaxed);
-        entries_.resize(k);
         has_threshold_ = true;
     }
 
-    std::vector<std::pair<float, idx_t>> entries_;
+    /// by key, then by label
+    void sort() {
+        sort_entries(entries_);
+        for (auto begin = entries_.begin(); begin != entries_.end();) {
+            const auto end =
+                    std::find_if(begin + 1, entries_.end(), [&](uint64_t e) {
+                        return e >> 32 != *begin >> 32;
+                    });
+            if (end - begin > 1) {
+                std::sort(begin, end, [&](uint64_t a, uint64_t b) {
+                    return label(a) < label(b);
+                });
+            }
+            begin = end;
+        }
+    }
+
+    std::vector<uint64_t> entries_; ///< of a key and a position in labels_
+    std::vector<idx_t> labels_;
     std::atomic<float> threshold_{std::numeric_limits<float>::infinity()};
     bool has_threshold_ = false;
 };
@@ -284,11 +324,11 @@ ListScanner::Stats ListScanner::search(
             (is_l2 ? 1 : -1) * std::numeric_limits<float>::max());
     for (size_t q = 0; q < nq; q++) {
         size_t at = q * k;
-        for (const auto& [key, label] : best[q].sorted(k)) {
+        best[q].write_sorted(k, [&](float key, idx_t label) {
             distances[at] = distance_of_key(is_l2, key);
             labels[at] = label;
             at++;
-        }
+        });
     }
     return stats;
 }

@@ -314,6 +314,33 @@ TEST(IndexIVFTurboQuant, EqualDistancesAreOrderedById) {
     }
 }
 
+/// the same where no list alone decides: lists whose centres are equal
+TEST(IndexIVFTurboQuant, EqualDistancesOfManyListsAreOrderedById) {
+    constexpr size_t d = 24, nlist = 8, n = 400;
+    const auto centre = gaussian(1, d, 1), x = gaussian(1, d, 2);
+    faiss::IndexFlatL2 quantizer(d);
+    std::vector<float> xb;
+    std::vector<idx_t> keys;
+    for (size_t i = 0; i < nlist; i++) {
+        quantizer.add(1, centre.data());
+    }
+    IndexIVFTurboQuant index(&quantizer, d, nlist, 2, METRIC_L2);
+    index.is_trained = true;
+    index.nprobe = nlist;
+    for (size_t i = 0; i < n; i++) {
+        xb.insert(xb.end(), x.begin(), x.end());
+        keys.push_back((5 * i + 3) % nlist);
+    }
+    index.add_core(n, xb.data(), nullptr, keys.data());
+    for (size_t k : {1, 5, 100, 300}) {
+        const Results r = search(index, x, k);
+        for (size_t i = 0; i < k; i++) {
+            EXPECT_EQ(r.D[i], r.D[0]);
+            EXPECT_EQ(r.I[i], idx_t(i)) << k;
+        }
+    }
+}
+
 /// FAISS's loop over queries, taken for max_codes, finds the same
 TEST(IndexIVFTurboQuant, MaxCodes) {
     for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
