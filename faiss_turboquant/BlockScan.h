@@ -213,7 +213,7 @@ class BlockScan {
             load_factors(codes, rows, n);
             for (size_t q0 = 0; q0 < nq; q0 += k.tile_queries) {
                 for (size_t p = 0; p < parts.size(); p++) {
-                    dot_panels(p, q0 / k.tile_queries, n);
+                    dot_panels(p, q0, n);
                 }
                 for (size_t q = q0; q < std::min(q0 + k.tile_queries, nq);
                      q++) {
@@ -245,9 +245,8 @@ class BlockScan {
         std::vector<int32_t> dots;
 
         // of batches only
-        size_t tile_size = 0;
-        size_t panel_stride = 0;
-        faiss::AlignedTable<int8_t, 64> tiles; ///< tile_queries queries each
+        size_t query_stride = 0, panel_stride = 0;
+        faiss::AlignedTable<int8_t, 64> queries; ///< full tiles of them
         faiss::AlignedTable<uint8_t, 64> scratch, panels;
     };
 
@@ -259,22 +258,17 @@ class BlockScan {
 
     void prepare_batch(const CodePart& of_code, Part& part) {
         const CodeLayout& layout = of_code.layout;
-        part.tile_size = layout.tile_size(k);
+        part.query_stride = layout.query_stride(k);
         const size_t ntiles = (nq + k.tile_queries - 1) / k.tile_queries;
-        if (part.tiles.size() < ntiles * part.tile_size) {
-            part.tiles.resize(ntiles * part.tile_size);
+        const size_t size = ntiles * k.tile_queries * part.query_stride;
+        if (part.queries.size() < size) {
+            part.queries.resize(size);
         }
-        std::vector<const int8_t*> of_tile;
-        for (size_t q0 = 0; q0 < nq; q0 += k.tile_queries) {
-            of_tile.clear();
-            for (size_t q = q0; q < std::min(q0 + k.tile_queries, nq); q++) {
-                of_tile.push_back(queries[q].q.data() + of_code.coordinate);
-            }
-            k.arrange_tile(
-                    of_tile.data(),
-                    of_tile.size(),
-                    layout.panel_quads(k),
-                    part.tiles.data() + q0 / k.tile_queries * part.tile_size);
+        for (size_t q = 0; q < nq; q++) {
+            std::memcpy(
+                    part.queries.data() + q * part.query_stride,
+                    queries[q].q.data() + of_code.coordinate,
+                    layout.panel_quads(k) * 4);
         }
         part.panel_stride = panel_rows * layout.padded_dim();
         part.scratch.resize(part.panel_stride);
@@ -363,14 +357,15 @@ class BlockScan {
         }
     }
 
-    /// of n codes, in panels, with one tile of queries
-    void dot_panels(size_t p, size_t tile, size_t n) {
+    /// of n codes, in panels, with the tile of queries from q0 on
+    void dot_panels(size_t p, size_t q0, size_t n) {
         Part& part = parts[p];
         k.dot_panels(
                 part.panels.data(),
                 part.panel_stride,
                 (n + panel_rows - 1) / panel_rows,
-                part.tiles.data() + tile * part.tile_size,
+                part.queries.data() + q0 * part.query_stride,
+                part.query_stride,
                 tq.parts()[p].layout.panel_quads(k),
                 part.dots.data(),
                 block_codes);

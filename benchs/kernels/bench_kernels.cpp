@@ -197,16 +197,18 @@ void dot_panels(benchmark::State& state, size_t d, SimdLevel level) {
     const size_t stride = panel_rows * layout.padded_dim();
     constexpr size_t n_panels = 2 * panel_group;
     faiss::AlignedTable<uint8_t, 64> panels(n_panels * stride);
-    faiss::AlignedTable<int8_t, 64> tile(layout.tile_size(k));
+    const size_t query_stride = layout.query_stride(k);
+    faiss::AlignedTable<int8_t, 64> queries(k.tile_queries * query_stride);
     std::memset(panels.data(), 40, panels.nbytes());
-    std::memset(tile.data(), -3, tile.nbytes());
+    std::memset(queries.data(), -3, queries.nbytes());
     std::vector<int32_t> dots(k.tile_queries * n_panels * panel_rows);
     for (auto _ : state) {
         k.dot_panels(
                 panels.data(),
                 stride,
                 n_panels,
-                tile.data(),
+                queries.data(),
+                query_stride,
                 layout.panel_quads(k),
                 dots.data(),
                 n_panels * panel_rows);

@@ -6,8 +6,6 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 
-#include <cstring>
-
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -28,21 +26,6 @@ static_assert(panel_rows == tile_rows);
 /// two registers of queries meet two of codes: each is read once for two
 /// products
 constexpr size_t tile_queries = 2 * tile_rows;
-/// keeps the rows of a register out of one set of the first-level cache
-constexpr size_t tile_pad = row_bytes;
-
-/// [tile_queries][quads * 4 + tile_pad]
-void arrange_tile(
-        const int8_t* const* queries,
-        size_t n,
-        size_t quads,
-        int8_t* tile) {
-    const size_t stride = quads * 4 + tile_pad;
-    std::memset(tile, 0, tile_queries * stride);
-    for (size_t k = 0; k < n; k++) {
-        std::memcpy(tile + k * stride, queries[k], quads * 4);
-    }
-}
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1;
@@ -63,23 +46,23 @@ struct alignas(64) TileConfig {
 TQ_AMX void dot_tile(
         const uint8_t* a,
         const uint8_t* b,
-        const int8_t* tile,
+        const int8_t* queries,
+        size_t query_stride,
         size_t quads,
         int32_t* out,
         size_t out_stride) {
-    const size_t query_stride = quads * 4 + tile_pad;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (size_t quad = 0; quad < quads; quad += tile_rows) {
-        _tile_loadd(4, tile + quad * 4, query_stride);
+        _tile_loadd(4, queries + quad * 4, query_stride);
         _tile_loadd(6, a + quad * row_bytes, row_bytes);
         _tile_dpbsud(0, 4, 6);
         _tile_loadd(7, b + quad * row_bytes, row_bytes);
         _tile_dpbsud(1, 4, 7);
         _tile_loadd(
-                5, tile + tile_rows * query_stride + quad * 4, query_stride);
+                5, queries + tile_rows * query_stride + quad * 4, query_stride);
         _tile_dpbsud(2, 5, 6);
         _tile_dpbsud(3, 5, 7);
     }
@@ -94,7 +77,8 @@ TQ_AMX void dot_panels(
         const uint8_t* panels,
         size_t panel_stride,
         size_t n_panels,
-        const int8_t* tile,
+        const int8_t* queries,
+        size_t query_stride,
         size_t quads,
         int32_t* out,
         size_t out_stride) {
@@ -105,7 +89,8 @@ TQ_AMX void dot_panels(
         dot_tile(
                 panel,
                 panel + panel_stride,
-                tile,
+                queries,
+                query_stride,
                 quads,
                 out + p * panel_rows,
                 out_stride);
@@ -137,8 +122,6 @@ std::vector<const Kernels*> amx_kernels(const Kernels& base) {
         kernels.level = SimdLevel::amx;
         kernels.tile_queries = tile_queries;
         kernels.quad_step = tile_rows;
-        kernels.tile_pad = tile_pad;
-        kernels.arrange_tile = arrange_tile;
         kernels.dot_panels = dot_panels;
         return kernels;
     }();

@@ -88,8 +88,8 @@ struct CodeLayout {
     }
     /// quads of dimensions that dot_panels multiplies
     size_t panel_quads(const Kernels& kernels) const;
-    /// bytes of a tile of queries
-    size_t tile_size(const Kernels& kernels) const;
+    /// bytes from one query of a tile to the next
+    size_t query_stride(const Kernels& kernels) const;
     /// bytes that encode works in
     size_t scratch_size() const {
         const size_t fields = 2 * (padded_dim() + 64);
@@ -256,23 +256,13 @@ struct Kernels {
     size_t tile_queries;
     /// dot_panels takes this many quads of dimensions at a time
     size_t quad_step;
-    /// bytes of a tile for each query, besides its dimensions
-    size_t tile_pad;
-
-    /** Put quantized queries in the order in which dot_panels reads them.
-     * @param queries  n of them, (padded_dim,) each
-     * @param n        1 to tile_queries; the others get zeros
-     * @param quads    CodeLayout::panel_quads
-     * @param tile     (CodeLayout::tile_size,), written */
-    void (*arrange_tile)(
-            const int8_t* const* queries,
-            size_t n,
-            size_t quads,
-            int8_t* tile);
 
     /** Integer dot products of panels with a tile of queries.
      * @param panels        panels, panel_stride bytes apart; those up to the
      *                      next multiple of panel_group are read too
+     * @param queries       (tile_queries, quads * 4), quantized, zero past d,
+     *                      query_stride bytes apart
+     * @param query_stride  CodeLayout::query_stride
      * @param quads         CodeLayout::panel_quads
      * @param out           (tile_queries, n_panels * panel_rows), rows
      *                      out_stride apart, written, and so is what belongs
@@ -282,7 +272,8 @@ struct Kernels {
             const uint8_t* panels,
             size_t panel_stride,
             size_t n_panels,
-            const int8_t* tile,
+            const int8_t* queries,
+            size_t query_stride,
             size_t quads,
             int32_t* out,
             size_t out_stride);
@@ -315,8 +306,9 @@ inline size_t CodeLayout::panel_quads(const Kernels& kernels) const {
     return (d + step - 1) / step * kernels.quad_step;
 }
 
-inline size_t CodeLayout::tile_size(const Kernels& kernels) const {
-    return kernels.tile_queries * (panel_quads(kernels) * 4 + kernels.tile_pad);
+inline size_t CodeLayout::query_stride(const Kernels& kernels) const {
+    // one line more keeps the queries of a tile out of one set of the cache
+    return panel_quads(kernels) * 4 + 64;
 }
 
 /// one distance: what select computes

@@ -224,19 +224,12 @@ void decode_panel(
     }
 }
 
-void arrange_tile(
-        const int8_t* const* queries,
-        size_t /*n*/,
-        size_t quads,
-        int8_t* tile) {
-    std::memcpy(tile, queries[0], quads * 4);
-}
-
 void dot_panels(
         const uint8_t* panels,
         size_t panel_stride,
         size_t n_panels,
         const int8_t* query,
+        size_t /*query_stride*/,
         size_t quads,
         int32_t* out,
         size_t /*out_stride*/) {
@@ -296,8 +289,6 @@ const Kernels& scalar_kernels() {
             decode_panel,
             /*tile_queries=*/1,
             /*quad_step=*/2,
-            /*tile_pad=*/0,
-            arrange_tile,
             dot_panels,
             select,
     };

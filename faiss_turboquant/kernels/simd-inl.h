@@ -815,30 +815,12 @@ constexpr size_t tile_panels = N8 == 64 ? 4 : 1;
 constexpr size_t tile_queries =
         N8 == 64 ? 6 : N8 / 8 + (TQ_HAS_QUAD_DOT ? 2 : 0);
 
-/// [quads][tile_queries][4]
-void arrange_tile(
-        const int8_t* const* queries,
-        size_t n,
-        size_t quads,
-        int8_t* tile) {
-    if (n < tile_queries) {
-        std::memset(tile, 0, quads * tile_queries * 4);
-    }
-    for (size_t k = 0; k < n; k++) {
-        for (size_t quad = 0; quad < quads; quad++) {
-            std::memcpy(
-                    tile + (quad * tile_queries + k) * 4,
-                    queries[k] + quad * 4,
-                    4);
-        }
-    }
-}
-
 /// tile_panels panels with a tile of queries
 HWY_INLINE void dot_tile(
         const uint8_t* panels,
         size_t panel_stride,
         const int8_t* queries,
+        size_t query_stride,
         size_t quads,
         int32_t* out,
         size_t out_stride) {
@@ -864,7 +846,8 @@ HWY_INLINE void dot_tile(
             HWY_UNROLL(2)
             for (size_t s = 0; s < step; s++) {
                 uint32_t bits;
-                std::memcpy(&bits, queries + (s * tile_queries + k) * 4, 4);
+                std::memcpy(
+                        &bits, queries + k * query_stride + (quad + s) * 4, 4);
                 q[s] = hn::BitCast(di8, hn::Set(du32, bits));
             }
             HWY_UNROLL(8)
@@ -876,7 +859,6 @@ HWY_INLINE void dot_tile(
 #endif
             }
         }
-        queries += step * tile_queries * 4;
     }
     // unrolled too: an accumulator with a variable index lives in memory
     HWY_UNROLL(8)
@@ -892,7 +874,8 @@ void dot_panels(
         const uint8_t* panels,
         size_t panel_stride,
         size_t n_panels,
-        const int8_t* tile,
+        const int8_t* queries,
+        size_t query_stride,
         size_t quads,
         int32_t* out,
         size_t out_stride) {
@@ -901,7 +884,8 @@ void dot_panels(
         dot_tile(
                 panels + p * panel_stride,
                 panel_stride,
-                tile,
+                queries,
+                query_stride,
                 quads,
                 out + p * panel_rows,
                 out_stride);
@@ -1011,12 +995,11 @@ constexpr SimdLevel level() {
 
 const Kernels& table() {
     static const Kernels kernels = {
-            level(),         hadamard,     permute,        matvec,
-            sum_of_squares,  dot,          subtract,       scale,
-            encode,          decode,       quantize_query, query_size,
-            arrange_query,   dot_codes,    decode_panel,   tile_queries,
-            /*quad_step=*/2,
-            /*tile_pad=*/0,  arrange_tile, dot_panels,     select,
+            level(),         hadamard,   permute,        matvec,
+            sum_of_squares,  dot,        subtract,       scale,
+            encode,          decode,     quantize_query, query_size,
+            arrange_query,   dot_codes,  decode_panel,   tile_queries,
+            /*quad_step=*/2, dot_panels, select,
     };
     return kernels;
 }

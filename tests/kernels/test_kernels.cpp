@@ -319,18 +319,17 @@ TEST_P(LevelTest, Panels) {
                         scratch.data(),
                         panels.data() + p * stride);
             }
+            const size_t nq = simd.tile_queries;
+            const size_t quads = layout.panel_quads(simd);
+            const size_t query_stride = layout.query_stride(simd);
             std::vector<std::vector<int8_t>> queries;
-            std::vector<const int8_t*> pointers;
-            // of a full tile, and of one that is not
-            const size_t nq = simd.tile_queries - (n_panels == 3 ? 1 : 0);
+            std::vector<int8_t> tile(nq * query_stride, 99);
             for (size_t k = 0; k < nq; k++) {
                 queries.push_back(random_query(layout, 23 + k));
-                pointers.push_back(queries.back().data());
-            }
-            const size_t quads = layout.panel_quads(simd);
-            std::vector<int8_t> tile(layout.tile_size(simd), 99);
-            if (nq > 0) {
-                simd.arrange_tile(pointers.data(), nq, quads, tile.data());
+                std::copy_n(
+                        queries[k].begin(),
+                        quads * 4,
+                        tile.begin() + k * query_stride);
             }
             const size_t out_stride = 8 * panel_rows;
             std::vector<int32_t> out(out_stride * simd.tile_queries);
@@ -339,6 +338,7 @@ TEST_P(LevelTest, Panels) {
                     stride,
                     n_panels,
                     tile.data(),
+                    query_stride,
                     quads,
                     out.data(),
                     out_stride);
