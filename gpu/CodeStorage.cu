@@ -41,33 +41,6 @@ __global__ void gather_rows_kernel(
     }
 }
 
-/// DeviceRotation::sources
-std::vector<uint16_t> sources_of(const Rotation& rotation) {
-    std::vector<uint16_t> sources;
-    if (rotation.multipliers().empty()) {
-        return sources; // it is a matrix
-    }
-    for (int r = 0; r < Rotation::rounds; r++) {
-        // of groups of a power of two; empty where all are one
-        const auto& permutation = rotation.permutation(r);
-        int shift = 0;
-        while (!permutation.empty() &&
-               permutation.size() << shift < rotation.d) {
-            shift++;
-        }
-        for (size_t i = 0; i < rotation.d; i++) {
-            const size_t source = permutation.empty()
-                    ? i
-                    : permutation[i >> shift] + (i & ((1 << shift) - 1));
-            const bool is_negated = rotation.multipliers()[sources.size()] < 0;
-            sources.push_back(uint16_t(
-                    shared_place(int(source)) |
-                    (is_negated ? DeviceRotation::negated : 0)));
-        }
-    }
-    return sources;
-}
-
 } // namespace
 
 CodeStorage::CodeStorage(
@@ -79,17 +52,24 @@ CodeStorage::CodeStorage(
     rotation.d = int(tq.d);
     matrix = upload(resources, tq.rotation.matrix(), MemoryUse::index);
     rotation.matrix = matrix.data();
-    const std::vector<uint16_t> places = sources_of(tq.rotation);
-    sources = upload(resources, places, MemoryUse::index);
-    rotation.sources = sources.data();
-    size_t first = 0; // coordinate of a block
-    for (int b = 14; b >= 0; b--) {
-        if (!places.empty() && tq.d >> b & 1) {
-            rotation.magnitudes[b] =
-                    std::fabs(tq.rotation.multipliers()[first]);
-            first += size_t(1) << b;
+    std::vector<uint32_t> words;
+    if (tq.rotation.matrix().empty()) {
+        for (int r = 0; r < Rotation::rounds; r++) {
+            const auto of_round = source_words(tq.rotation, r);
+            words.insert(words.end(), of_round.begin(), of_round.end());
+            rotation.by_fours[r] = moves_by_fours(tq.rotation, r);
+        }
+        size_t first = 0; // coordinate of a block
+        for (int b = 14; b >= 0; b--) {
+            if (tq.d >> b & 1) {
+                rotation.magnitudes[b] =
+                        std::fabs(tq.rotation.multipliers()[first]);
+                first += size_t(1) << b;
+            }
         }
     }
+    sources = upload(resources, words, MemoryUse::index);
+    rotation.sources = sources.data();
     centre = upload(resources, tq.centre, MemoryUse::index);
     encoder.centre = centre.data();
     const auto& tables = tq.layout().tables;

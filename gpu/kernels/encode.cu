@@ -4,6 +4,7 @@
 
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/decode.cuh>
+#include <gpu/kernels/rotation.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {
@@ -17,9 +18,10 @@ constexpr int residual_threads = 128;
 /// words of decisions that the way back through a trellis has at hand
 constexpr int decision_words = 2048;
 
-/// a thread for 32 coordinates, which the rotation has in registers
+/// a warp for each part of the rotation but for the small ones: warps of other
+/// blocks need not be waited for
 int scalar_threads(const DeviceLayout& layout) {
-    return std::min(max_scalar_threads, round_up(layout.d, 32 * 32) / 32);
+    return std::clamp(layout.d / max_part * 32, 32, max_scalar_threads);
 }
 
 int trellis_threads(const DeviceLayout& layout) {
@@ -56,16 +58,6 @@ __device__ void write_factors(
     }
 }
 
-/// sum in 32 lanes, by one warp; the result is lane 0's
-__device__ float warp_sum(SharedVector x, int n) {
-    float sum = 0;
-#pragma unroll 4
-    for (int i = threadIdx.x % 32; i < n; i += 32) {
-        sum += x[i];
-    }
-    return add_lanes(sum);
-}
-
 /** A plane of b-bit fields, by the block.
  * @param fields  (dims,): bits `shift` and up of each byte
  * @param plane   (dims b / 8,), written */
@@ -100,8 +92,8 @@ __device__ void prefetch_row(const float* x, size_t row, size_t n, int d) {
     }
 }
 
-/// half steps from 0 to the end of the grid
-constexpr int max_distance = 128;
+/// of half steps from 0: from -128 to 127
+constexpr int n_cells = 256;
 
 /// sign << (nbits - 1) | magnitude of the level `h` half steps from 0
 __device__ int field_at(const DeviceLayout& layout, int h) {
@@ -112,6 +104,44 @@ __device__ int field_at(const DeviceLayout& layout, int h) {
         magnitude += distance >= layout.thresholds[i];
     }
     return sign << (layout.nbits - 1) | magnitude;
+}
+
+/** The level next to a number of half steps and its field, which is in bits of
+ * the float that are zero for all levels. */
+struct Cell {
+    static constexpr uint32_t field_mask = 15;
+
+    uint32_t bits;
+
+    __device__ float level() const {
+        return __uint_as_float(bits & ~field_mask);
+    }
+    /// in its lowest bits; the others of a byte are zero, too
+    __device__ uint8_t field() const {
+        return bits;
+    }
+};
+
+/// by the low byte of h
+__device__ void fill_cells(const DeviceLayout& layout, Cell* cells) {
+    for (int i = threadIdx.x; i < n_cells; i += blockDim.x) {
+        const int field = field_at(layout, int8_t(i));
+        const float level = 2 * layout.grid[field] - 63;
+        cells[i] = {__float_as_uint(level) | field};
+    }
+}
+
+/// the cell of floor(x), or the last one
+__device__ Cell cell_at(const Cell* cells, float x) {
+    // floor(4 x) is in the low bits of a float with a step of 1/4: the low byte
+    // of floor(x) times the size of a cell, if what is below is masked
+    static_assert(sizeof(Cell) == 4, "of a quarter");
+    constexpr float base = 3 << 20;
+    const float clamped = fminf(fmaxf(x, -128.0f), 127.0f);
+    const uint32_t bits = __float_as_uint(__fadd_rd(clamped, base));
+    return *reinterpret_cast<const Cell*>(
+            reinterpret_cast<const char*>(cells) +
+            (bits & (n_cells - 1) * sizeof(Cell)));
 }
 
 __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
@@ -125,19 +155,16 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
         Refused* refused) {
     extern __shared__ float shared[];
     __shared__ double norm, along;
+    __shared__ Cell cells[n_cells];
     const DeviceLayout& layout = encoder.layout;
     const int d = layout.d;
     const int size = shared_vector_size(d);
     const SharedVector work{shared}, y{shared + size};
-    uint8_t* fields = reinterpret_cast<uint8_t*>(shared + 2 * size);
-    // by half steps: field, and level in half steps << 8
-    __shared__ int16_t cells[2 * max_distance];
-    for (int i = threadIdx.x; i < 2 * max_distance; i += blockDim.x) {
-        const int field = field_at(layout, i - max_distance);
-        cells[i] = field | (2 * layout.grid[field] - 63) * 256;
-    }
+    uint8_t* fields = reinterpret_cast<uint8_t*>(shared); // after the rotation
+    fill_cells(layout, cells);
+    // zeros have field 0, and add nothing
     for (int i = d + threadIdx.x; i < layout.dims; i += blockDim.x) {
-        fields[i] = 0;
+        y[i] = 0;
     }
     for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
         prefetch_row(x, row + gridDim.x, n, d);
@@ -149,15 +176,25 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
                 y,
                 norm,
                 along);
-        // fields, and what they add to <y, levels>
-#pragma unroll 4
-        for (int i = threadIdx.x; i < d; i += blockDim.x) {
-            const int h = __float2int_rd(y[i] * layout.half_steps);
-            const int cell =
-                    cells[min(max(h, -max_distance), max_distance - 1) +
-                          max_distance];
-            fields[i] = cell;
-            work[i] = y[i] * float(cell >> 8);
+        // fields, and <y, levels>: the sum of a lane, if the block is one warp
+        const bool is_one_warp = blockDim.x == 32;
+        float product = 0;
+        constexpr int batch = dims_unit / 32;
+        for (int first = threadIdx.x; first < layout.dims;
+             first += batch * blockDim.x) {
+#pragma unroll
+            for (int b = 0; b < batch; b++) {
+                const int i = first + b * blockDim.x;
+                if (is_one_warp || i < layout.dims) {
+                    const Cell cell = cell_at(cells, y[i] * layout.half_steps);
+                    fields[i] = cell.field();
+                    const float of_field = y[i] * cell.level();
+                    product += of_field;
+                    if (!is_one_warp) {
+                        y[i] = of_field;
+                    }
+                }
+            }
         }
         __syncthreads();
         const int nbits = layout.nbits;
@@ -171,7 +208,14 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
                     fields, layout.dims, 1, 2, code + 2 * layout.plane_size());
         }
         if (threadIdx.x < 32) {
-            const float product = warp_sum(work, d);
+            if (!is_one_warp) {
+                product = 0;
+#pragma unroll 4
+                for (int i = threadIdx.x; i < layout.dims; i += 32) {
+                    product += y[i];
+                }
+            }
+            product = add_lanes(product);
             if (threadIdx.x == 0) {
                 write_factors(
                         layout,
@@ -438,12 +482,11 @@ __global__ void encode_trellis_kernel(
 }
 
 size_t encode_shared_size(const DeviceLayout& layout) {
-    const size_t vectors =
-            2 * shared_vector_size(layout.d) * sizeof(float) + layout.dims;
+    const size_t vectors = 2 * shared_vector_size(layout.d) * sizeof(float);
     if (!layout.has_trellis()) {
         return vectors;
     }
-    return vectors + decision_words * sizeof(uint32_t) +
+    return vectors + layout.dims + decision_words * sizeof(uint32_t) +
             (size_t(3) << layout.memory) +
             (size_t(layout.positions) << layout.parities);
 }
@@ -624,7 +667,7 @@ __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
         work[i] = x[q * d + i];
     }
     __syncthreads();
-    rotate(encoder.rotation, work, y, [](float value) { return value; });
+    rotate(encoder.rotation, work, y, 1);
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
         rotated[q * d + i] = y[i];
     }

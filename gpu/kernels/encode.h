@@ -5,7 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <gpu/kernels/device_layout.h>
-#include <gpu/kernels/rotation.cuh>
+#include <gpu/kernels/rotation.h>
 
 namespace faiss_turboquant {
 namespace gpu {

@@ -1,41 +1,17 @@
 #pragma once
 
 /** The float steps of a vector, by one block. The operations on each float are
- * those of the CPU, in its order (compile with -fmad=false). */
+ * those of the CPU, in its order (compile with -fmad=false). A fused operation
+ * stands for two where the product is exact. */
 
 #include <cstdint>
 
-#include <gpu/kernels/device_layout.h>
+#include <gpu/kernels/rotation.h>
 
 namespace faiss_turboquant {
 namespace gpu {
 
-/// a Rotation in device memory
-struct DeviceRotation {
-    int d = 0;
-    /// (rounds, d): where in a SharedVector each coordinate comes from, and
-    /// `negated` if its sign changes
-    const uint16_t* sources = nullptr;
-    static constexpr uint16_t negated = 0x8000;
-    /// of the multipliers of a block of size 2^b
-    float magnitudes[15] = {};
-    const float* matrix = nullptr; ///< (d, d) of a dense rotation, else null
-};
-
-/// where element i of a SharedVector is
-TQ_HOST_DEVICE constexpr int shared_place(int i) {
-    return i + (i >> 5);
-}
-
-/// floats of a SharedVector
-TQ_HOST_DEVICE constexpr int shared_vector_size(int d) {
-    return d + (d + 31) / 32;
-}
-
-#ifdef __CUDACC__
-
-/** A vector in shared memory, with a gap after every 32 floats, so that threads
- * whose elements are 32 apart use different banks. */
+/// a vector in shared memory, with room up to a multiple of dims_unit
 struct SharedVector {
     float* data;
 
@@ -53,34 +29,31 @@ __device__ T add_lanes(T x) {
     return x;
 }
 
-/// sum of x_i^2 in double, by one warp; the result is lane 0's
-__device__ inline double warp_sum_of_squares(SharedVector x, int n) {
-    double sum = 0;
-#pragma unroll 4
-    for (int i = threadIdx.x % 32; i < n; i += 32) {
-        const double value = x[i];
-        sum += value * value;
-    }
-    return add_lanes(sum);
-}
-
 /// sum of a_i b_i in double, by one warp; the result is lane 0's
 template <class A, class B>
 __device__ double warp_dot(A a, B b, int n) {
     double sum = 0;
     for (int i = threadIdx.x % 32; i < n; i += 32) {
-        sum += double(a[i]) * b[i];
+        sum = fma(double(a[i]), double(b[i]), sum);
     }
     return add_lanes(sum);
 }
 
-/// all stages on `radix` values
-template <int radix>
-__device__ void butterflies(float (&v)[radix]) {
+/// log2 of the size of coordinate i's block: of the powers of two in d, largest
+/// first
+__device__ inline int block_of(int i, int d) {
+    return 31 - __clz(i ^ d);
+}
+
+// ------------------------------------------------- Walsh-Hadamard transforms
+
+/// the stages of distance 1, 2 .. n / 2
+template <int n>
+__device__ void butterflies(float (&v)[n]) {
 #pragma unroll
-    for (int distance = 1; distance < radix; distance *= 2) {
+    for (int distance = 1; distance < n; distance *= 2) {
 #pragma unroll
-        for (int i = 0; i < radix; i++) {
+        for (int i = 0; i < n; i++) {
             if ((i & distance) == 0) {
                 const float a = v[i], b = v[i + distance];
                 v[i] = a + b;
@@ -90,93 +63,232 @@ __device__ void butterflies(float (&v)[radix]) {
     }
 }
 
-/// the same on values in memory
-template <int radix, int stride>
-__device__ void butterflies_at(float* at) {
-    float v[radix];
+/** The stages of distance `count` .. 16 where lanes have `count` neighbours.
+ * @param n  of 32 coordinates, if count is 1: blocks are the powers of two in
+ *           it, largest first */
+template <int count>
+__device__ void butterflies_of_lanes(float (&v)[count], int n) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < radix; i++) {
-        v[i] = at[i * stride];
+    for (int distance = count; distance < 32; distance *= 2) {
+        const int other_lane = distance / count;
+        const bool is_in_block = count > 1 || lane < (n & -2 * distance);
+        const float sign = lane & other_lane ? -1.0f : 1.0f;
+#pragma unroll
+        for (int i = 0; i < count; i++) {
+            const float other = __shfl_xor_sync(0xffffffff, v[i], other_lane);
+            if (is_in_block) {
+                v[i] = fmaf(sign, v[i], other); // a + b or a - b
+            }
+        }
     }
+}
+
+/// n words of the lane, of those of a part
+template <int n>
+__device__ void load_source_words(const uint32_t* words, uint32_t (&w)[n]) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (n >= 4) {
+#pragma unroll
+        for (int k = 0; k < n; k += 4) {
+            const uint4 four = __ldg(reinterpret_cast<const uint4*>(
+                    words + source_word_at(n, lane, k)));
+            w[k] = four.x;
+            w[k + 1] = four.y;
+            w[k + 2] = four.z;
+            w[k + 3] = four.w;
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < n; k++) {
+            w[k] = __ldg(words + source_word_at(n, lane, k));
+        }
+    }
+}
+
+__device__ inline float flip_sign(float x, uint32_t highest_bit) {
+    return __uint_as_float(__float_as_uint(x) ^ (highest_bit & 0x80000000));
+}
+
+/// coordinates of a part with the signs of the round
+template <int count>
+__device__ void gather(
+        const uint32_t* words,
+        bool by_fours,
+        const float* from,
+        float (&v)[count]) {
+    const char* bytes = reinterpret_cast<const char*>(from);
+    if constexpr (count >= 4) {
+        if (by_fours) {
+            uint32_t w[count / 4];
+            load_source_words(words, w);
+#pragma unroll
+            for (int k = 0; k < count / 4; k++) {
+                const float4 four = *reinterpret_cast<const float4*>(
+                        bytes + (w[k] & 0x0fffffff));
+                v[4 * k] = flip_sign(four.x, w[k]);
+                v[4 * k + 1] = flip_sign(four.y, w[k] << 1);
+                v[4 * k + 2] = flip_sign(four.z, w[k] << 2);
+                v[4 * k + 3] = flip_sign(four.w, w[k] << 3);
+            }
+            return;
+        }
+    }
+    uint32_t w[count];
+    load_source_words(words, w);
+#pragma unroll
+    for (int k = 0; k < count; k++) {
+        v[k] = flip_sign(
+                *reinterpret_cast<const float*>(bytes + (w[k] & 0x7fffffff)),
+                w[k]);
+    }
+}
+
+/** A round of the rotation but for distances from max_part on, for one part, by
+ * a warp.
+ * @param from    where the round begins
+ * @param to      (d,), the coordinates of the part are written
+ * @param factor  in the first round, what coordinates are multiplied with
+ *                before */
+template <int count>
+__device__ void transform_part(
+        const DeviceRotation& r,
+        int round,
+        int begin,
+        const float* from,
+        float* to,
+        double factor) {
+    const int lane = threadIdx.x % 32, d = r.d;
+    const int n = count > 1 ? 32 * count : min(32, d - begin);
+    const bool by_fours = r.by_fours[round];
+    float v[count] = {};
+    if (count > 1 || lane < n) {
+        gather(r.sources + round * source_words_size(d) +
+                       first_source_word(begin, count, by_fours, d),
+               by_fours,
+               from,
+               v);
+        const float magnitude =
+                r.magnitudes[block_of(count == 1 ? begin + lane : begin, d)];
+#pragma unroll
+        for (int i = 0; i < count; i++) {
+            if (round == 0) {
+                v[i] = float(v[i] * factor);
+            }
+            v[i] *= magnitude;
+        }
+    }
+    __syncwarp();
     butterflies(v);
+    butterflies_of_lanes(v, n);
+
+    // places in a row differ by exclusive or
+    const int first = shared_place(begin + lane * count);
+    if constexpr (count >= 4) {
 #pragma unroll
-    for (int i = 0; i < radix; i++) {
-        at[i * stride] = v[i];
+        for (int k = 0; k < count; k += 4) {
+            *reinterpret_cast<float4*>(to + (first ^ k)) =
+                    make_float4(v[k], v[k + 1], v[k + 2], v[k + 3]);
+        }
+    } else if (lane < n) {
+#pragma unroll
+        for (int k = 0; k < count; k++) {
+            to[first ^ k] = v[k];
+        }
+    }
+    if constexpr (count > 1) {
+        __syncwarp();
+        const int column = shared_place(begin + lane) - begin;
+        float* rows = to + begin;
+#pragma unroll
+        for (int i = 0; i < count; i++) {
+            v[i] = rows[i * 32 + (column ^ i % 8 * 4)];
+        }
+        butterflies(v);
+#pragma unroll
+        for (int i = 0; i < count; i++) {
+            rows[i * 32 + (column ^ i % 8 * 4)] = v[i];
+        }
     }
 }
 
-/// on fewer than 2 radix values, which are blocks of powers of two
-template <int radix, int stride>
-__device__ void butterflies_of_blocks(float* at, int rows) {
+/// the stages of distance max_part and more on n parts, at one place of each
+template <int radix>
+__device__ void transform_column(float* at, int n) {
     if constexpr (radix > 1) {
-        if (rows & radix) {
-            butterflies_at<radix, stride>(at);
-            at += radix * stride;
+        if (n & radix) {
+            float v[radix];
+#pragma unroll
+            for (int i = 0; i < radix; i++) {
+                v[i] = at[i * max_part];
+            }
+            butterflies(v);
+#pragma unroll
+            for (int i = 0; i < radix; i++) {
+                at[i * max_part] = v[i];
+            }
+            at += radix * max_part;
         }
-        butterflies_of_blocks<radix / 2, stride>(at, rows);
+        transform_column<radix / 2>(at, n);
     }
 }
 
-/** The stages of distance h, 2 h .. radix / 2 * h of the Walsh-Hadamard
- * transforms of all blocks of x.
- *
- * Blocks are the powers of two in d, largest first, so stage h acts on pairs
- * in the first d / 2h * 2h coordinates. A thread has `radix` values h apart; of
- * the last group there may be fewer. */
-template <int h, int radix>
-__device__ void hadamard_stages(SharedVector x, int d) {
-    // in memory; blocks start on a gap, or lie between two
-    constexpr int stride = h < 32 ? h : shared_place(h);
-    const unsigned n_items = (d + radix * h - 1) / (radix * h) * h;
-    for (unsigned item = threadIdx.x; item < n_items; item += blockDim.x) {
-        const int begin = item / h * radix * h;
-        const int rows = (d - begin) / h;
-        float* at = &x[begin + item % h];
-        if (rows >= radix) {
-            butterflies_at<radix, stride>(at);
-        } else {
-            butterflies_of_blocks<radix / 2, stride>(at, rows);
-        }
+/// a round of the rotation, by the block
+__device__ inline void transform(
+        const DeviceRotation& r,
+        int round,
+        const float* from,
+        float* to,
+        double factor) {
+    const int d = r.d, n = d / max_part;
+    const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    for (int part = warp; part < n; part += warps) {
+        transform_part<32>(r, round, part * max_part, from, to, factor);
+    }
+    // the others in turn, too
+    int part = n;
+    const auto is_mine = [&] { return part++ % warps == warp; };
+    const auto begin_of = [&](int size) { return d & -2 * size; };
+    if (d & 512 && is_mine()) {
+        transform_part<16>(r, round, begin_of(512), from, to, factor);
+    }
+    if (d & 256 && is_mine()) {
+        transform_part<8>(r, round, begin_of(256), from, to, factor);
+    }
+    if (d & 128 && is_mine()) {
+        transform_part<4>(r, round, begin_of(128), from, to, factor);
+    }
+    if (d & 64 && is_mine()) {
+        transform_part<2>(r, round, begin_of(64), from, to, factor);
+    }
+    if (d & 32 && is_mine()) {
+        transform_part<1>(r, round, begin_of(32), from, to, factor);
+    }
+    if (d % 32 != 0 && is_mine()) {
+        transform_part<1>(r, round, begin_of(16), from, to, factor);
     }
     __syncthreads();
-}
-
-/// up to five stages, as many as d has from h on
-template <int h>
-__device__ void hadamard_pass(SharedVector x, int d) {
-    if (d >= 32 * h) {
-        hadamard_stages<h, 32>(x, d);
-    } else if (d >= 16 * h) {
-        hadamard_stages<h, 16>(x, d);
-    } else if (d >= 8 * h) {
-        hadamard_stages<h, 8>(x, d);
-    } else if (d >= 4 * h) {
-        hadamard_stages<h, 4>(x, d);
-    } else if (d >= 2 * h) {
-        hadamard_stages<h, 2>(x, d);
+    if (n > 1) {
+        for (int i = threadIdx.x; i < max_part; i += blockDim.x) {
+            transform_column<16>(to + i, n);
+        }
+        __syncthreads();
     }
-}
-
-/// log2 of the size of coordinate i's block: of the powers of two in d, largest
-/// first
-__device__ inline int block_of(int i, int d) {
-    return 31 - __clz(i ^ d);
 }
 
 /** y = P x by the block.
- * @param x      (d,) in shared memory, overwritten
- * @param y      (d,) in shared memory
- * @param scale  scale(x_i): what is rotated */
-template <class Scale>
-__device__ void rotate(
+ * @param x       (d,) in shared memory, overwritten
+ * @param y       (d,) in shared memory
+ * @param factor  what x is multiplied with before */
+__device__ inline void rotate(
         const DeviceRotation& r,
         SharedVector x,
         SharedVector y,
-        Scale scale) {
+        double factor) {
     const int d = r.d;
     if (r.matrix) {
         for (int i = threadIdx.x; i < d; i += blockDim.x) {
-            x[i] = scale(x[i]);
+            x[i] = float(x[i] * factor);
         }
         __syncthreads();
         for (int row = threadIdx.x / 32; row < d; row += blockDim.x / 32) {
@@ -192,23 +304,15 @@ __device__ void rotate(
         __syncthreads();
         return;
     }
+    static_assert(Rotation::rounds % 2 == 1, "the result must end up in y");
+#pragma unroll 1
     for (int round = 0; round < Rotation::rounds; round++) {
-        const SharedVector from = round % 2 == 0 ? x : y;
-        const SharedVector to = round % 2 == 0 ? y : x;
-        const uint16_t* sources = r.sources + round * d;
-#pragma unroll 4
-        for (int i = threadIdx.x; i < d; i += blockDim.x) {
-            const uint32_t source = sources[i];
-            const float value = from.data[source & ~uint32_t(r.negated)];
-            const float product = (round == 0 ? scale(value) : value) *
-                    r.magnitudes[block_of(i, d)];
-            to[i] = __uint_as_float(
-                    __float_as_uint(product) ^ (source & r.negated) << 16);
-        }
-        __syncthreads();
-        hadamard_pass<1>(to, d);
-        hadamard_pass<32>(to, d);
-        hadamard_pass<1024>(to, d);
+        transform(
+                r,
+                round,
+                round % 2 == 0 ? x.data : y.data,
+                round % 2 == 0 ? y.data : x.data,
+                factor);
     }
 }
 
@@ -228,33 +332,45 @@ __device__ inline void rotate_direction(
         double& norm,
         double& along) {
     __shared__ double factor; // of which a division is not made by each thread
-#pragma unroll 4
-    for (int i = threadIdx.x; i < r.d; i += blockDim.x) {
-        const float value = __ldcs(v + i); // read once
-        x[i] = centre ? value - centre[i] : value;
-    }
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        const double squared = warp_sum_of_squares(x, r.d);
+    if (threadIdx.x < 32) {   // who has the elements can add their squares
+        constexpr int batch = 8; // on their way at a time
+        double squared = 0, product = 0;
+        for (int first = threadIdx.x; first < r.d; first += 32 * batch) {
+            float values[batch], centres[batch];
+#pragma unroll
+            for (int b = 0; b < batch; b++) {
+                const int i = first + 32 * b;
+                values[b] = i < r.d ? __ldcs(v + i) : 0; // read once
+                centres[b] = centre && i < r.d ? centre[i] : 0;
+            }
+#pragma unroll
+            for (int b = 0; b < batch; b++) {
+                const int i = first + 32 * b;
+                const float value = values[b] - centres[b];
+                if (i < r.d) {
+                    x[i] = value;
+                }
+                squared = fma(double(value), double(value), squared);
+                if (centre) {
+                    product = fma(double(value), double(centres[b]), product);
+                }
+            }
+        }
+        squared = add_lanes(squared);
+        if (centre) {
+            product = add_lanes(product);
+        }
         if (threadIdx.x == 0) {
             norm = sqrt(squared);
             factor = norm > 0 ? 1 / norm : 0;
-        }
-        if (centre) {
-            const double product = warp_dot(x, centre, r.d);
-            if (threadIdx.x == 0) {
-                along = product;
-            }
+            along = product;
         }
     }
     __syncthreads();
-    const double f = factor;
-    rotate(r, x, y, [f](float value) { return float(value * f); });
+    rotate(r, x, y, factor);
 }
 
 constexpr double largest_float = 3.4028234663852886e38;
-
-#endif // __CUDACC__
 
 } // namespace gpu
 } // namespace faiss_turboquant

@@ -105,7 +105,7 @@ TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForOtherRotations) {
 }
 
 TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForLargeDimensions) {
-    for (const size_t d : {3072, 4095, 16384}) {
+    for (const size_t d : {1000, 2048, 3072, 4095, 16384}) {
         for (const int memory : {0, 8}) {
             IndexTurboQuant index = make_index(d, 3, METRIC_L2, memory);
             const auto x = gaussian(12, d, 1);
