@@ -82,6 +82,45 @@ def torch_rows(d, n, k, batches):
             }
 
 
+def torch_score_rows(d, n, batches):
+    """Inner products with all vectors, in fp32, tf32 and bf16."""
+    for name in ("fp32", "tf32", "bf16"):
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        x = torch.randn(n, d, device="cuda", dtype=dtype)
+        for nq in batches:
+            queries = torch.randn(nq, d, device="cuda", dtype=dtype)
+            scores = torch.empty(nq, n, device="cuda", dtype=dtype)
+            yield {
+                "codec": f"torch {name}",
+                "what": "scores",
+                "d": d,
+                "n": n,
+                "k": 0,
+                "nq": nq,
+                "ms": median_ms(
+                    lambda: torch.matmul(queries, x.T, out=scores)
+                ),
+                "code_size": d * x.element_size(),
+            }
+        del x, queries, scores
+        torch.cuda.empty_cache()
+
+
+def score_rows(args):
+    """Of every size of which float32 vectors fit into the memory."""
+    for d in (128, 1536):
+        for n in (1 << 15, 1 << 18, 1 << 21, 1 << 24):
+            room = torch.cuda.mem_get_info()[0]
+            if n * d * 4 > 0.9 * room:
+                continue
+            yield from torch_score_rows(d, n, args.batches)
+            for codec in args.codecs:
+                yield from index_rows(
+                    args.program, codec, d, n, 0, args.batches
+                )
+
+
 def index_rows(program, codec, d, n, k, batches):
     command = [program, codec, "IP", *map(str, (d, n, k, *batches))]
     output = subprocess.run(
@@ -122,6 +161,15 @@ def ivf_rows(d, n, k, batches, nlist, nprobes):
             }
 
 
+def search_rows(args):
+    shape = (args.d, args.n, args.k, args.batches)
+    yield from torch_rows(*shape)
+    torch.cuda.empty_cache()
+    for codec in args.codecs:
+        yield from index_rows(args.program, codec, *shape)
+    yield from ivf_rows(*shape, args.nlist, args.nprobes)
+
+
 def add_bound(row, ceilings):
     """What the memory or the matrix units need at least."""
     if row["what"] == "add":
@@ -131,6 +179,8 @@ def add_bound(row, ceilings):
     rate = ceilings["bf16" if row["codec"].startswith("torch") else "int8"]
     share = row.get("share", 1)  # of the codes, that a query looks at
     moved = min(share * row["nq"], 1) * row["n"] * row["code_size"]
+    if row["what"] == "scores":
+        moved += row["nq"] * row["n"] * (2 if "bf16" in row["codec"] else 4)
     products = share * 2 * row["n"] * row["d"] * row["nq"]
     row["bound_ms"] = max(moved / ceilings["copy"], products / rate) * 1e3
 
@@ -154,19 +204,20 @@ def main():
     parser.add_argument(
         "--nprobes", type=int, nargs="*", default=[16, 64], help="of nlist"
     )
+    parser.add_argument(
+        "--scores",
+        action="store_true",
+        help="scores alone, of d = 128 and 1536 and n = 2^15 .. 2^24, in "
+        "place of searches; of the arguments, --codecs and --batches count",
+    )
     args = parser.parse_args()
 
     ceilings = measure_ceilings()
-    shape = (args.d, args.n, args.k, args.batches)
-    rows = list(torch_rows(*shape))
-    torch.cuda.empty_cache()
-    for codec in args.codecs:
-        rows += index_rows(args.program, codec, *shape)
-    rows += ivf_rows(*shape, args.nlist, args.nprobes)
+    rows = list(score_rows(args) if args.scores else search_rows(args))
     for row in rows:
         add_bound(row, ceilings)
         print(
-            "{codec:18} {what:6} nprobe {nprobe:4} nq {nq:6} {ms:9.3f} ms, bound {bound_ms:.3f}"
+            "{codec:18} {what:6} d {d:4} n {n:8} nprobe {nprobe:4} nq {nq:6} {ms:9.3f} ms, bound {bound_ms:.3f}"
             .format(**{"nprobe": 0, "nq": 0, **row}),
             flush=True,
         )

@@ -303,6 +303,50 @@ void GpuIndexTurboQuant::range_search(
     fill_result(hits, *result);
 }
 
+void GpuIndexTurboQuant::compute_distances(
+        idx_t n,
+        const float* x,
+        float* distances) const {
+    FAISS_THROW_IF_NOT_FMT(
+            n >= 0, "GpuIndexTurboQuant: n = %" PRId64 " is negative", n);
+    if (n == 0) {
+        return;
+    }
+    const DeviceScope scope(resources_->device);
+    const GpuResources& resources = *resources_;
+    const DeviceCodes codes = storage_->codes(ntotal, nullptr);
+    // on their way to the host, distances are in the workspace
+    const bool on_device = is_on_device(distances, resources.device);
+    const size_t bytes = std::max<size_t>(1, ntotal * sizeof(float));
+    const idx_t most = on_device
+            ? page_queries
+            : std::clamp<idx_t>(
+                      resources.workspace_limit / bytes, 1, page_queries);
+    for (idx_t first = 0; first < n; first += most) {
+        const idx_t page = std::min(most, n - first);
+        const ScanPlan plan =
+                plan_scan(codes.layout, ntotal, page, resources.device);
+        const DeviceQueries queries(
+                resources, storage_->encoder, plan, x + first * d, page, first);
+        Output<float> of_page(
+                resources, distances + first * ntotal, page * ntotal);
+        if (ntotal > 0) {
+            scan_distances(
+                    codes,
+                    plan,
+                    queries.image.data(),
+                    queries.factors.data(),
+                    {of_page.data, uint32_t(page)},
+                    resources.stream());
+        }
+        of_page.deliver();
+        check_queries(queries.check);
+    }
+    if (!on_device) {
+        resources.synchronize();
+    }
+}
+
 void GpuIndexTurboQuant::reset() {
     const DeviceScope scope(resources_->device);
     storage_->clear();

@@ -93,6 +93,15 @@ struct GpuIndexTurboQuant : Index {
             RangeSearchResult* result,
             const SearchParameters* params = nullptr) const override;
 
+    /** Scores alone: the distances of all vectors, with the bits of those that
+     * a search returns.
+     * @param x          (n, d), on the host or the device
+     * @param distances  (n, ntotal), on the host or the device, written:
+     * squared L2 distances, or inner products
+     * @throws faiss::FaissException naming the first query that is not finite
+     */
+    void compute_distances(idx_t n, const float* x, float* distances) const;
+
     void reset() override;
 
     size_t remove_ids(const IDSelector& sel) override;

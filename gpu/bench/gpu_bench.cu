@@ -2,9 +2,9 @@
 //
 //     gpu_bench CODEC METRIC D N K NQ...
 //
-// CODEC as in factory strings (TQ4, TQ2t, TQ1t10). Vectors, queries and results
-// are on the device. A time is the median of several, of a whole call and what
-// it has put on the stream.
+// K = 0 is for scores alone. CODEC as in factory strings (TQ4, TQ2t, TQ1t10).
+// Vectors, queries and results are on the device. A time is the median of
+// several, of a whole call and what it has put on the stream.
 
 #include <gpu/GpuIndexTurboQuant.h>
 
@@ -120,14 +120,21 @@ int main(int argc, char** argv) {
         const DeviceArray<idx_t> labels(*resources, nq * k);
         resources->synchronize();
         fill_gaussian(xq, uint64_t(1) << 60);
+        const DeviceArray<float> scores(*resources, k == 0 ? nq * n : 0);
+        resources->synchronize();
         const double ms = median_ms(nq > 64 ? 5 : 20, [&] {
-            index.search(nq, xq.data(), k, distances.data(), labels.data());
+            if (k == 0) {
+                index.compute_distances(nq, xq.data(), scores.data());
+            } else {
+                index.search(nq, xq.data(), k, distances.data(), labels.data());
+            }
         });
         std::printf(
-                "{\"codec\": \"%s\", \"what\": \"search\", \"d\": %zd, "
+                "{\"codec\": \"%s\", \"what\": \"%s\", \"d\": %zd, "
                 "\"n\": %zd, \"k\": %zd, \"nq\": %zd, \"ms\": %.4f, "
                 "\"code_size\": %zd}\n",
                 codec.c_str(),
+                k == 0 ? "scores" : "search",
                 d,
                 n,
                 size_t(k),

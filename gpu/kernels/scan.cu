@@ -353,6 +353,18 @@ void scan_range(
     launch(args, plan, stream);
 }
 
+void scan_distances(
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        const uint8_t* image,
+        const DeviceQueryFactors* factors,
+        const DistanceSink& sink,
+        cudaStream_t stream) {
+    ScanArgs args = make_args(codes, plan, {}, image, factors);
+    args.all = sink;
+    launch(args, plan, stream);
+}
+
 void merge_slices(
         const Reservoirs& reservoirs,
         const ScanPlan& plan,

@@ -119,6 +119,12 @@ struct RangeSink {
     Entry* entries = nullptr;                   ///< null: only count
 };
 
+/// every distance
+struct DistanceSink {
+    float* distances = nullptr; ///< (nq, n)
+    uint32_t nq = 0;
+};
+
 /** The k best of each slice, or task.
  * @param nq  thresholds */
 void scan_top_k(
@@ -140,6 +146,15 @@ void scan_range(
         const DeviceQueryFactors* factors,
         const RangeSink& sink,
         size_t nq,
+        cudaStream_t stream);
+
+/// not of inverted files
+void scan_distances(
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        const uint8_t* image,
+        const DeviceQueryFactors* factors,
+        const DistanceSink& sink,
         cudaStream_t stream);
 
 /** The k best of all slices.

@@ -60,8 +60,10 @@ struct ScanArgs {
     int n_groups;
     uint32_t slice_rows;
     ScanTasks tasks;
-    Reservoirs reservoirs; ///< k is 0 in a range search
+    // one of them; the others are empty
+    Reservoirs reservoirs;
     RangeSink range;
+    DistanceSink all;
 };
 
 using ScanKernel = void (*)(ScanArgs);
@@ -450,45 +452,60 @@ __global__ void __launch_bounds__(
                 offsets[m][0] *= sign;
                 offsets[m][1] *= sign;
             }
+            const auto for_each_key = [&](const auto& take) {
 #pragma unroll
-            for (int q = 0; q < group_tiles; q++) {
+                for (int q = 0; q < group_tiles; q++) {
 #pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    const int query = q * 8 + 2 * t + j;
-                    const DeviceQueryFactors factors = state.factors[query];
-                    const float last_key = state.last_key[query];
+                    for (int j = 0; j < 2; j++) {
+                        const int query = q * 8 + 2 * t + j;
+                        const DeviceQueryFactors factors = state.factors[query];
+                        const float last_key = state.last_key[query];
 #pragma unroll
-                    for (int m = 0; m < n_row_tiles; m++) {
+                        for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
-                        for (int i = 0; i < 2; i++) {
-                            const uint32_t dot = sums[m][4 * q + 2 * i + j];
-                            const int sum = layout.slope * dot - factors.base;
-                            const float key = (float(sum) * scales[m][i]) *
-                                            factors.multiplier +
-                                    (offsets[m][i] + factors.bias);
-                            if (!(key <= last_key)) {
-                                continue;
-                            }
-                            const uint32_t row =
-                                    first_row + m * tile_rows + i * 8 + g;
-                            if (!is_top_k) {
-                                collect(args.range,
-                                        state.queries[query],
-                                        key,
-                                        row);
-                                continue;
-                            }
-                            const Entry entry = pack_entry(key, row);
-                            if (entry <= state.last[query]) {
-                                const int at =
-                                        atomicAdd(&state.counts[query], 1);
-                                reservoirs
-                                        [query * args.reservoirs.capacity +
-                                         at] = entry;
+                            for (int i = 0; i < 2; i++) {
+                                const uint32_t dot = sums[m][4 * q + 2 * i + j];
+                                const int sum =
+                                        layout.slope * dot - factors.base;
+                                const float key = (float(sum) * scales[m][i]) *
+                                                factors.multiplier +
+                                        (offsets[m][i] + factors.bias);
+                                take(query,
+                                     first_row + m * tile_rows + i * 8 + g,
+                                     key,
+                                     last_key);
                             }
                         }
                     }
                 }
+            };
+            if (args.all.distances) {
+                for_each_key([&](int query, uint32_t row, float key, float) {
+                    const uint32_t q = task.first_slot + query;
+                    if (q < args.all.nq && row < end) {
+                        __stcs(args.all.distances + size_t(q) * codes.n + row,
+                               layout.is_l2 ? fmaxf(key, 0.0f) : 0.0f - key);
+                    }
+                });
+            } else {
+                for_each_key([&](int query,
+                                 uint32_t row,
+                                 float key,
+                                 float last_key) {
+                    if (!(key <= last_key)) {
+                        return;
+                    }
+                    if (!is_top_k) {
+                        collect(args.range, state.queries[query], key, row);
+                        return;
+                    }
+                    const Entry entry = pack_entry(key, row);
+                    if (entry <= state.last[query]) {
+                        const int at = atomicAdd(&state.counts[query], 1);
+                        reservoirs[query * args.reservoirs.capacity + at] =
+                                entry;
+                    }
+                });
             }
         }
 

@@ -124,6 +124,16 @@ class Other:
         return view_of_cuda_array(x)
 
 
+class Host(Other):
+    """Of numpy, or what numpy makes an array of."""
+
+    def __init__(self):
+        super().__init__(stream=None, device=None)
+
+    def as_float32(self, x):
+        return np.ascontiguousarray(x, dtype="float32")
+
+
 def _is_contiguous(shape, strides):
     """strides: of elements; None if contiguous"""
     if strides is None or 0 in shape:

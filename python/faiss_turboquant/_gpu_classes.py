@@ -11,7 +11,7 @@ import numpy as np
 from faiss import class_wrappers
 
 from . import swigfaiss_turboquant_gpu as _swig_gpu
-from ._device_arrays import library_of
+from ._device_arrays import Host, library_of
 from .swigfaiss_turboquant import (
     IndexIVFTurboQuant,
     IndexTurboQuant,
@@ -91,9 +91,9 @@ def _in_order(self, library):
 
 
 def _input(self, method, x):
-    """An array on the GPU, its library, and the pointer to it; the array has
-    to live as long as the pointer is used."""
-    library = library_of(x)
+    """An array, its library, and the pointer to it; the array has to live as
+    long as the pointer is used."""
+    library = library_of(x) or Host()
     x = library.as_float32(x)
     pointer = _pointer(
         self, method, "x", library, x, (x.shape[0], self.d), "float32"
@@ -398,6 +398,34 @@ def _reconstruct_n(self, n0=0, ni=-1, x=None):
     return x
 
 
+_cpp_compute_distances = GpuIndexTurboQuant.compute_distances
+
+
+def _compute_distances(self, x, *, D=None):
+    """Scores alone: the distances of all vectors, as a search has them.
+
+    Parameters
+    ----------
+    x : array, shape (nq, d)
+        float32, on the host or the device
+    D : array, shape (nq, ntotal), optional
+        float32, written; where x is
+
+    Returns
+    -------
+    D : array, shape (nq, ntotal)
+        squared L2 distances, or inner products
+    """
+    method = "compute_distances"
+    _check_vectors(self, method, x)
+    x, library, pointer = _input(self, method, x)
+    shape = (x.shape[0], self.ntotal)
+    D, distances = _output(self, method, "D", library, D, shape, "float32")
+    with _in_order(self, library):
+        _cpp_compute_distances(self, shape[0], pointer, distances)
+    return D
+
+
 _quantizer = GpuIndexTurboQuant.quantizer
 
 
@@ -425,6 +453,10 @@ for _class in (GpuIndexTurboQuant, GpuIndexIVFTurboQuant):
     )
 GpuIndexTurboQuant.__init__ = _init
 GpuIndexTurboQuant.tq = property(_tq)
-_set_methods(GpuIndexTurboQuant, reconstruct_n=_reconstruct_n)
+_set_methods(
+    GpuIndexTurboQuant,
+    compute_distances=_compute_distances,
+    reconstruct_n=_reconstruct_n,
+)
 GpuIndexIVFTurboQuant.__init__ = _ivf_init
 _set_methods(GpuIndexIVFTurboQuant, add_with_ids=_add_with_ids)

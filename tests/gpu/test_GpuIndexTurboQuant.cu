@@ -119,6 +119,74 @@ TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForLargeDimensions) {
     }
 }
 
+TEST(GpuIndexTurboQuant, ComputeDistancesEqualsASearchForAll) {
+    for (const int memory : {0, 8, 10}) {
+        for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+            for (int nbits = 1; nbits <= 4; nbits++) {
+                for (const size_t d : {33, 128, 384}) {
+                    for (const size_t n : {1, 129, 2001}) {
+                        IndexTurboQuant index =
+                                make_index(d, nbits, metric, memory);
+                        index.add(n, gaussian(n, d, n).data());
+                        const GpuIndexTurboQuant gpu(resources(), index);
+                        for (const size_t nq : {1, 9, 33, 70, 130}) {
+                            const auto xq = gaussian(nq, d, 99);
+                            const auto found = search(index, xq, n);
+                            std::vector<float> expected(nq * n);
+                            for (size_t i = 0; i < nq * n; i++) {
+                                expected[i / n * n + found.I[i]] = found.D[i];
+                            }
+                            std::vector<float> distances(nq * n, -1);
+                            gpu.compute_distances(
+                                    nq, xq.data(), distances.data());
+                            ASSERT_EQ(distances, expected)
+                                    << name_of(index) << " nq " << nq;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST(GpuIndexTurboQuant, ComputeDistancesOnTheDeviceInPages) {
+    const size_t d = 100, n = 150, nq = 5000; // of 4096
+    IndexTurboQuant index = make_index(d, 4);
+    index.add(n, gaussian(n, d, 1).data());
+    const auto xq = gaussian(nq, d, 2);
+    const GpuIndexTurboQuant gpu(resources(), index);
+    std::vector<float> expected(nq * n);
+    gpu.compute_distances(nq, xq.data(), expected.data());
+    const OnDevice<float> queries(xq), distances(nq * n);
+    gpu.compute_distances(nq, queries.data, distances.data);
+    resources()->synchronize();
+    EXPECT_EQ(distances.to_host(nq * n), expected);
+    // a workspace for the distances of three queries
+    const auto small =
+            std::make_shared<GpuResources>(0, nullptr, 3 * n * sizeof(float));
+    const GpuIndexTurboQuant in_small(small, index);
+    std::vector<float> in_pages(40 * n);
+    in_small.compute_distances(40, xq.data(), in_pages.data());
+    expected.resize(40 * n);
+    EXPECT_EQ(in_pages, expected);
+}
+
+TEST(GpuIndexTurboQuant, ComputeDistancesRefusesQueriesThatAreNotFinite) {
+    const size_t d = 100;
+    GpuIndexTurboQuant gpu(resources(), d);
+    auto xq = gaussian(5, d, 2);
+    gpu.compute_distances(5, xq.data(), nullptr); // of no vectors
+    gpu.add(5, xq.data());
+    xq[3 * d + 7] = std::numeric_limits<float>::infinity();
+    std::vector<float> distances(25);
+    try {
+        gpu.compute_distances(5, xq.data(), distances.data());
+        FAIL() << "nothing was thrown";
+    } catch (const faiss::FaissException& e) {
+        EXPECT_NE(e.msg.find("query 3"), std::string::npos) << e.msg;
+    }
+}
+
 TEST(GpuIndexTurboQuant, SearchEqualsTheCpu) {
     for (const int memory : memories) {
         for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {

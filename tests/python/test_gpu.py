@@ -240,6 +240,14 @@ def resources():
     return faiss_turboquant.StandardGpuResources()
 
 
+def all_distances(index, xq):
+    """By row, of an index on the CPU."""
+    distances, labels = index.search(xq, index.ntotal)
+    by_row = np.empty_like(distances)
+    np.put_along_axis(by_row, labels, distances, axis=1)
+    return by_row
+
+
 def make_gpu_index(resources, **arguments):
     index = make_index(D, n=N, **arguments)
     return index, faiss_turboquant.GpuIndexTurboQuant(resources, index)
@@ -265,6 +273,7 @@ def test_arrays_of_numpy(resources, metric):
         gpu_index.search(xq, K, params=params),
         index.search(xq, K, params=params),
     )
+    assert_same([gpu_index.compute_distances(xq)], [all_distances(index, xq)])
     assert_same([gpu_index.reconstruct_n(5, 7)], [index.reconstruct_n(5, 7)])
     assert_same([gpu_index.reconstruct(5)], [index.reconstruct(5)])
     assert gpu_index.remove_ids(np.arange(0, N, 3)) == len(range(0, N, 3))
@@ -302,6 +311,9 @@ def test_arrays_on_the_device(resources, on_device):
         gpu_index.search(queries, K, params=params),
         index.search(xq, K, params=params),
     )
+    scores = gpu_index.compute_distances(queries)
+    assert type(scores) is type(results[0])
+    assert_same([scores], [all_distances(index, xq)])
     radius = float(expected[0][0, 3])
     assert_same(
         gpu_index.range_search(queries, radius),
@@ -322,6 +334,9 @@ def test_results_into_arrays_on_the_device(resources, on_device):
     assert results[0] is distances and results[1] is labels
     owners = [getattr(r, "owner", r) for r in results]
     assert_same(owners, index.search(xq, K))
+    scores = on_device(np.zeros((NQ, N), "float32"))
+    assert gpu_index.compute_distances(on_device(xq), D=scores) is scores
+    assert_same([getattr(scores, "owner", scores)], [all_distances(index, xq)])
     y = on_device(np.zeros((7, D), "float32"))
     assert gpu_index.reconstruct_n(5, 7, x=y) is y
     assert_same([getattr(y, "owner", y)], [index.reconstruct_n(5, 7)])
