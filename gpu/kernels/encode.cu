@@ -179,20 +179,23 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
         // fields, and <y, levels>: the sum of a lane, if the block is one warp
         const bool is_one_warp = blockDim.x == 32;
         float product = 0;
-        constexpr int batch = dims_unit / 32;
-        for (int first = threadIdx.x; first < layout.dims;
-             first += batch * blockDim.x) {
+        const int lane = threadIdx.x % 32;
+        for (int begin = threadIdx.x / 32 * dims_unit; begin < layout.dims;
+             begin += blockDim.x / 32 * dims_unit) {
+            // four rows of 32, whose places differ by exclusive or
+            float* const at = y.data + begin;
+            const int column = shared_place(begin + lane) - begin;
 #pragma unroll
-            for (int b = 0; b < batch; b++) {
-                const int i = first + b * blockDim.x;
-                if (is_one_warp || i < layout.dims) {
-                    const Cell cell = cell_at(cells, y[i] * layout.half_steps);
-                    fields[i] = cell.field();
-                    const float of_field = y[i] * cell.level();
-                    product += of_field;
-                    if (!is_one_warp) {
-                        y[i] = of_field;
-                    }
+            for (int b = 0; b < dims_unit / 32; b++) {
+                float& value = at[32 * b + (column ^ b * 4)];
+                const float coordinate = value;
+                const Cell cell =
+                        cell_at(cells, coordinate * layout.half_steps);
+                fields[begin + 32 * b + lane] = cell.field();
+                const float of_field = coordinate * cell.level();
+                product += of_field;
+                if (!is_one_warp) {
+                    value = of_field;
                 }
             }
         }

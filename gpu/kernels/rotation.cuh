@@ -333,28 +333,41 @@ __device__ inline void rotate_direction(
         double& along) {
     __shared__ double factor; // of which a division is not made by each thread
     if (threadIdx.x < 32) {   // who has the elements can add their squares
-        constexpr int batch = 8; // on their way at a time
+        constexpr int batch = 8; // rows of 32 on their way at a time
+        const int lane = threadIdx.x;
         double squared = 0, product = 0;
-        for (int first = threadIdx.x; first < r.d; first += 32 * batch) {
-            float values[batch], centres[batch];
+        const auto take = [&](int begin, const auto& is_inside) {
+            float values[batch];
 #pragma unroll
             for (int b = 0; b < batch; b++) {
-                const int i = first + 32 * b;
-                values[b] = i < r.d ? __ldcs(v + i) : 0; // read once
-                centres[b] = centre && i < r.d ? centre[i] : 0;
+                const int i = begin + 32 * b + lane;
+                values[b] = is_inside(i) ? __ldcs(v + i) : 0; // read once
+            }
+            if (centre) {
+#pragma unroll
+                for (int b = 0; b < batch; b++) {
+                    const int i = begin + 32 * b + lane;
+                    const float c = is_inside(i) ? centre[i] : 0;
+                    values[b] -= c;
+                    product = fma(double(values[b]), double(c), product);
+                }
             }
 #pragma unroll
             for (int b = 0; b < batch; b++) {
-                const int i = first + 32 * b;
-                const float value = values[b] - centres[b];
-                if (i < r.d) {
-                    x[i] = value;
+                if (is_inside(begin + 32 * b + lane)) {
+                    // shared_place, of which the compiler then knows enough
+                    x.data[begin + 32 * b + (lane ^ b % 8 * 4)] = values[b];
                 }
-                squared = fma(double(value), double(value), squared);
-                if (centre) {
-                    product = fma(double(value), double(centres[b]), product);
-                }
+                const double value = values[b];
+                squared = fma(value, value, squared);
             }
+        };
+        int begin = 0;
+        for (; begin + 32 * batch <= r.d; begin += 32 * batch) {
+            take(begin, [](int) { return true; });
+        }
+        if (begin < r.d) {
+            take(begin, [&](int i) { return i < r.d; });
         }
         squared = add_lanes(squared);
         if (centre) {
