@@ -18,10 +18,11 @@ constexpr int residual_threads = 128;
 /// words of decisions that the way back through a trellis has at hand
 constexpr int decision_words = 2048;
 
-/// a warp for each part of the rotation but for the small ones: warps of other
-/// blocks need not be waited for
+/// one warp, which waits for no other, as long as enough of them find room;
+/// then a warp for each part of the rotation but for the small ones
 int scalar_threads(const DeviceLayout& layout) {
-    return std::clamp(layout.d / max_part * 32, 32, max_scalar_threads);
+    const int parts = layout.d / max_part;
+    return parts < 3 ? 32 : std::min(32 * parts, max_scalar_threads);
 }
 
 int trellis_threads(const DeviceLayout& layout) {

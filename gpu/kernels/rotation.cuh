@@ -170,11 +170,14 @@ __device__ void transform_part(
                v);
         const float magnitude =
                 r.magnitudes[block_of(count == 1 ? begin + lane : begin, d)];
+        if (round == 0) { // a branch, lest all rounds convert
 #pragma unroll
-        for (int i = 0; i < count; i++) {
-            if (round == 0) {
+            for (int i = 0; i < count; i++) {
                 v[i] = float(v[i] * factor);
             }
+        }
+#pragma unroll
+        for (int i = 0; i < count; i++) {
             v[i] *= magnitude;
         }
     }
