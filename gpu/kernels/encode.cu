@@ -62,20 +62,20 @@ __device__ void write_factors(
 /** A plane of b-bit fields, by the block.
  * @param fields  (dims,): bits `shift` and up of each byte
  * @param plane   (dims b / 8,), written */
+template <int b>
 __device__ void pack_plane(
         const uint8_t* fields,
         int dims,
-        int b,
         int shift,
         uint8_t* plane) {
-    const uint32_t mask = ((1 << b) - 1) * 0x01010101;
+    constexpr uint32_t mask = ((1 << b) - 1) * 0x01010101;
     const int words = dims * b / 32;
+    const uint32_t* fours = reinterpret_cast<const uint32_t*>(fields);
     for (int i = threadIdx.x; i < words; i += blockDim.x) {
         uint32_t word = 0;
+#pragma unroll
         for (int f = 0; f < 8 / b; f++) {
-            const uint32_t four =
-                    reinterpret_cast<const uint32_t*>(fields)[f * words + i];
-            word |= (four >> shift & mask) << f * b;
+            word |= (fours[f * words + i] >> shift & mask) << f * b;
         }
         reinterpret_cast<uint32_t*>(plane)[i] = word;
     }
@@ -204,12 +204,16 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
         const int nbits = layout.nbits;
         const size_t to = encoder.row_of(row);
         uint8_t* code = planes + to * layout.row_size();
-        if (nbits != 3) {
-            pack_plane(fields, layout.dims, nbits, 0, code);
+        if (nbits == 1) {
+            pack_plane<1>(fields, layout.dims, 0, code);
+        } else if (nbits == 4) {
+            pack_plane<4>(fields, layout.dims, 0, code);
         } else {
-            pack_plane(fields, layout.dims, 2, 0, code);
-            pack_plane(
-                    fields, layout.dims, 1, 2, code + 2 * layout.plane_size());
+            pack_plane<2>(fields, layout.dims, 0, code);
+        }
+        if (nbits == 3) {
+            pack_plane<1>(
+                    fields, layout.dims, 2, code + 2 * layout.plane_size());
         }
         if (threadIdx.x < 32) {
             if (!is_one_warp) {
@@ -454,12 +458,14 @@ __global__ void encode_trellis_kernel(
         const int m = layout.plane_size();
         const size_t to = encoder.row_of(row);
         uint8_t* code = planes + to * layout.row_size();
-        pack_plane(choices, dims, 1, 0, code);
+        pack_plane<1>(choices, dims, 0, code);
         if (layout.nbits >= 2) {
-            pack_plane(choices, dims, 1, 3, code + m);
+            pack_plane<1>(choices, dims, 3, code + m);
         }
-        if (layout.nbits >= 3) {
-            pack_plane(choices, dims, layout.nbits - 2, 1, code + 2 * m);
+        if (layout.nbits == 3) {
+            pack_plane<1>(choices, dims, 1, code + 2 * m);
+        } else if (layout.nbits == 4) {
+            pack_plane<2>(choices, dims, 1, code + 2 * m);
         }
         if (threadIdx.x < 32) {
             const float product = level_product(y, d, [&](int i) {

@@ -336,7 +336,7 @@ __device__ inline void rotate_direction(
         double& along) {
     __shared__ double factor; // of which a division is not made by each thread
     if (threadIdx.x < 32) {   // who has the elements can add their squares
-        constexpr int batch = 8; // rows of 32 on their way at a time
+        constexpr int batch = 16; // rows of 32 on their way at a time
         const int lane = threadIdx.x;
         double squared = 0, product = 0;
         const auto take = [&](int begin, const auto& is_inside) {
