@@ -17,6 +17,7 @@
 #include <faiss/utils/AlignedTable.h>
 #include <hwy/contrib/sort/vqsort.h>
 
+#include <faiss_turboquant/QueryBatch.h>
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 #include <faiss_turboquant/search_pages.h>
 
@@ -29,8 +30,6 @@ constexpr size_t first_codes = 64;
 /// the most queries that share the decoding of a panel, which costs about as
 /// much as two to eight of them
 constexpr size_t max_group_queries = 768;
-/// fewer queries than this are faster one by one, without panels
-constexpr size_t batch_queries = 4;
 
 inline size_t second_level_cache() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
@@ -166,16 +165,30 @@ class BlockScan {
         }
     }
 
-    /** @param queries     (nq,), their `arranged` only if nq < batch_queries
+    /** @param batch       whose queries [first, first + nq) are searched for
      *  @param collectors  (nq,), have a threshold and add(keys, rows, n)
      *  Both are used until the next start. */
-    void start(const PreparedQuery* queries, size_t nq, Collector* collectors) {
-        this->queries = queries;
+    void start(
+            const QueryBatch& batch,
+            size_t first,
+            size_t nq,
+            Collector* collectors) {
+        queries = &batch[first];
+        query_rows = batch.row(first);
+        query_stride = batch.stride();
         this->nq = nq;
         this->collectors = collectors;
         if (is_batch()) {
-            prepare_batch();
+            make_panels();
         }
+    }
+
+    /// the same of one query with `arranged`
+    void start(const PreparedQuery& query, Collector& collector) {
+        queries = &query;
+        query_rows = nullptr;
+        nq = 1;
+        collectors = &collector;
     }
 
     /// the most codes of a block
@@ -237,7 +250,7 @@ class BlockScan {
 
    private:
     bool is_batch() const {
-        return nq >= batch_queries;
+        return query_rows;
     }
 
     /// what belongs to one part of the codes
@@ -245,35 +258,19 @@ class BlockScan {
         std::vector<int32_t> dots;
 
         // of batches only
-        size_t query_stride = 0, panel_stride = 0;
-        faiss::AlignedTable<int8_t, 64> queries; ///< full tiles of them
+        size_t panel_stride = 0;
         faiss::AlignedTable<uint8_t, 64> scratch, panels;
     };
 
-    void prepare_batch() {
+    void make_panels() {
         for (size_t p = 0; p < parts.size(); p++) {
-            prepare_batch(tq.parts()[p], parts[p]);
+            const size_t padded = tq.parts()[p].layout.padded_dim();
+            Part& part = parts[p];
+            part.panel_stride = panel_rows * padded;
+            part.scratch.resize(part.panel_stride);
+            part.panels.resize(max_block() * padded);
+            part.dots.resize(k.tile_queries * block_codes);
         }
-    }
-
-    void prepare_batch(const CodePart& of_code, Part& part) {
-        const CodeLayout& layout = of_code.layout;
-        part.query_stride = layout.query_stride(k);
-        const size_t ntiles = (nq + k.tile_queries - 1) / k.tile_queries;
-        const size_t size = ntiles * k.tile_queries * part.query_stride;
-        if (part.queries.size() < size) {
-            part.queries.resize(size);
-        }
-        for (size_t q = 0; q < nq; q++) {
-            std::memcpy(
-                    part.queries.data() + q * part.query_stride,
-                    queries[q].q.data() + of_code.coordinate,
-                    layout.panel_quads(k) * 4);
-        }
-        part.panel_stride = panel_rows * layout.padded_dim();
-        part.scratch.resize(part.panel_stride);
-        part.panels.resize(max_block() * layout.padded_dim());
-        part.dots.resize(k.tile_queries * block_codes);
     }
 
     void load_factors(const uint8_t* codes, const uint32_t* rows, size_t n) {
@@ -359,14 +356,15 @@ class BlockScan {
 
     /// of n codes, in panels, with the tile of queries from q0 on
     void dot_panels(size_t p, size_t q0, size_t n) {
+        const CodePart& of_code = tq.parts()[p];
         Part& part = parts[p];
         k.dot_panels(
                 part.panels.data(),
                 part.panel_stride,
                 (n + panel_rows - 1) / panel_rows,
-                part.queries.data() + q0 * part.query_stride,
-                part.query_stride,
-                tq.parts()[p].layout.panel_quads(k),
+                query_rows + q0 * query_stride + of_code.coordinate,
+                query_stride,
+                of_code.layout.panel_quads(k),
                 part.dots.data(),
                 block_codes);
     }
@@ -376,6 +374,8 @@ class BlockScan {
     const CodeLayout& layout;
     float sign;
     const PreparedQuery* queries = nullptr;
+    const int8_t* query_rows = nullptr; ///< null: queries are arranged
+    size_t query_stride = 0;
     size_t nq = 0;
     Collector* collectors = nullptr;
 

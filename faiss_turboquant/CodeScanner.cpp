@@ -82,18 +82,14 @@ void for_each_block(
     }
 }
 
-/// the selected codes of [begin, end) for nq queries and their collectors
+/// the selected codes of [begin, end)
 template <class Collector>
 void scan_slice(
         const CodeScanner& scanner,
         const IdFilter::Bitmap& selected,
-        const PreparedQuery* queries,
-        size_t nq,
         size_t begin,
         size_t end,
-        std::vector<Collector>& collectors) {
-    BlockScan<Collector> scan(scanner.tq);
-    scan.start(queries, nq, collectors.data());
+        BlockScan<Collector>& scan) {
     const uint8_t* codes =
             scanner.codes + begin * scanner.tq.layout().code_size;
     for_each_block(
@@ -140,7 +136,7 @@ template <class Collector, class Make, class Take>
 void run_tasks(
         const CodeScanner& scanner,
         const IdFilter::Bitmap& selected,
-        const std::vector<PreparedQuery>& queries,
+        const QueryBatch& queries,
         const TaskGrid& grid,
         Make make,
         Take take) {
@@ -156,14 +152,9 @@ void run_tasks(
         for (size_t q = 0; q < nq; q++) {
             collectors.push_back(make());
         }
-        scan_slice(
-                scanner,
-                selected,
-                queries.data() + q0,
-                nq,
-                begin,
-                end,
-                collectors);
+        BlockScan<Collector> scan(scanner.tq);
+        scan.start(queries, q0, nq, collectors.data());
+        scan_slice(scanner, selected, begin, end, scan);
         for (size_t q = 0; q < nq; q++) {
             take(q0 + q, slice, begin, collectors[q]);
         }
@@ -183,7 +174,7 @@ CodeScanner::CodeScanner(
           selected_(sel ? IdFilter(*sel).select(ntotal) : IdFilter::Bitmap()) {}
 
 void CodeScanner::search(
-        const std::vector<PreparedQuery>& queries,
+        const QueryBatch& queries,
         size_t k,
         float* distances,
         faiss::idx_t* labels) const {
@@ -237,7 +228,7 @@ void CodeScanner::search(
 }
 
 std::vector<RangeHits> CodeScanner::range_search(
-        const std::vector<PreparedQuery>& queries,
+        const QueryBatch& queries,
         float radius) const {
     const bool is_l2 = tq.metric_type == faiss::METRIC_L2;
     const size_t nq = queries.size();
@@ -280,16 +271,15 @@ void CodeScanner::search1(
     // rows of a slice are 32-bit
     const size_t slice_size = size_t(1) << 31;
     for (size_t begin = 0; begin < ntotal; begin += slice_size) {
-        std::vector<HandlerCollector> collectors = {
-                HandlerCollector(handler, is_l2, begin)};
+        HandlerCollector collector(handler, is_l2, begin);
+        BlockScan<HandlerCollector> scan(tq);
+        scan.start(query, collector);
         scan_slice(
                 *this,
                 selected_,
-                &query,
-                1,
                 begin,
                 std::min(begin + slice_size, ntotal),
-                collectors);
+                scan);
     }
 }
 #endif

@@ -9,6 +9,7 @@
 #include <faiss/impl/ResultHandler.h>
 
 #include <faiss_turboquant/IdFilter.h>
+#include <faiss_turboquant/QueryBatch.h>
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 #include <faiss_turboquant/search_pages.h>
 
@@ -32,11 +33,10 @@ struct CodeScanner {
             size_t ntotal,
             const faiss::IDSelector* sel);
 
-    /** @param queries    (nq,)
-     *  @param distances  (nq, k), written, best first
+    /** @param distances  (nq, k), written, best first
      *  @param labels     (nq, k), written; -1 past the last result */
     void search(
-            const std::vector<PreparedQuery>& queries,
+            const QueryBatch& queries,
             size_t k,
             float* distances,
             faiss::idx_t* labels) const;
@@ -44,9 +44,8 @@ struct CodeScanner {
     /** All codes with a distance below radius (L2) or above it (inner
      * product).
      * @return  one vector a query: (id, distance), by ascending id */
-    std::vector<RangeHits> range_search(
-            const std::vector<PreparedQuery>& queries,
-            float radius) const;
+    std::vector<RangeHits> range_search(const QueryBatch& queries, float radius)
+            const;
 
 #if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
     /** Give a handler every code that beats its threshold, by ascending id, on

@@ -174,7 +174,7 @@ struct TurboQuantListScanner : InvertedListScanner {
             tq.prepare_residual_query(
                     rotated.data(),
                     rotated_centres->data() + list_no * rotated.size(),
-                    true,
+                    nullptr,
                     query);
         }
     }
@@ -254,7 +254,7 @@ struct TurboQuantListScanner : InvertedListScanner {
             n = rows.size();
         }
         BlockScan<Collector> block_scan(tq);
-        block_scan.start(&query, 1, &collector);
+        block_scan.start(query, collector);
         block_scan.scan(codes, filter ? rows.data() : nullptr, n);
     }
 };

@@ -23,22 +23,25 @@ using faiss_turboquant::get_selector;
 using faiss_turboquant::page_queries;
 using faiss_turboquant::PreparedCode;
 using faiss_turboquant::PreparedQuery;
+using faiss_turboquant::QueryBatch;
 using faiss_turboquant::RangeHits;
 using faiss_turboquant::RotationType;
 using faiss_turboquant::TurboQuantizer;
 
 namespace {
 
-std::vector<PreparedQuery> prepare_queries(
+QueryBatch prepare_queries(
         const TurboQuantizer& tq,
         idx_t first,
         idx_t n,
         const float* x) {
-    std::vector<PreparedQuery> queries(n);
+    QueryBatch batch(tq);
+    batch.resize(n);
     for_each_query(n, [&](idx_t i) {
-        tq.prepare_query(x + (first + i) * tq.d, first + i, queries[i]);
+        tq.prepare_query(
+                x + (first + i) * tq.d, first + i, batch.row(i), batch[i]);
     });
-    return queries;
+    return batch;
 }
 
 /// FAISS's functions end the process, or write to the mapping
@@ -64,7 +67,7 @@ struct TurboQuantDistanceComputer : FlatCodesDistanceComputer {
     void set_query(const float* x) override {
         q = x;
         try {
-            tq.prepare_query(x, 0, query);
+            tq.prepare_query(x, 0, nullptr, query);
             query_is_valid = true;
         } catch (const FaissException&) {
             query_is_valid = false;
@@ -232,7 +235,7 @@ void IndexTurboQuant::search1(
     const CodeScanner scanner(
             tq, codes.data(), ntotal, get_selector(params, "IndexTurboQuant"));
     PreparedQuery query;
-    tq.prepare_query(x, 0, query);
+    tq.prepare_query(x, 0, nullptr, query);
     scanner.search1(query, handler);
 }
 #endif

@@ -17,6 +17,7 @@
 
 #include <faiss_turboquant/BlockScan.h>
 #include <faiss_turboquant/IdFilter.h>
+#include <faiss_turboquant/QueryBatch.h>
 
 namespace faiss_turboquant {
 
@@ -213,7 +214,7 @@ ListScanner::Stats run_tasks(
         reduction(+ : nlist, ndis, nkept)
     {
         BlockScan<Collector> scan(tq);
-        std::vector<PreparedQuery> prepared;
+        QueryBatch batch(tq);
         std::vector<Collector> collectors;
         std::vector<uint32_t> rows;
 #pragma omp for schedule(dynamic, 1)
@@ -238,19 +239,19 @@ ListScanner::Stats run_tasks(
                 }
                 while (collectors.size() < task.n) {
                     collectors.push_back(make());
-                    prepared.emplace_back();
                 }
                 for (size_t i = 0; i < task.n; i++) {
                     tq.prepare_residual_query(
                             rotated + queries[i] * padded,
                             scanner.rotated_centres + task.list_no * padded,
-                            task.n < batch_queries,
-                            prepared[i]);
+                            batch.row(i),
+                            batch[i]);
                     start(queries[i], collectors[i]);
                 }
-                scan.start(prepared.data(), task.n, collectors.data());
+                scan.start(batch, 0, task.n, collectors.data());
                 faiss::InvertedLists::ScopedCodes codes(
                         &scanner.lists, task.list_no);
+                batch.resize(task.n);
                 scan.scan(
                         codes.get() + task.begin * tq.code_size,
                         filter ? rows.data() : nullptr,

@@ -80,6 +80,7 @@ struct Fixture {
     std::vector<float> vectors; ///< (block, d)
     std::vector<uint8_t> codes;
     size_t n;
+    std::vector<int8_t> q;
     PreparedQuery query;
 
     Fixture(const std::string& codec, size_t d, bool large)
@@ -104,7 +105,8 @@ struct Fixture {
                     codes.data(),
                     block * tq.code_size);
         }
-        tq.prepare_query(vectors.data(), 0, query);
+        q.resize(tq.rotated_dim());
+        tq.prepare_query(vectors.data(), 0, q.data(), query);
     }
 };
 
@@ -134,7 +136,7 @@ void count_products(benchmark::State& state, double products, SimdLevel level) {
 /// arranged is in the order of another level if that is the current one
 faiss::AlignedTable<int8_t, 64> arrange(const Kernels& k, const Fixture& f) {
     faiss::AlignedTable<int8_t, 64> arranged(k.query_size(f.tq.layout()));
-    k.arrange_query(f.tq.layout(), f.query.q.data(), arranged.data());
+    k.arrange_query(f.tq.layout(), f.q.data(), arranged.data());
     return arranged;
 }
 
@@ -197,7 +199,7 @@ void dot_panels(benchmark::State& state, size_t d, SimdLevel level) {
     const size_t stride = panel_rows * layout.padded_dim();
     constexpr size_t n_panels = 2 * panel_group;
     faiss::AlignedTable<uint8_t, 64> panels(n_panels * stride);
-    const size_t query_stride = layout.query_stride(k);
+    const size_t query_stride = layout.padded_dim() + 64;
     faiss::AlignedTable<int8_t, 64> queries(k.tile_queries * query_stride);
     std::memset(panels.data(), 40, panels.nbytes());
     std::memset(queries.data(), -3, queries.nbytes());
@@ -281,8 +283,8 @@ void prepare_query(benchmark::State& state, std::string codec, size_t d) {
     const Fixture f(codec, d, false);
     PreparedQuery query;
     for (auto _ : state) {
-        f.tq.prepare_query(f.vectors.data(), 0, query);
-        benchmark::DoNotOptimize(query.q.data());
+        f.tq.prepare_query(f.vectors.data(), 0, nullptr, query);
+        benchmark::DoNotOptimize(query.arranged.data());
     }
     count_items(state, 1);
 }

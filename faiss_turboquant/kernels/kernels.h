@@ -88,8 +88,6 @@ struct CodeLayout {
     }
     /// quads of dimensions that dot_panels multiplies
     size_t panel_quads(const Kernels& kernels) const;
-    /// bytes from one query of a tile to the next
-    size_t query_stride(const Kernels& kernels) const;
     /// bytes that encode works in
     size_t scratch_size() const {
         const size_t fields = 2 * (padded_dim() + 64);
@@ -262,7 +260,6 @@ struct Kernels {
      *                      next multiple of panel_group are read too
      * @param queries       (tile_queries, quads * 4), quantized, zero past d,
      *                      query_stride bytes apart
-     * @param query_stride  CodeLayout::query_stride
      * @param quads         CodeLayout::panel_quads
      * @param out           (tile_queries, n_panels * panel_rows), rows
      *                      out_stride apart, written, and so is what belongs
@@ -304,11 +301,6 @@ struct Kernels {
 inline size_t CodeLayout::panel_quads(const Kernels& kernels) const {
     const size_t step = 4 * kernels.quad_step;
     return (d + step - 1) / step * kernels.quad_step;
-}
-
-inline size_t CodeLayout::query_stride(const Kernels& kernels) const {
-    // one line more keeps the queries of a tile out of one set of the cache
-    return panel_quads(kernels) * 4 + 64;
 }
 
 /// one distance: what select computes

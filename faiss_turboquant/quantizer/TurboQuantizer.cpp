@@ -621,6 +621,7 @@ void TurboQuantizer::decode_rotated(
 void TurboQuantizer::prepare_query(
         const float* x,
         size_t row,
+        int8_t* q,
         PreparedQuery& query) const {
     thread_local Workspace work(*this);
     if (work.difference.size() != round_up(d) ||
@@ -634,7 +635,7 @@ void TurboQuantizer::prepare_query(
             "TurboQuant: query %zd has a NaN or an infinity",
             row);
     rotate(work.direction.data(), work.rotated.data());
-    quantize_query(work.rotated.data(), norm, query);
+    quantize_query(work.rotated.data(), norm, q, query);
     double bias = 0;
     if (metric_type == faiss::METRIC_L2) {
         bias = norm * norm;
@@ -649,7 +650,6 @@ void TurboQuantizer::prepare_query(
             "product with the centre exceeds float32",
             row);
     query.factors.bias = static_cast<float>(bias);
-    arrange_query(query);
 }
 
 /** All but the bias.
@@ -657,17 +657,24 @@ void TurboQuantizer::prepare_query(
 void TurboQuantizer::quantize_query(
         const float* rotated,
         double length,
+        int8_t* q,
         PreparedQuery& query) const {
     const bool is_l2 = metric_type == faiss::METRIC_L2;
-    query.q.resize(rotated_dim());
+    thread_local std::vector<int8_t> scratch;
+    const bool arranges = !q;
+    if (arranges) {
+        scratch.resize(rotated_dim());
+        q = scratch.data();
+    }
     QueryFactors* const factors[] = {&query.factors, &query.second};
     for (size_t p = 0; p < parts_.size(); p++) {
         const CodePart& part = parts_[p];
-        int8_t* q = query.q.data() + part.coordinate;
-        const size_t padded = part.layout.padded_dim();
         int32_t sum;
         const float largest = kernels().quantize_query(
-                rotated + part.coordinate, padded, q, &sum);
+                rotated + part.coordinate,
+                part.layout.padded_dim(),
+                q + part.coordinate,
+                &sum);
         // <P (q - c), v> = |q - c| (largest / 127) (step / 2 sqrt(d)) t
         const double multiplier =
                 length * (double(largest) / 127) * part.half_level;
@@ -676,10 +683,9 @@ void TurboQuantizer::quantize_query(
         factors[p]->multiplier =
                 static_cast<float>(is_l2 ? -2 * multiplier : multiplier);
     }
-}
-
-void TurboQuantizer::arrange_query(PreparedQuery& query) const {
-    arrange(query.q.data(), query.arranged);
+    if (arranges) {
+        arrange(q, query.arranged);
+    }
 }
 
 /// @param q  (rotated_dim,)
@@ -717,7 +723,7 @@ void TurboQuantizer::rotate_query(const float* x, size_t row, float* rotated)
 void TurboQuantizer::prepare_residual_query(
         const float* rotated,
         const float* rotated_centre,
-        bool arrange,
+        int8_t* q,
         PreparedQuery& query) const {
     const size_t padded = rotated_dim();
     thread_local std::vector<float> difference;
@@ -738,11 +744,8 @@ void TurboQuantizer::prepare_residual_query(
                 false,
                 difference.data() + plain);
     }
-    quantize_query(difference.data(), 1, query);
+    quantize_query(difference.data(), 1, q, query);
     query.factors.bias = static_cast<float>(bias);
-    if (arrange) {
-        arrange_query(query);
-    }
 }
 
 void TurboQuantizer::dot_codes(

@@ -19,8 +19,7 @@ namespace faiss_turboquant {
 /** A query made ready for the integer kernels: rotated, quantized to int8,
  * with the float factors that turn an integer dot product into a distance. */
 struct PreparedQuery {
-    std::vector<int8_t> q; ///< (rotated_dim,), zero between the parts
-    /// q in the order of Kernels::dot_codes, part after part
+    /// in the order of Kernels::dot_codes, part after part
     faiss::AlignedTable<int8_t, 64> arranged;
     QueryFactors factors;
     QueryFactors second; ///< for the second part of codes that have two
@@ -198,8 +197,14 @@ struct TurboQuantizer : faiss::Quantizer {
     void decode(const uint8_t* codes, float* x, size_t n) const override;
 
     /** Prepare one query.
-     * @param x  (d,), finite (checked; `row` names it in the exception) */
-    void prepare_query(const float* x, size_t row, PreparedQuery& query) const;
+     * @param x  (d,), finite (checked; `row` names it in the exception)
+     * @param q  (rotated_dim,), the quantized coordinates in their own order,
+     *           written, for batches; if null, query.arranged is */
+    void prepare_query(
+            const float* x,
+            size_t row,
+            int8_t* q,
+            PreparedQuery& query) const;
 
     /** P x, part by part: each begins at its CodePart::coordinate and is padded
      * with zeros to a multiple of 64. Where there is a sketch, P x as one, then
@@ -220,11 +225,11 @@ struct TurboQuantizer : faiss::Quantizer {
      * quantization.
      * @param rotated         (rotated_dim,), from rotate_query
      * @param rotated_centre  (rotated_dim,), from rotate
-     * @param arrange         whether `arranged` is wanted */
+     * @param q               as in prepare_query */
     void prepare_residual_query(
             const float* rotated,
             const float* rotated_centre,
-            bool arrange,
+            int8_t* q,
             PreparedQuery& query) const;
 
     /// distance or similarity of one code, the same value a search returns
@@ -306,8 +311,8 @@ struct TurboQuantizer : faiss::Quantizer {
     void quantize_query(
             const float* rotated,
             double length,
+            int8_t* q,
             PreparedQuery& query) const;
-    void arrange_query(PreparedQuery& query) const;
     void arrange(const int8_t* q, faiss::AlignedTable<int8_t, 64>& arranged)
             const;
     /// where a part begins in `arranged` of queries and codes
