@@ -114,11 +114,14 @@ class BestResults {
     }
 
     void add(size_t k, float key, idx_t label) {
+        if (entries_.capacity() == 0) {
+            entries_.reserve(std::min(limit(k), max_reserved));
+            labels_.reserve(std::min(limit(k), max_reserved));
+        }
         entries_.push_back(pack_entry(key, labels_.size()));
         labels_.push_back(label);
         // the first threshold as soon as there is one: without it all is kept
-        const size_t limit = has_threshold_ ? k + k / 4 + 16 : k;
-        if (entries_.size() >= limit) {
+        if (entries_.size() >= (has_threshold_ ? limit(k) : k)) {
             shrink(k);
         }
     }
@@ -133,6 +136,14 @@ class BestResults {
     }
 
    private:
+    /// room for more entries is made as they come
+    static constexpr size_t max_reserved = 1024;
+
+    /// entries before they are thinned out
+    static size_t limit(size_t k) {
+        return k + k / 4 + 16;
+    }
+
     idx_t label(uint64_t entry) const {
         return labels_[entry_row(entry)];
     }
@@ -240,6 +251,7 @@ ListScanner::Stats run_tasks(
                 while (collectors.size() < task.n) {
                     collectors.push_back(make());
                 }
+                batch.resize(task.n);
                 for (size_t i = 0; i < task.n; i++) {
                     tq.prepare_residual_query(
                             rotated + queries[i] * padded,
@@ -251,7 +263,6 @@ ListScanner::Stats run_tasks(
                 scan.start(batch, 0, task.n, collectors.data());
                 faiss::InvertedLists::ScopedCodes codes(
                         &scanner.lists, task.list_no);
-                batch.resize(task.n);
                 scan.scan(
                         codes.get() + task.begin * tq.code_size,
                         filter ? rows.data() : nullptr,

@@ -132,7 +132,8 @@ constexpr size_t panel_rows = 16;
 /// no dot_panels reads more panels at once
 constexpr size_t panel_group = 4;
 
-/// elements past the end of what it keeps that Kernels::select may write
+/// elements past the n that it is given that Kernels::select may read, and
+/// past those that it keeps that it may write
 constexpr size_t select_slack = 16;
 
 struct Kernels {
@@ -277,6 +278,7 @@ struct Kernels {
 
     /** Distances of n codes from their dot products, and those among them
      * that beat a threshold.
+     * Arrays that it reads go on up to the next multiple of select_slack.
      * @param dots       (n,)
      * @param scales     (n,)
      * @param offsets    (n,), or null for zeros

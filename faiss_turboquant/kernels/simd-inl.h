@@ -57,6 +57,7 @@ using I16 = hn::Vec<decltype(di16)>;
 using I32 = hn::Vec<decltype(di32)>;
 using F32 = hn::Vec<decltype(df32)>;
 using F64 = hn::Vec<decltype(df64)>;
+using M32 = hn::Mask<decltype(df32)>;
 
 constexpr size_t N8 = HWY_MAX_LANES_D(decltype(du8));
 constexpr size_t N32 = N8 / 4;
@@ -938,8 +939,7 @@ size_t select(
     const KeyFormula key_of(factors, offsets, sign);
     const F32 limit = hn::Set(df32, threshold);
     size_t kept = 0;
-    const auto keep = [&](F32 key, size_t i) HWY_ATTR {
-        const auto better = hn::Lt(key, limit);
+    const auto keep = [&](F32 key, M32 better, size_t i) HWY_ATTR {
         const auto position =
                 hn::Add(hn::Iota(du32, 0), hn::Set(du32, uint32_t(i)));
         hn::CompressStore(
@@ -948,29 +948,26 @@ size_t select(
     };
     size_t i = 0;
     for (; i + 4 * N32 <= n; i += 4 * N32) {
-        const F32 a = key_of(dots, scales, i);
-        const F32 b = key_of(dots, scales, i + N32);
-        const F32 c = key_of(dots, scales, i + 2 * N32);
-        const F32 d = key_of(dots, scales, i + 3 * N32);
-        const auto better =
-                hn::Or(hn::Or(hn::Lt(a, limit), hn::Lt(b, limit)),
-                       hn::Or(hn::Lt(c, limit), hn::Lt(d, limit)));
-        if (HWY_UNLIKELY(!hn::AllFalse(df32, better))) {
-            keep(a, i);
-            keep(b, i + N32);
-            keep(c, i + 2 * N32);
-            keep(d, i + 3 * N32);
+        F32 key[4];
+        M32 better[4];
+        for (size_t r = 0; r < 4; r++) {
+            key[r] = key_of(dots, scales, i + r * N32);
+            better[r] = hn::Lt(key[r], limit);
+        }
+        const auto any = hn::Or(
+                hn::Or(better[0], better[1]), hn::Or(better[2], better[3]));
+        if (HWY_UNLIKELY(!hn::AllFalse(df32, any))) {
+            for (size_t r = 0; r < 4; r++) {
+                keep(key[r], better[r], i + r * N32);
+            }
         }
     }
-    for (; i < n; i++) {
-        const float offset = offsets ? offsets[i] : 0;
-        const float key =
-                sign * distance_from_dot(factors, dots[i], scales[i], offset);
-        if (key < threshold) {
-            keys[kept] = key;
-            positions[kept] = static_cast<uint32_t>(i);
-            kept++;
-        }
+    for (; i < n; i += N32) {
+        const F32 key = key_of(dots, scales, i);
+        keep(key,
+             hn::And(hn::Lt(key, limit),
+                     hn::FirstN(df32, std::min(N32, n - i))),
+             i);
     }
     return kept;
 }

@@ -364,11 +364,15 @@ TEST_P(LevelTest, Select) {
     std::mt19937 rng(1);
     const QueryFactors factors = {-321, 0.0037f, 12.5f};
     for (size_t n : awkward_sizes) {
-        std::vector<int32_t> dots(n);
+        // what is past the end must not matter
+        const size_t room =
+                (n + select_slack - 1) / select_slack * select_slack;
+        std::vector<int32_t> dots(room);
         for (int32_t& dot : dots) {
             dot = int(rng() % 2000000) - 1000000;
         }
-        const auto scales = random_floats(n, 2), offsets = random_floats(n, 3);
+        const auto scales = random_floats(room, 2);
+        const auto offsets = random_floats(room, 3);
         for (float sign : {1.0f, -1.0f}) {
             for (float threshold : {INFINITY, 0.0f, -INFINITY}) {
                 std::vector<float> ka(n + select_slack), kb(ka);
