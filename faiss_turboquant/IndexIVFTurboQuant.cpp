@@ -68,16 +68,16 @@ bool is_finite(const float* x, size_t d) {
 }
 
 /// P x of n queries, (n, rotated_dim)
-std::vector<float> rotate_queries(
+AlignedTableTightAlloc<float, 64> rotate_queries(
         const TurboQuantizer& tq,
         idx_t first,
         idx_t n,
         const float* x) {
     const size_t padded = tq.rotated_dim();
-    std::vector<float> rotated(n * padded);
+    AlignedTableTightAlloc<float, 64> rotated(n * padded);
     for_each_query(n, [&](idx_t i) {
         tq.rotate_query(
-                x + (first + i) * tq.d, first + i, &rotated[i * padded]);
+                x + (first + i) * tq.d, first + i, rotated.data() + i * padded);
     });
     return rotated;
 }
@@ -138,8 +138,8 @@ struct HitCollector {
 /// one query, list by list, for FAISS's own loops
 struct TurboQuantListScanner : InvertedListScanner {
     const TurboQuantizer& tq;
-    std::shared_ptr<const std::vector<float>> rotated_centres;
-    std::vector<float> rotated;
+    std::shared_ptr<const IndexIVFTurboQuant::RotatedCentres> rotated_centres;
+    AlignedTableTightAlloc<float, 64> rotated;
     bool query_is_valid = false;
     PreparedQuery query;
     std::unique_ptr<const IdFilter> filter; ///< null: all ids
@@ -304,8 +304,8 @@ void IndexIVFTurboQuant::Cache::clear() {
     rotated_centres.reset();
 }
 
-std::shared_ptr<const std::vector<float>> IndexIVFTurboQuant::rotated_centres()
-        const {
+std::shared_ptr<const IndexIVFTurboQuant::RotatedCentres> IndexIVFTurboQuant::
+        rotated_centres() const {
     const std::lock_guard<std::mutex> lock(cache_.mutex);
     if (cache_.rotated_centres) {
         return cache_.rotated_centres;
@@ -317,7 +317,7 @@ std::shared_ptr<const std::vector<float>> IndexIVFTurboQuant::rotated_centres()
             quantizer->ntotal,
             nlist);
     const size_t padded = tq.rotated_dim();
-    auto rotated = std::make_shared<std::vector<float>>(nlist * padded);
+    auto rotated = std::make_shared<RotatedCentres>(nlist * padded);
     std::vector<float> centres(page_vectors * d);
     for (idx_t i0 = 0; i0 < idx_t(nlist); i0 += page_vectors) {
         const idx_t n = std::min<idx_t>(page_vectors, nlist - i0);
@@ -608,7 +608,7 @@ void IndexIVFTurboQuant::search_preassigned(
             tq, *invlists, rotated_centres->data(), sel, store_pairs};
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
-        const std::vector<float> rotated = rotate_queries(tq, first, page, x);
+        const auto rotated = rotate_queries(tq, first, page, x);
         if (!by_query) {
             add_stats(
                     stats,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include <faiss/IndexIVF.h>
+#include <faiss/utils/AlignedTable.h>
 
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 
@@ -154,9 +155,10 @@ struct IndexIVFTurboQuant : IndexIVF {
     /// refuses other centres, nbits, metric or rotation, by name
     void check_compatible_for_merge(const Index& otherIndex) const override;
 
+    using RotatedCentres = AlignedTableTightAlloc<float, 64>;
     /** Rotated centres, padded with zeros: (nlist, rotated_dim). Computed when
      * first asked for. */
-    std::shared_ptr<const std::vector<float>> rotated_centres() const;
+    std::shared_ptr<const RotatedCentres> rotated_centres() const;
 
     /// Forget them. To be called by those who change the quantizer's
     /// centroids, or their order, or centre_scales, other than by train().
@@ -185,7 +187,7 @@ struct IndexIVFTurboQuant : IndexIVF {
     /// shared by searches; a copy of the index computes its own
     struct Cache {
         std::mutex mutex;
-        std::shared_ptr<const std::vector<float>> rotated_centres;
+        std::shared_ptr<const RotatedCentres> rotated_centres;
 
         Cache() = default;
         Cache(const Cache&) {}

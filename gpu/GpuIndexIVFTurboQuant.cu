@@ -252,7 +252,7 @@ struct GpuIndexIVFTurboQuant::State {
         const size_t stride = index.tq.rotated_dim();
         std::vector<float> rotated(index.nlist * d), plain(index.nlist * d);
         for (size_t l = 0; l < index.nlist; l++) {
-            std::copy_n(&(*padded)[l * stride], d, &rotated[l * d]);
+            std::copy_n(padded->data() + l * stride, d, &rotated[l * d]);
             index.get_centre(l, &plain[l * d]);
         }
         rotated_centres = upload(resources, rotated, MemoryUse::index);

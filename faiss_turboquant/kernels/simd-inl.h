@@ -114,25 +114,39 @@ void matvec(
     }
 }
 
-double dot(const float* a, const float* b, size_t n) {
+/// sum of product(i, double) over i < n in steps of N64
+template <class Product>
+HWY_INLINE double sum_in_lanes(size_t n, Product add_product) {
     F64 acc[lanes / N64];
     for (F64& v : acc) {
         v = hn::Zero(df64);
     }
     for (size_t i = 0; i < n; i += lanes) {
+        HWY_UNROLL(16)
         for (size_t k = 0; k < lanes / N64; k++) {
-            const F64 va =
-                    hn::PromoteTo(df64, hn::LoadU(df32_half, a + i + k * N64));
-            const F64 vb =
-                    hn::PromoteTo(df64, hn::LoadU(df32_half, b + i + k * N64));
-            acc[k] = hn::Add(acc[k], hn::Mul(va, vb));
+            acc[k] = add_product(i + k * N64, acc[k]);
         }
     }
     return add_lanes(df64, acc);
 }
 
+HWY_INLINE F64 load_double(const float* x) {
+    return hn::PromoteTo(df64, hn::LoadU(df32_half, x));
+}
+
+// A product of two floats is exact in double: fused or not, one rounding.
+
+double dot(const float* a, const float* b, size_t n) {
+    return sum_in_lanes(n, [=](size_t i, F64 acc) HWY_ATTR {
+        return hn::MulAdd(load_double(a + i), load_double(b + i), acc);
+    });
+}
+
 double sum_of_squares(const float* x, size_t n) {
-    return dot(x, x, n);
+    return sum_in_lanes(n, [=](size_t i, F64 acc) HWY_ATTR {
+        const F64 v = load_double(x + i);
+        return hn::MulAdd(v, v, acc);
+    });
 }
 
 template <bool squared>
@@ -141,30 +155,15 @@ HWY_INLINE double subtract_and_sum(
         const float* HWY_RESTRICT b,
         size_t n,
         float* HWY_RESTRICT difference) {
-    F64 acc[lanes / N64];
-    for (F64& v : acc) {
-        v = hn::Zero(df64);
-    }
-    for (size_t i = 0; i < n; i += lanes) {
-        for (size_t k = 0; k < lanes / N32; k++) {
-            const size_t j = i + k * N32;
-            const F32 va = hn::LoadU(df32, a + j), vb = hn::LoadU(df32, b + j);
-            const F32 d = hn::Sub(va, vb);
-            hn::StoreU(d, df32, difference + j);
-            const F32 x = squared ? d : va, y = squared ? d : vb;
-            F64& low = acc[2 * k];
-            F64& high = acc[2 * k + 1];
-            low =
-                    hn::Add(low,
-                            hn::Mul(hn::PromoteLowerTo(df64, x),
-                                    hn::PromoteLowerTo(df64, y)));
-            high =
-                    hn::Add(high,
-                            hn::Mul(hn::PromoteUpperTo(df64, x),
-                                    hn::PromoteUpperTo(df64, y)));
-        }
-    }
-    return add_lanes(df64, acc);
+    return sum_in_lanes(n, [=](size_t i, F64 acc) HWY_ATTR {
+        const auto va = hn::LoadU(df32_half, a + i);
+        const auto vb = hn::LoadU(df32_half, b + i);
+        const auto d = hn::Sub(va, vb);
+        hn::StoreU(d, df32_half, difference + i);
+        const F64 x = hn::PromoteTo(df64, squared ? d : va);
+        const F64 y = squared ? x : hn::PromoteTo(df64, vb);
+        return hn::MulAdd(x, y, acc);
+    });
 }
 
 double subtract(

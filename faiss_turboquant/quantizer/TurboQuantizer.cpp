@@ -726,7 +726,7 @@ void TurboQuantizer::prepare_residual_query(
         int8_t* q,
         PreparedQuery& query) const {
     const size_t padded = rotated_dim();
-    thread_local std::vector<float> difference;
+    thread_local faiss::AlignedTable<float, 64> difference;
     difference.resize(padded);
     const Kernels& k = kernels();
     const size_t plain = plain_dim();
