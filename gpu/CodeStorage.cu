@@ -52,13 +52,8 @@ CodeStorage::CodeStorage(
     rotation.d = int(tq.d);
     matrix = upload(resources, tq.rotation.matrix(), MemoryUse::index);
     rotation.matrix = matrix.data();
-    std::vector<uint32_t> words;
     if (tq.rotation.matrix().empty()) {
-        for (int r = 0; r < Rotation::rounds; r++) {
-            const auto of_round = source_words(tq.rotation, r);
-            words.insert(words.end(), of_round.begin(), of_round.end());
-            rotation.by_fours[r] = moves_by_fours(tq.rotation, r);
-        }
+        rotation.run = run_of(tq.rotation);
         size_t first = 0; // coordinate of a block
         for (int b = 14; b >= 0; b--) {
             if (tq.d >> b & 1) {
@@ -68,8 +63,9 @@ CodeStorage::CodeStorage(
             }
         }
     }
-    sources = upload(resources, words, MemoryUse::index);
-    rotation.sources = sources.data();
+    const auto rotation_words = gpu::rotation_words(tq.rotation, rotation.run);
+    words = upload(resources, rotation_words, MemoryUse::index);
+    rotation.words = words.data();
     centre = upload(resources, tq.centre, MemoryUse::index);
     encoder.centre = centre.data();
     const auto& tables = tq.layout().tables;
@@ -77,7 +73,7 @@ CodeStorage::CodeStorage(
     choices = upload(resources, tables.choices, MemoryUse::index);
     branches = upload(resources, tables.branches, MemoryUse::index);
     encoder.tables = {costs.data(), choices.data(), branches.data()};
-    // the uploads read tq's memory
+    // the uploads read memory of tq and of this function
     resources.synchronize();
 }
 
@@ -178,7 +174,7 @@ void CodeStorage::encode_rows(
             ? n
             : std::max<size_t>(1, page_bytes / (d * sizeof(float)));
     const size_t of_block = encode_workspace_of_block(layout());
-    int blocks = encode_blocks(layout(), resources.device, n);
+    int blocks = encode_blocks(encoder, resources.device, n);
     if (of_block > 0) {
         blocks = int(std::clamp<size_t>(
                 resources.workspace_limit / of_block, 1, blocks));

@@ -1,6 +1,7 @@
 #include <gpu/kernels/encode.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/decode.cuh>
@@ -11,19 +12,15 @@ namespace gpu {
 
 namespace {
 
-constexpr int max_scalar_threads = 512;
+/// of a block where each has a vector of scalar codes
+constexpr int vector_warps = 4;
+/// of a block with one vector of scalar codes
+constexpr int min_block_threads = 128, max_block_threads = 512;
 constexpr int query_threads = 256;
 /// of a block where there are many of them
 constexpr int residual_threads = 128;
 /// words of decisions that the way back through a trellis has at hand
 constexpr int decision_words = 2048;
-
-/// one warp, which waits for no other, as long as enough of them find room;
-/// then a warp for each part of the rotation but for the small ones
-int scalar_threads(const DeviceLayout& layout) {
-    const int parts = layout.d / max_part;
-    return parts < 3 ? 32 : std::min(32 * parts, max_scalar_threads);
-}
 
 int trellis_threads(const DeviceLayout& layout) {
     return std::min(512, 1 << (layout.memory - 1));
@@ -59,42 +56,56 @@ __device__ void write_factors(
     }
 }
 
-/** A plane of b-bit fields, by the block.
- * @param fields  (dims,): bits `shift` and up of each byte
+/** A plane of b-bit fields, by a group of threads.
+ * @param fields  (dims,), aligned to 16 bytes: bits `shift` and up of each byte
  * @param plane   (dims b / 8,), written */
 template <int b>
 __device__ void pack_plane(
+        int thread,
+        int threads,
         const uint8_t* fields,
         int dims,
         int shift,
         uint8_t* plane) {
     constexpr uint32_t mask = ((1 << b) - 1) * 0x01010101;
-    const int words = dims * b / 32;
-    const uint32_t* fours = reinterpret_cast<const uint32_t*>(fields);
-    for (int i = threadIdx.x; i < words; i += blockDim.x) {
-        uint32_t word = 0;
+    const int n = dims * b / 128; // of 16 bytes
+    const uint4* from = reinterpret_cast<const uint4*>(fields);
+#pragma unroll 1
+    for (int i = thread; i < n; i += threads) {
+        uint4 packed = {};
 #pragma unroll
         for (int f = 0; f < 8 / b; f++) {
-            word |= (fours[f * words + i] >> shift & mask) << f * b;
+            const uint4 of_plane = from[f * n + i];
+            packed.x |= (of_plane.x >> shift & mask) << f * b;
+            packed.y |= (of_plane.y >> shift & mask) << f * b;
+            packed.z |= (of_plane.z >> shift & mask) << f * b;
+            packed.w |= (of_plane.w >> shift & mask) << f * b;
         }
-        reinterpret_cast<uint32_t*>(plane)[i] = word;
+        reinterpret_cast<uint4*>(plane)[i] = packed;
     }
 }
 
 // ------------------------------------------------------------ scalar codes
 
-/// into the second-level cache, by the block
-__device__ void prefetch_row(const float* x, size_t row, size_t n, int d) {
+/// into the second-level cache, by a group of threads
+__device__ void prefetch_row(
+        int thread,
+        int threads,
+        const float* x,
+        size_t row,
+        size_t n,
+        int d) {
     constexpr int line = 32; // floats
     if (row < n) {
-        for (int i = threadIdx.x * line; i < d; i += blockDim.x * line) {
+        for (int i = thread * line; i < d; i += threads * line) {
             asm volatile("prefetch.global.L2 [%0];" ::"l"(x + row * d + i));
         }
     }
 }
 
-/// of half steps from 0: from -128 to 127
-constexpr int n_cells = 256;
+/// of half steps from 0, from -64 to 63 and once more 63: no threshold is
+/// farther away
+constexpr int n_cells = 129;
 
 /// sign << (nbits - 1) | magnitude of the level `h` half steps from 0
 __device__ int field_at(const DeviceLayout& layout, int h) {
@@ -123,29 +134,185 @@ struct Cell {
     }
 };
 
-/// by the low byte of h
-__device__ void fill_cells(const DeviceLayout& layout, Cell* cells) {
-    for (int i = threadIdx.x; i < n_cells; i += blockDim.x) {
-        const int field = field_at(layout, int8_t(i));
-        const float level = 2 * layout.grid[field] - 63;
-        cells[i] = {__float_as_uint(level) | field};
+/// each lane has its own, in a bank that no other lane asks
+struct Cells {
+    Cell cells[n_cells][32];
+
+    /// by the block
+    __device__ void fill(const DeviceLayout& layout) {
+        for (int i = threadIdx.x; i < n_cells * 32; i += blockDim.x) {
+            const int field = field_at(layout, min(i / 32, n_cells - 2) - 64);
+            const float level = 2 * layout.grid[field] - 63;
+            cells[i / 32][i % 32] = {__float_as_uint(level) | field};
+        }
+    }
+
+    /// of floor(half_steps), or the first or the last
+    __device__ Cell at(float half_steps) const {
+        // from 0 to 1; rounding down never passes a multiple of 1 / 128
+        float place;
+        asm("fma.rm.sat.f32 %0, %1, 0f3C000000, 0f3F000000;"
+            : "=f"(place)
+            : "f"(half_steps));
+        // a float with a step of 1 / 128: its lowest bits are the row
+        constexpr float base = 1 << 16;
+        constexpr uint32_t bits_of_base = 0x47800000, row_size = 128;
+        const uint32_t at_lane =
+                threadIdx.x % 32 * sizeof(Cell) - bits_of_base * row_size;
+        const uint32_t row = __float_as_uint(__fadd_rd(place, base));
+        return *reinterpret_cast<const Cell*>(
+                reinterpret_cast<const char*>(cells) +
+                (row * row_size + at_lane));
+    }
+};
+
+/// planes of fields, by a group of threads
+__device__ void pack_fields(
+        int thread,
+        int threads,
+        const DeviceLayout& layout,
+        const uint8_t* fields,
+        uint8_t* code) {
+    const int nbits = layout.nbits, dims = layout.dims;
+    if (nbits == 1) {
+        pack_plane<1>(thread, threads, fields, dims, 0, code);
+    } else if (nbits == 4) {
+        pack_plane<4>(thread, threads, fields, dims, 0, code);
+    } else {
+        pack_plane<2>(thread, threads, fields, dims, 0, code);
+    }
+    if (nbits == 3) {
+        uint8_t* plane = code + 2 * layout.plane_size();
+        pack_plane<1>(thread, threads, fields, dims, 2, plane);
     }
 }
 
-/// the cell of floor(x), or the last one
-__device__ Cell cell_at(const Cell* cells, float x) {
-    // floor(4 x) is in the low bits of a float with a step of 1/4: the low byte
-    // of floor(x) times the size of a cell, if what is below is masked
-    static_assert(sizeof(Cell) == 4, "of a quarter");
-    constexpr float base = 3 << 20;
-    const float clamped = fminf(fmaxf(x, -128.0f), 127.0f);
-    const uint32_t bits = __float_as_uint(__fadd_rd(clamped, base));
-    return *reinterpret_cast<const Cell*>(
-            reinterpret_cast<const char*>(cells) +
-            (bits & (n_cells - 1) * sizeof(Cell)));
+/// what write_factors needs of the vectors of a warp: they are written 32 at a
+/// time, because a division takes as long for all lanes as for one
+struct PendingFactors {
+    double norms[32], alongs[32];
+    float products[32];
+};
+
+/** A vector a warp, whose parts are all in registers between two exchanges, so
+ * that one buffer in shared memory is enough.
+ * @tparam n         of parts of max_part in d
+ * @tparam smallest  of WarpVector
+ * @tparam run       of DeviceRotation, or 0 for any
+ * @tparam blocks    at least, that a multiprocessor shall have room for */
+template <int n, int smallest, int run, int blocks>
+__global__ void __launch_bounds__(32 * vector_warps, blocks)
+        encode_vectors_kernel(
+                Encoder encoder,
+                const float* x,
+                size_t count,
+                uint64_t first_row,
+                uint8_t* planes,
+                float* scales,
+                float* offsets,
+                Refused* refused) {
+    extern __shared__ float shared[];
+    __shared__ Cells cells;
+    __shared__ PendingFactors pending_of_warp[vector_warps];
+    const DeviceLayout& layout = encoder.layout;
+    const DeviceRotation& rotation = encoder.rotation;
+    const int d = layout.d;
+    const int lane = threadIdx.x % 32;
+    // the compiler shall know that it is the same in a warp
+    const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    const SharedVector work{shared + warp * shared_vector_size(d)};
+    uint8_t* fields = reinterpret_cast<uint8_t*>(work.data);
+    cells.fill(layout);
+    __syncthreads();
+    PendingFactors& pending = pending_of_warp[warp];
+    int n_pending = 0;
+    const size_t step = gridDim.x * vector_warps;
+    for (size_t row = blockIdx.x * vector_warps + warp; row < count;
+         row += step) {
+        prefetch_row(lane, 32, x, row + step, count, d);
+        double squared, along;
+        load_difference(
+                rotation,
+                x + row * d,
+                encoder.centre_of(row),
+                work,
+                squared,
+                along);
+        const double norm = sqrt(add_lanes(squared));
+        if (encoder.centre) {
+            along = add_lanes(along);
+        }
+        __syncwarp();
+        const double factor = norm > 0 ? 1 / norm : 0;
+        WarpVector<n, smallest> y;
+        if constexpr (run > 0) {
+            const std::integral_constant<int, run> known;
+            rotate(rotation, known, work, factor, y);
+        } else {
+            rotate(rotation, rotation.run, work, factor, y);
+        }
+        float product = 0;
+        y.for_each_part(d, [&](auto& v, int begin, int) {
+            constexpr int of_lane = sizeof(v) / sizeof(float);
+            constexpr int batch = of_lane < 8 ? of_lane : 8;
+            if (of_lane > 1 || begin + lane < d) {
+                uint8_t* to = fields + begin + lane;
+#pragma unroll
+                for (int i = 0; i < of_lane; i += batch) {
+                    Cell near[batch];
+#pragma unroll
+                    for (int j = 0; j < batch; j++) {
+                        near[j] = cells.at(v[i + j] * layout.half_steps);
+                    }
+#pragma unroll
+                    for (int j = 0; j < batch; j++) {
+                        to[32 * (i + j)] = near[j].field();
+                        product += v[i + j] * near[j].level();
+                    }
+                }
+            }
+        });
+        for (int i = d + lane; i < layout.dims; i += 32) {
+            fields[i] = 0;
+        }
+        __syncwarp();
+        pack_fields(
+                lane,
+                32,
+                layout,
+                fields,
+                planes + encoder.row_of(row) * layout.row_size());
+        product = add_lanes(product);
+        if (lane == 0) {
+            pending.norms[n_pending] = norm;
+            pending.alongs[n_pending] = along;
+            pending.products[n_pending] = product;
+        }
+        n_pending++;
+        __syncwarp();
+        if (n_pending == 32 || row + step >= count) {
+            if (lane < n_pending) {
+                const size_t i = row - (n_pending - 1 - lane) * step;
+                write_factors(
+                        layout,
+                        pending.norms[lane],
+                        pending.products[lane],
+                        pending.alongs[lane],
+                        encoder.row_of(i),
+                        first_row + i,
+                        scales,
+                        offsets,
+                        refused);
+            }
+            n_pending = 0;
+            __syncwarp();
+        }
+    }
 }
 
-__global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
+/// a vector a block: what does not fit in the registers of a warp, and dense
+/// rotations
+__global__ void __launch_bounds__(max_block_threads) encode_vector_kernel(
         Encoder encoder,
         const float* x,
         size_t n,
@@ -156,19 +323,15 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
         Refused* refused) {
     extern __shared__ float shared[];
     __shared__ double norm, along;
-    __shared__ Cell cells[n_cells];
+    __shared__ Cells cells;
     const DeviceLayout& layout = encoder.layout;
     const int d = layout.d;
     const int size = shared_vector_size(d);
     const SharedVector work{shared}, y{shared + size};
     uint8_t* fields = reinterpret_cast<uint8_t*>(shared); // after the rotation
-    fill_cells(layout, cells);
-    // zeros have field 0, and add nothing
-    for (int i = d + threadIdx.x; i < layout.dims; i += blockDim.x) {
-        y[i] = 0;
-    }
+    cells.fill(layout);
     for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
-        prefetch_row(x, row + gridDim.x, n, d);
+        prefetch_row(threadIdx.x, blockDim.x, x, row + gridDim.x, n, d);
         rotate_direction(
                 encoder.rotation,
                 x + row * d,
@@ -177,51 +340,27 @@ __global__ void __launch_bounds__(max_scalar_threads) encode_scalar_kernel(
                 y,
                 norm,
                 along);
-        // fields, and <y, levels>: the sum of a lane, if the block is one warp
-        const bool is_one_warp = blockDim.x == 32;
-        float product = 0;
-        const int lane = threadIdx.x % 32;
-        for (int begin = threadIdx.x / 32 * dims_unit; begin < layout.dims;
-             begin += blockDim.x / 32 * dims_unit) {
-            // four rows of 32, whose places differ by exclusive or
-            float* const at = y.data + begin;
-            const int column = shared_place(begin + lane) - begin;
-#pragma unroll
-            for (int b = 0; b < dims_unit / 32; b++) {
-                float& value = at[32 * b + (column ^ b * 4)];
-                const float coordinate = value;
-                const Cell cell =
-                        cell_at(cells, coordinate * layout.half_steps);
-                fields[begin + 32 * b + lane] = cell.field();
-                const float of_field = coordinate * cell.level();
-                product += of_field;
-                if (!is_one_warp) {
-                    value = of_field;
-                }
+        for (int i = threadIdx.x; i < layout.dims; i += blockDim.x) {
+            Cell cell = {0};
+            if (i < d) {
+                cell = cells.at(y[i] * layout.half_steps);
+                y[i] *= cell.level();
             }
+            fields[i] = cell.field();
         }
         __syncthreads();
-        const int nbits = layout.nbits;
         const size_t to = encoder.row_of(row);
-        uint8_t* code = planes + to * layout.row_size();
-        if (nbits == 1) {
-            pack_plane<1>(fields, layout.dims, 0, code);
-        } else if (nbits == 4) {
-            pack_plane<4>(fields, layout.dims, 0, code);
-        } else {
-            pack_plane<2>(fields, layout.dims, 0, code);
-        }
-        if (nbits == 3) {
-            pack_plane<1>(
-                    fields, layout.dims, 2, code + 2 * layout.plane_size());
-        }
+        pack_fields(
+                threadIdx.x,
+                blockDim.x,
+                layout,
+                fields,
+                planes + to * layout.row_size());
         if (threadIdx.x < 32) {
-            if (!is_one_warp) {
-                product = 0;
+            float product = 0;
 #pragma unroll 4
-                for (int i = threadIdx.x; i < layout.dims; i += 32) {
-                    product += y[i];
-                }
+            for (int i = threadIdx.x; i < d; i += 32) {
+                product += y[i];
             }
             product = add_lanes(product);
             if (threadIdx.x == 0) {
@@ -404,16 +543,22 @@ __global__ void encode_trellis_kernel(
     const DeviceLayout& layout = encoder.layout;
     const int d = layout.d, dims = layout.dims;
     const int costs_size = layout.positions << layout.parities;
-    // work; then fine positions and the path
+    // in the place of work, once it is done: fine positions and the path, then,
+    // as the window is done, too, choices of the path
     const int size = shared_vector_size(d);
-    const SharedVector work{shared}, y{shared + size};
-    uint16_t* positions = reinterpret_cast<uint16_t*>(shared);
-    uint16_t* path = positions + d;
+    const SharedVector y{shared}, work{shared + size};
+    uint16_t* positions = reinterpret_cast<uint16_t*>(work.data);
+    uint16_t* path = positions + dims;
+    uint8_t* choices = reinterpret_cast<uint8_t*>(path + dims);
     uint32_t* window = reinterpret_cast<uint32_t*>(shared + 2 * size);
+    static_assert(
+            2 * sizeof(uint16_t) * max_dim + max_dim <=
+                    shared_vector_size(max_dim) * sizeof(float) +
+                            decision_words * sizeof(uint32_t),
+            "choices end within the window");
     uint8_t* costs = reinterpret_cast<uint8_t*>(window + decision_words);
     uint8_t* branches = costs + (2 << layout.memory);
     uint8_t* branch_costs = branches + (1 << layout.memory);
-    uint8_t* choices = branch_costs + costs_size; // of the path
     uint32_t* decisions = reinterpret_cast<uint32_t*>(
             workspace + blockIdx.x * workspace_of_block);
     for (int i = threadIdx.x; i < costs_size; i += blockDim.x) {
@@ -458,14 +603,16 @@ __global__ void encode_trellis_kernel(
         const int m = layout.plane_size();
         const size_t to = encoder.row_of(row);
         uint8_t* code = planes + to * layout.row_size();
-        pack_plane<1>(choices, dims, 0, code);
+        pack_plane<1>(threadIdx.x, blockDim.x, choices, dims, 0, code);
         if (layout.nbits >= 2) {
-            pack_plane<1>(choices, dims, 3, code + m);
+            pack_plane<1>(threadIdx.x, blockDim.x, choices, dims, 3, code + m);
         }
         if (layout.nbits == 3) {
-            pack_plane<1>(choices, dims, 1, code + 2 * m);
+            pack_plane<1>(
+                    threadIdx.x, blockDim.x, choices, dims, 1, code + 2 * m);
         } else if (layout.nbits == 4) {
-            pack_plane<2>(choices, dims, 1, code + 2 * m);
+            pack_plane<2>(
+                    threadIdx.x, blockDim.x, choices, dims, 1, code + 2 * m);
         }
         if (threadIdx.x < 32) {
             const float product = level_product(y, d, [&](int i) {
@@ -491,15 +638,64 @@ __global__ void encode_trellis_kernel(
     }
 }
 
-size_t encode_shared_size(const DeviceLayout& layout) {
-    const size_t vectors = 2 * shared_vector_size(layout.d) * sizeof(float);
-    if (!layout.has_trellis()) {
-        return vectors;
-    }
-    return vectors + layout.dims + decision_words * sizeof(uint32_t) +
-            (size_t(3) << layout.memory) +
+size_t trellis_shared_size(const DeviceLayout& layout) {
+    return 2 * shared_vector_size(layout.d) * sizeof(float) +
+            decision_words * sizeof(uint32_t) + (size_t(3) << layout.memory) +
             (size_t(layout.positions) << layout.parities);
 }
+
+// ---------------------------------------------------------------- launches
+
+/// how scalar codes are made
+struct ScalarLaunch {
+    using Kernel = decltype(&encode_vector_kernel);
+
+    Kernel kernel = nullptr;
+    int threads = 0;
+    size_t shared = 0;
+
+    explicit ScalarLaunch(const Encoder& encoder) {
+        const int d = encoder.layout.d;
+        const size_t vector = shared_vector_size(d) * sizeof(float);
+        const int n = d / max_part;
+        if (!encoder.rotation.matrix) {
+            kernel = of_warps(n, d);
+        }
+        if (kernel) {
+            threads = 32 * vector_warps;
+            shared = vector_warps * vector;
+        } else {
+            kernel = encode_vector_kernel;
+            threads = std::clamp(32 * n, min_block_threads, max_block_threads);
+            shared = 2 * vector;
+        }
+    }
+
+    /// null where a vector does not fit in the registers of a warp
+    static Kernel of_warps(int n, int d) {
+        if (d % 512 == 0) {
+            switch (n) {
+                case 1:
+                    return encode_vectors_kernel<1, 512, 16, 4>;
+                case 2:
+                    return encode_vectors_kernel<2, 512, 16, 4>;
+                case 3:
+                    return encode_vectors_kernel<3, 512, 16, 3>;
+            }
+        }
+        if (n == 0 && d % 128 == 0) {
+            return encode_vectors_kernel<0, 128, 4, 4>;
+        }
+        switch (n) {
+            case 0:
+                return encode_vectors_kernel<0, 1, 0, 4>;
+            case 1:
+                return encode_vectors_kernel<1, 1, 0, 4>;
+            default:
+                return nullptr;
+        }
+    }
+};
 
 // -------------------------------------------------------------- queries
 
@@ -674,7 +870,7 @@ __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
     const SharedVector work{shared}, y{shared + shared_vector_size(d)};
     const size_t q = blockIdx.x;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
-        work[i] = x[q * d + i];
+        input_at(encoder.rotation, work, i) = x[q * d + i];
     }
     __syncthreads();
     rotate(encoder.rotation, work, y, 1);
@@ -879,22 +1075,23 @@ size_t encode_workspace_of_block(const DeviceLayout& layout) {
     return layout.has_trellis() ? (size_t(layout.d) << layout.memory) / 8 : 0;
 }
 
-int encode_blocks(const DeviceLayout& layout, int device, size_t n) {
+int encode_blocks(const Encoder& encoder, int device, size_t n) {
+    const DeviceLayout& layout = encoder.layout;
     int sms = 0, per_sm = 0;
     TQ_CUDA(cudaDeviceGetAttribute(
             &sms, cudaDevAttrMultiProcessorCount, device));
-    const size_t shared = encode_shared_size(layout);
     if (layout.has_trellis()) {
         allow_shared_memory(encode_trellis_kernel);
         TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
                 &per_sm,
                 encode_trellis_kernel,
                 trellis_threads(layout),
-                shared));
+                trellis_shared_size(layout)));
     } else {
-        allow_shared_memory(encode_scalar_kernel);
+        const ScalarLaunch launch(encoder);
+        allow_shared_memory(launch.kernel);
         TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                &per_sm, encode_scalar_kernel, scalar_threads(layout), shared));
+                &per_sm, launch.kernel, launch.threads, launch.shared));
     }
     return int(std::min<size_t>(n, size_t(sms) * per_sm));
 }
@@ -912,13 +1109,12 @@ void encode(
         int blocks,
         cudaStream_t stream) {
     const DeviceLayout& layout = encoder.layout;
-    const size_t shared = encode_shared_size(layout);
     if (layout.has_trellis()) {
         allow_shared_memory(encode_trellis_kernel);
         encode_trellis_kernel<<<
                 blocks,
                 trellis_threads(layout),
-                shared,
+                trellis_shared_size(layout),
                 stream>>>(
                 encoder,
                 x,
@@ -931,12 +1127,9 @@ void encode(
                 workspace,
                 encode_workspace_of_block(layout));
     } else {
-        allow_shared_memory(encode_scalar_kernel);
-        encode_scalar_kernel<<<
-                blocks,
-                scalar_threads(layout),
-                shared,
-                stream>>>(
+        const ScalarLaunch launch(encoder);
+        allow_shared_memory(launch.kernel);
+        launch.kernel<<<blocks, launch.threads, launch.shared, stream>>>(
                 encoder, x, n, first_row, planes, scales, offsets, refused);
     }
     TQ_CUDA(cudaGetLastError());

@@ -45,7 +45,7 @@ struct Encoder {
 
 /// bytes in which encode works for one block, and blocks that it has use for
 size_t encode_workspace_of_block(const DeviceLayout& layout);
-int encode_blocks(const DeviceLayout& layout, int device, size_t n);
+int encode_blocks(const Encoder& encoder, int device, size_t n);
 
 /** @param x          (n, d)
  *  @param first_row  of the input, for `refused`

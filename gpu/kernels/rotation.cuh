@@ -1,10 +1,11 @@
 #pragma once
 
-/** The float steps of a vector, by one block. The operations on each float are
- * those of the CPU, in its order (compile with -fmad=false). A fused operation
- * stands for two where the product is exact. */
+/** The float steps of a vector, by a warp or a block. The operations on each
+ * float are those of the CPU, in its order (compile with -fmad=false). A fused
+ * operation stands for two where the product is exact. */
 
 #include <cstdint>
+#include <type_traits>
 
 #include <gpu/kernels/rotation.h>
 
@@ -20,16 +21,25 @@ struct SharedVector {
     }
 };
 
-/// lanes as a binary tree of halves; the result is lane 0's
+/// where coordinate i of the input goes
+__device__ inline float& input_at(
+        const DeviceRotation& r,
+        SharedVector x,
+        int i) {
+    return *reinterpret_cast<float*>(
+            reinterpret_cast<char*>(x.data) + r.words[input_word_at(i)]);
+}
+
+/// lanes as a binary tree of halves; all have the result, for a + b is b + a
 template <class T>
 __device__ T add_lanes(T x) {
     for (int half = 16; half > 0; half /= 2) {
-        x += __shfl_down_sync(0xffffffff, x, half);
+        x += __shfl_xor_sync(0xffffffff, x, half);
     }
     return x;
 }
 
-/// sum of a_i b_i in double, by one warp; the result is lane 0's
+/// sum of a_i b_i in double, by one warp; all have the result
 template <class A, class B>
 __device__ double warp_dot(A a, B b, int n) {
     double sum = 0;
@@ -86,22 +96,24 @@ __device__ void butterflies_of_lanes(float (&v)[count], int n) {
 
 /// n words of the lane, of those of a part
 template <int n>
-__device__ void load_source_words(const uint32_t* words, uint32_t (&w)[n]) {
+__device__ void load_run_words(const uint32_t* words, uint32_t (&w)[n]) {
+    constexpr int width = n < 4 ? n : 4;
     const int lane = threadIdx.x % 32;
-    if constexpr (n >= 4) {
 #pragma unroll
-        for (int k = 0; k < n; k += 4) {
-            const uint4 four = __ldg(reinterpret_cast<const uint4*>(
-                    words + source_word_at(n, lane, k)));
+    for (int k = 0; k < n; k += width) {
+        const uint32_t* at = words + run_word_at(n, lane, k);
+        if constexpr (width == 4) {
+            const uint4 four = __ldg(reinterpret_cast<const uint4*>(at));
             w[k] = four.x;
             w[k + 1] = four.y;
             w[k + 2] = four.z;
             w[k + 3] = four.w;
-        }
-    } else {
-#pragma unroll
-        for (int k = 0; k < n; k++) {
-            w[k] = __ldg(words + source_word_at(n, lane, k));
+        } else if constexpr (width == 2) {
+            const uint2 two = __ldg(reinterpret_cast<const uint2*>(at));
+            w[k] = two.x;
+            w[k + 1] = two.y;
+        } else {
+            w[k] = __ldg(at);
         }
     }
 }
@@ -110,109 +122,287 @@ __device__ inline float flip_sign(float x, uint32_t highest_bit) {
     return __uint_as_float(__float_as_uint(x) ^ (highest_bit & 0x80000000));
 }
 
-/// coordinates of a part with the signs of the round
-template <int count>
-__device__ void gather(
-        const uint32_t* words,
-        bool by_fours,
-        const float* from,
-        float (&v)[count]) {
-    const char* bytes = reinterpret_cast<const char*>(from);
-    if constexpr (count >= 4) {
-        if (by_fours) {
-            uint32_t w[count / 4];
-            load_source_words(words, w);
+/// n floats, as many at a time as can be
+template <int n>
+__device__ void load_floats(const char* from, float* v) {
+    constexpr int width = n < 4 ? n : 4;
 #pragma unroll
-            for (int k = 0; k < count / 4; k++) {
-                const float4 four = *reinterpret_cast<const float4*>(
-                        bytes + (w[k] & 0x0fffffff));
-                v[4 * k] = flip_sign(four.x, w[k]);
-                v[4 * k + 1] = flip_sign(four.y, w[k] << 1);
-                v[4 * k + 2] = flip_sign(four.z, w[k] << 2);
-                v[4 * k + 3] = flip_sign(four.w, w[k] << 3);
-            }
-            return;
+    for (int i = 0; i < n; i += width) {
+        const char* at = from + i * sizeof(float);
+        if constexpr (width == 4) {
+            const float4 four = *reinterpret_cast<const float4*>(at);
+            v[i] = four.x;
+            v[i + 1] = four.y;
+            v[i + 2] = four.z;
+            v[i + 3] = four.w;
+        } else if constexpr (width == 2) {
+            const float2 two = *reinterpret_cast<const float2*>(at);
+            v[i] = two.x;
+            v[i + 1] = two.y;
+        } else {
+            v[i] = *reinterpret_cast<const float*>(at);
         }
-    }
-    uint32_t w[count];
-    load_source_words(words, w);
-#pragma unroll
-    for (int k = 0; k < count; k++) {
-        v[k] = flip_sign(
-                *reinterpret_cast<const float*>(bytes + (w[k] & 0x7fffffff)),
-                w[k]);
     }
 }
 
-/** A round of the rotation but for distances from max_part on, for one part, by
- * a warp.
+template <int count, int run>
+__device__ void gather_runs(
+        const uint32_t* words,
+        const char* from,
+        float (&v)[count]) {
+    uint32_t w[count / run];
+    load_run_words(words, w);
+#pragma unroll
+    for (int k = 0; k < count / run; k++) {
+        load_floats<run>(from + (w[k] & place_mask), v + k * run);
+#pragma unroll
+        for (int j = 0; j < run; j++) {
+            v[k * run + j] = flip_sign(v[k * run + j], w[k] << sign_shift(j));
+        }
+    }
+}
+
+/** The coordinates of a part as a round begins, with its signs and magnitude.
+ * @param words   run_words of the part
+ * @param run     DeviceRotation::run, which the compiler may know
  * @param from    where the round begins
- * @param to      (d,), the coordinates of the part are written
  * @param factor  in the first round, what coordinates are multiplied with
  *                before */
+template <int count, class Run>
+__device__ void gather(
+        const uint32_t* words,
+        Run run,
+        const float* from,
+        int round,
+        double factor,
+        float magnitude,
+        float (&v)[count]) {
+    const char* bytes = reinterpret_cast<const char*>(from);
+    if (run == 16) {
+        gather_runs<count, run_in_part(count, 16)>(words, bytes, v);
+    } else if (run == 4) {
+        gather_runs<count, run_in_part(count, 4)>(words, bytes, v);
+    } else {
+        gather_runs<count, 1>(words, bytes, v);
+    }
+    if (round == 0) { // a branch, lest all rounds convert
+#pragma unroll
+        for (int i = 0; i < count; i++) {
+            v[i] = float(v[i] * factor);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        v[i] *= magnitude;
+    }
+}
+
+/** The stages of a part, but for distances from max_part on. On return the lane
+ * has coordinates 32 apart.
+ * @param words  run_words of the part
+ * @param to     in shared memory: where the part is, overwritten
+ * @param n      coordinates of a part of one a lane */
+template <int count, class Run>
+__device__ void transform_part(
+        const uint32_t* words,
+        Run run,
+        float* to,
+        int n,
+        float (&v)[count]) {
+    const int lane = threadIdx.x % 32;
+    butterflies(v);
+    butterflies_of_lanes(v, n);
+    if constexpr (count > 1) {
+        // neighbours are in one row
+        float* row = to + shared_place(lane * count);
+        if constexpr (has_lane_order(count)) {
+            const uint32_t* of_lanes =
+                    words + 32 * count / run_in_part(count, run);
+            row = reinterpret_cast<float*>(
+                    reinterpret_cast<char*>(to) + __ldg(of_lanes + lane));
+        }
+        if constexpr (count >= 4) {
+#pragma unroll
+            for (int k = 0; k < count; k += 4) {
+                *reinterpret_cast<float4*>(row + k) =
+                        make_float4(v[k], v[k + 1], v[k + 2], v[k + 3]);
+            }
+        } else {
+#pragma unroll
+            for (int k = 0; k < count; k++) {
+                row[k] = v[k];
+            }
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < count; i++) {
+            v[i] = to[shared_place(32 * i) + lane];
+        }
+        butterflies(v);
+    }
+}
+
+/// coordinates 32 apart, to where the part is
+template <int count>
+__device__ void store_part(float* to, int n, const float (&v)[count]) {
+    const int lane = threadIdx.x % 32;
+    if (count > 1 || lane < n) {
+#pragma unroll
+        for (int i = 0; i < count; i++) {
+            to[shared_place(32 * i) + lane] = v[i];
+        }
+    }
+}
+
+// ------------------------------------------------------- vectors of a warp
+
+/// distances from max_part on: whole parts are blocks of their powers of two
+template <int n, int radix = 16>
+__device__ void butterflies_of_parts(float (*parts)[32]) {
+    if constexpr (radix > 1) {
+        if constexpr ((n & radix) != 0) {
+#pragma unroll
+            for (int i = 0; i < 32; i++) {
+                float v[radix];
+#pragma unroll
+                for (int p = 0; p < radix; p++) {
+                    v[p] = parts[p][i];
+                }
+                butterflies(v);
+#pragma unroll
+                for (int p = 0; p < radix; p++) {
+                    parts[p][i] = v[p];
+                }
+            }
+            butterflies_of_parts<n - radix, radix / 2>(parts + radix);
+        } else {
+            butterflies_of_parts<n, radix / 2>(parts);
+        }
+    }
+}
+
+/** A vector in the registers of a warp.
+ * @tparam n         whole parts
+ * @tparam smallest  d is a multiple: 512, 128 or 1 */
+template <int n, int smallest>
+struct WarpVector {
+    float whole[n > 0 ? n : 1][32];
+    float v16[16], v8[8], v4[4], v2[2], v1[1], rest[1];
+
+    /// f(coordinates of the lane in a part, its begin, block_of), in order
+    template <class F>
+    __device__ void for_each_part(int d, F f) {
+#pragma unroll
+        for (int p = 0; p < n; p++) {
+            f(whole[p], p * max_part, block_of(p * max_part, n * max_part));
+        }
+        if (d & 512) {
+            f(v16, d & -1024, 9);
+        }
+        if constexpr (smallest < 512) {
+            if (d & 256) {
+                f(v8, d & -512, 8);
+            }
+            if (d & 128) {
+                f(v4, d & -256, 7);
+            }
+        }
+        if constexpr (smallest < 128) {
+            if (d & 64) {
+                f(v2, d & -128, 6);
+            }
+            if (d & 32) {
+                f(v1, d & -64, 5);
+            }
+            if (d % 32 != 0) {
+                const int i = (d & -32) + threadIdx.x % 32;
+                f(rest, d & -32, block_of(min(i, d - 1), d));
+            }
+        }
+    }
+};
+
+/** y = P x by a warp.
+ * @param run     of r, which the compiler may know
+ * @param x       (d,) in shared memory, where input_words say, overwritten
+ * @param factor  what x is multiplied with before
+ * @param y       coordinates 32 apart of each part */
+template <int n, int smallest, class Run>
+__device__ void rotate(
+        const DeviceRotation& r,
+        Run run,
+        SharedVector x,
+        double factor,
+        WarpVector<n, smallest>& y) {
+    const int d = r.d;
+    const uint32_t* words = r.words + input_words_size(d);
+#pragma unroll 1
+    for (int round = 0; round < Rotation::rounds; round++) {
+        const uint32_t* of_round = words;
+        y.for_each_part(d, [&](auto& v, int, int block) {
+            constexpr int count = sizeof(v) / sizeof(float);
+            gather(words, run, x.data, round, factor, r.magnitudes[block], v);
+            words += run_words_of_part(count, run);
+        });
+        __syncwarp();
+        y.for_each_part(d, [&](auto& v, int begin, int) {
+            constexpr int count = sizeof(v) / sizeof(float);
+            transform_part(
+                    of_round, run, x.data + shared_place(begin), d - begin, v);
+            of_round += run_words_of_part(count, run);
+        });
+        butterflies_of_parts<n>(y.whole);
+        if (round + 1 < Rotation::rounds) {
+            y.for_each_part(d, [&](auto& v, int begin, int) {
+                store_part(x.data + shared_place(begin), d - begin, v);
+            });
+        }
+        __syncwarp();
+    }
+}
+
+// ------------------------------------------------------ vectors of a block
+
+/// f(coordinates of a lane, begin) for the parts of less than max_part
+template <class F>
+__device__ void for_each_small_part(int d, F f) {
+    if (d & 512) {
+        f(std::integral_constant<int, 16>(), d & -1024);
+    }
+    if (d & 256) {
+        f(std::integral_constant<int, 8>(), d & -512);
+    }
+    if (d & 128) {
+        f(std::integral_constant<int, 4>(), d & -256);
+    }
+    if (d & 64) {
+        f(std::integral_constant<int, 2>(), d & -128);
+    }
+    if (d & 32) {
+        f(std::integral_constant<int, 1>(), d & -64);
+    }
+    if (d % 32 != 0) {
+        f(std::integral_constant<int, 1>(), d & -32);
+    }
+}
+
+/// a round for one part, by a warp
 template <int count>
 __device__ void transform_part(
         const DeviceRotation& r,
         int round,
         int begin,
+        const uint32_t* words,
         const float* from,
         float* to,
         double factor) {
-    const int lane = threadIdx.x % 32, d = r.d;
-    const int n = count > 1 ? 32 * count : min(32, d - begin);
-    const bool by_fours = r.by_fours[round];
-    float v[count] = {};
-    if (count > 1 || lane < n) {
-        gather(r.sources + round * source_words_size(d) +
-                       first_source_word(begin, count, by_fours, d),
-               by_fours,
-               from,
-               v);
-        const float magnitude =
-                r.magnitudes[block_of(count == 1 ? begin + lane : begin, d)];
-        if (round == 0) { // a branch, lest all rounds convert
-#pragma unroll
-            for (int i = 0; i < count; i++) {
-                v[i] = float(v[i] * factor);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < count; i++) {
-            v[i] *= magnitude;
-        }
-    }
-    __syncwarp();
-    butterflies(v);
-    butterflies_of_lanes(v, n);
-
-    // places in a row differ by exclusive or
-    const int first = shared_place(begin + lane * count);
-    if constexpr (count >= 4) {
-#pragma unroll
-        for (int k = 0; k < count; k += 4) {
-            *reinterpret_cast<float4*>(to + (first ^ k)) =
-                    make_float4(v[k], v[k + 1], v[k + 2], v[k + 3]);
-        }
-    } else if (lane < n) {
-#pragma unroll
-        for (int k = 0; k < count; k++) {
-            to[first ^ k] = v[k];
-        }
-    }
-    if constexpr (count > 1) {
-        __syncwarp();
-        const int column = shared_place(begin + lane) - begin;
-        float* rows = to + begin;
-#pragma unroll
-        for (int i = 0; i < count; i++) {
-            v[i] = rows[i * 32 + (column ^ i % 8 * 4)];
-        }
-        butterflies(v);
-#pragma unroll
-        for (int i = 0; i < count; i++) {
-            rows[i * 32 + (column ^ i % 8 * 4)] = v[i];
-        }
-    }
+    const int of_block =
+            count > 1 ? begin : min(begin + int(threadIdx.x) % 32, r.d - 1);
+    const float magnitude = r.magnitudes[block_of(of_block, r.d)];
+    float v[count];
+    gather(words, r.run, from, round, factor, magnitude, v);
+    transform_part(words, r.run, to + shared_place(begin), r.d - begin, v);
+    store_part(to + shared_place(begin), r.d - begin, v);
 }
 
 /// the stages of distance max_part and more on n parts, at one place of each
@@ -223,14 +413,14 @@ __device__ void transform_column(float* at, int n) {
             float v[radix];
 #pragma unroll
             for (int i = 0; i < radix; i++) {
-                v[i] = at[i * max_part];
+                v[i] = at[shared_place(i * max_part)];
             }
             butterflies(v);
 #pragma unroll
             for (int i = 0; i < radix; i++) {
-                at[i * max_part] = v[i];
+                at[shared_place(i * max_part)] = v[i];
             }
-            at += radix * max_part;
+            at += shared_place(radix * max_part);
         }
         transform_column<radix / 2>(at, n);
     }
@@ -245,35 +435,28 @@ __device__ inline void transform(
         double factor) {
     const int d = r.d, n = d / max_part;
     const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const uint32_t* words =
+            r.words + input_words_size(d) + round * run_words_size(d, r.run);
     for (int part = warp; part < n; part += warps) {
-        transform_part<32>(r, round, part * max_part, from, to, factor);
+        const uint32_t* of_part = words + part * run_words_of_part(32, r.run);
+        transform_part<32>(
+                r, round, part * max_part, of_part, from, to, factor);
     }
+    words += n * run_words_of_part(32, r.run);
     // the others in turn, too
     int part = n;
-    const auto is_mine = [&] { return part++ % warps == warp; };
-    const auto begin_of = [&](int size) { return d & -2 * size; };
-    if (d & 512 && is_mine()) {
-        transform_part<16>(r, round, begin_of(512), from, to, factor);
-    }
-    if (d & 256 && is_mine()) {
-        transform_part<8>(r, round, begin_of(256), from, to, factor);
-    }
-    if (d & 128 && is_mine()) {
-        transform_part<4>(r, round, begin_of(128), from, to, factor);
-    }
-    if (d & 64 && is_mine()) {
-        transform_part<2>(r, round, begin_of(64), from, to, factor);
-    }
-    if (d & 32 && is_mine()) {
-        transform_part<1>(r, round, begin_of(32), from, to, factor);
-    }
-    if (d % 32 != 0 && is_mine()) {
-        transform_part<1>(r, round, begin_of(16), from, to, factor);
-    }
+    const auto take = [&](auto count, int begin) {
+        if (part++ % warps == warp) {
+            transform_part<decltype(count)::value>(
+                    r, round, begin, words, from, to, factor);
+        }
+        words += run_words_of_part(count, r.run);
+    };
+    for_each_small_part(d, take);
     __syncthreads();
     if (n > 1) {
         for (int i = threadIdx.x; i < max_part; i += blockDim.x) {
-            transform_column<16>(to + i, n);
+            transform_column<16>(to + shared_place(i), n);
         }
         __syncthreads();
     }
@@ -319,7 +502,80 @@ __device__ inline void rotate(
     }
 }
 
-/** The rotated unit direction of v - centre.
+/** v - centre by a warp.
+ * @param v        (d,) in global memory
+ * @param centre   (d,), or null
+ * @param x        (d,) in shared memory, written where input_words say
+ * @param squared  |v - centre|^2; the sum of the lane
+ * @param product  <v - centre, centre>, if there is a centre; of the lane */
+__device__ inline void load_difference(
+        const DeviceRotation& r,
+        const float* v,
+        const float* centre,
+        SharedVector x,
+        double& squared,
+        double& product) {
+    constexpr int batch = 16; // rows of 32 on their way at a time
+    const int lane = threadIdx.x % 32;
+    char* bytes = reinterpret_cast<char*>(x.data);
+    squared = product = 0;
+    const auto take = [&](int begin, const auto& is_inside) {
+        const float* const from = v + begin + lane;
+        const uint4* const words =
+                reinterpret_cast<const uint4*>(r.words + begin) + lane;
+        float values[batch];
+        uint4 places[batch / 4];
+#pragma unroll
+        for (int b = 0; b < batch; b++) {
+            values[b] = is_inside(begin + 32 * b + lane)
+                    ? __ldcs(from + 32 * b) // read once
+                    : 0;
+        }
+#pragma unroll
+        for (int b = 0; b < batch / 4; b++) {
+            if (is_inside(begin + 128 * b)) {
+                places[b] = __ldg(words + 32 * b);
+            }
+        }
+        if (centre) {
+            const float* const centre_from = centre + begin + lane;
+#pragma unroll
+            for (int b = 0; b < batch; b++) {
+                const float c = is_inside(begin + 32 * b + lane)
+                        ? centre_from[32 * b]
+                        : 0;
+                values[b] -= c;
+                product = fma(double(values[b]), double(c), product);
+            }
+        }
+        const auto store = [&](uint32_t place, float value) {
+            *reinterpret_cast<float*>(bytes + place) = value;
+        };
+#pragma unroll
+        for (int b = 0; b < batch / 4; b++) {
+            if (is_inside(begin + 128 * b)) {
+                store(places[b].x, values[4 * b]);
+                store(places[b].y, values[4 * b + 1]);
+                store(places[b].z, values[4 * b + 2]);
+                store(places[b].w, values[4 * b + 3]);
+            }
+        }
+#pragma unroll
+        for (int b = 0; b < batch; b++) {
+            const double value = values[b];
+            squared = fma(value, value, squared);
+        }
+    };
+    int begin = 0;
+    for (; begin + 32 * batch <= r.d; begin += 32 * batch) {
+        take(begin, [](int) { return true; });
+    }
+    if (begin < r.d) {
+        take(begin, [&](int i) { return i < r.d; });
+    }
+}
+
+/** The rotated unit direction of v - centre, by the block.
  * @param v       (d,) in global memory
  * @param centre  (d,), or null
  * @param x       (d,) in shared memory, overwritten
@@ -336,42 +592,8 @@ __device__ inline void rotate_direction(
         double& along) {
     __shared__ double factor; // of which a division is not made by each thread
     if (threadIdx.x < 32) {   // who has the elements can add their squares
-        constexpr int batch = 16; // rows of 32 on their way at a time
-        const int lane = threadIdx.x;
-        double squared = 0, product = 0;
-        const auto take = [&](int begin, const auto& is_inside) {
-            float values[batch];
-#pragma unroll
-            for (int b = 0; b < batch; b++) {
-                const int i = begin + 32 * b + lane;
-                values[b] = is_inside(i) ? __ldcs(v + i) : 0; // read once
-            }
-            if (centre) {
-#pragma unroll
-                for (int b = 0; b < batch; b++) {
-                    const int i = begin + 32 * b + lane;
-                    const float c = is_inside(i) ? centre[i] : 0;
-                    values[b] -= c;
-                    product = fma(double(values[b]), double(c), product);
-                }
-            }
-#pragma unroll
-            for (int b = 0; b < batch; b++) {
-                if (is_inside(begin + 32 * b + lane)) {
-                    // shared_place, of which the compiler then knows enough
-                    x.data[begin + 32 * b + (lane ^ b % 8 * 4)] = values[b];
-                }
-                const double value = values[b];
-                squared = fma(value, value, squared);
-            }
-        };
-        int begin = 0;
-        for (; begin + 32 * batch <= r.d; begin += 32 * batch) {
-            take(begin, [](int) { return true; });
-        }
-        if (begin < r.d) {
-            take(begin, [&](int i) { return i < r.d; });
-        }
+        double squared, product;
+        load_difference(r, v, centre, x, squared, product);
         squared = add_lanes(squared);
         if (centre) {
             product = add_lanes(product);
