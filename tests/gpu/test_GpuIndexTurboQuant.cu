@@ -105,7 +105,8 @@ TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForOtherRotations) {
 }
 
 TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForLargeDimensions) {
-    for (const size_t d : {1000, 2048, 3072, 4095, 16384}) {
+    for (const size_t d :
+         {1000, 1540, 2048, 2500, 2560, 3072, 3584, 4095, 16384}) {
         for (const int memory : {0, 8}) {
             IndexTurboQuant index = make_index(d, 3, METRIC_L2, memory);
             const auto x = gaussian(12, d, 1);
@@ -116,6 +117,19 @@ TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForLargeDimensions) {
             EXPECT_EQ(search(index, x, 3), search(*gpu, x, 3))
                     << name_of(index);
         }
+    }
+}
+
+TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForManyVectors) {
+    // more than 32 for each warp that there is room for
+    const size_t n = 200000;
+    for (const size_t d : {72, 128}) {
+        IndexTurboQuant index = make_index(d, 2);
+        const auto x = gaussian(n, d, 1);
+        const auto gpu = empty_like(index);
+        index.add(n, x.data());
+        gpu->add(n, x.data());
+        EXPECT_TRUE(codes_of(index) == codes_of(*gpu)) << d;
     }
 }
 
