@@ -502,6 +502,13 @@ __device__ inline void rotate(
     }
 }
 
+/// past the first-level cache, which has better uses
+__device__ inline float load_once(const float* at) {
+    float x;
+    asm("ld.global.nc.L1::no_allocate.f32 %0, [%1];" : "=f"(x) : "l"(at));
+    return x;
+}
+
 /** v - centre by a warp.
  * @param v        (d,) in global memory
  * @param centre   (d,), or null
@@ -528,7 +535,7 @@ __device__ inline void load_difference(
 #pragma unroll
         for (int b = 0; b < batch; b++) {
             values[b] = is_inside(begin + 32 * b + lane)
-                    ? __ldcs(from + 32 * b) // read once
+                    ? load_once(from + 32 * b)
                     : 0;
         }
 #pragma unroll
