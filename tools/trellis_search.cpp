@@ -108,8 +108,15 @@ class Evaluator {
         double sum = 0;
         size_t n = 0;
         for (const std::vector<float>& y : sample.vectors) {
+            float product;
             kernels().encode(
-                    layout_, y.data(), scratch_.data(), planes_.data());
+                    layout_,
+                    y.data(),
+                    y.size(),
+                    1,
+                    scratch_.data(),
+                    planes_.data(),
+                    &product);
             kernels().decode(layout_, planes_.data(), grid_.data());
             for (size_t j = 0; j < layout_.d; j++) {
                 const double e = y[j] - (grid_[j] - 31.5) * code.step;

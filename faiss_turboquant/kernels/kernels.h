@@ -20,6 +20,10 @@ namespace faiss_turboquant {
 
 struct Kernels;
 
+/// vectors that Kernels::encode takes at a time where there is a trellis: with
+/// fewer, each takes longer
+constexpr size_t encode_batch = 4;
+
 /** Where the bits of a code are.
  *
  * A plane of b-bit fields (b = 1, 2, 4) over d coordinates takes
@@ -97,7 +101,8 @@ struct CodeLayout {
         // fine positions, two sets of path costs, a decision per state and
         // coordinate
         const size_t states = size_t(1) << trellis.memory;
-        return 2 * fields + 2 * states + (padded_dim() + 1) * states / 8;
+        const size_t of_vector = 2 * fields + 2 * states + d * states / 8;
+        return encode_batch * of_vector + 2 * 64; // to begin on a line
     }
 };
 
@@ -184,16 +189,21 @@ struct Kernels {
     /// y_i = float(x_i * factor), the product in double. n a multiple of 32
     void (*scale)(const float* x, double factor, float* y, size_t n);
 
-    /** Encode a rotated unit vector.
-     * @param y       (padded_dim,), zero past d
-     * @param fields  (scratch_size,), scratch
-     * @param planes  (packed_size,), written
-     * @return  sum_i y_i (2 g_i - 63), a float sum in 32 lanes */
-    float (*encode)(
+    /** Encode rotated unit vectors.
+     * @param y         n vectors, (padded_dim,), zero past d, y_stride floats
+     *                  apart
+     * @param scratch   (scratch_size,)
+     * @param planes    n times (packed_size,), code_size apart, written
+     * @param sums      (n,), sum_i y_i (2 g_i - 63), float sums in 32 lanes,
+     *                  written */
+    void (*encode)(
             const CodeLayout& layout,
             const float* y,
-            uint8_t* fields,
-            uint8_t* planes);
+            size_t y_stride,
+            size_t n,
+            uint8_t* scratch,
+            uint8_t* planes,
+            float* sums);
 
     /** Grid positions of a code.
      * @param grid  (padded_dim,), written up to d; the rest is unspecified */

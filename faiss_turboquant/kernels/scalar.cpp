@@ -116,11 +116,7 @@ float encode_with_trellis(
     return add_lanes(lane);
 }
 
-float encode(
-        const CodeLayout& layout,
-        const float* y,
-        uint8_t* /*fields*/,
-        uint8_t* planes) {
+float encode_vector(const CodeLayout& layout, const float* y, uint8_t* planes) {
     if (layout.has_trellis()) {
         return encode_with_trellis(layout, y, planes);
     }
@@ -148,6 +144,20 @@ float encode(
         lane[i % lanes] += y[i] * static_cast<float>(2 * g - 63);
     }
     return add_lanes(lane);
+}
+
+void encode(
+        const CodeLayout& layout,
+        const float* y,
+        size_t y_stride,
+        size_t n,
+        uint8_t* /*scratch*/,
+        uint8_t* planes,
+        float* sums) {
+    for (size_t i = 0; i < n; i++) {
+        sums[i] = encode_vector(
+                layout, y + i * y_stride, planes + i * layout.code_size);
+    }
 }
 
 void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {

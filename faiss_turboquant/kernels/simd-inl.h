@@ -442,11 +442,14 @@ HWY_INLINE U8 load_grid(const CodeLayout& layout) {
     return hn::LoadDup128(du8, layout.grid);
 }
 
-float trellis_encode(
+void trellis_encode(
         const CodeLayout& layout,
         const float* y,
+        size_t y_stride,
+        size_t n,
         uint8_t* scratch,
-        uint8_t* planes);
+        uint8_t* planes,
+        float* sums);
 void trellis_decode(
         const CodeLayout& layout,
         const uint8_t* planes,
@@ -460,14 +463,11 @@ void trellis_dot_codes(
         int32_t* out);
 bool decodes_in_registers(const CodeLayout& layout);
 
-float encode(
+float encode_fields(
         const CodeLayout& layout,
         const float* y,
         uint8_t* fields,
         uint8_t* planes) {
-    if (layout.has_trellis()) {
-        return trellis_encode(layout, y, fields, planes);
-    }
     const int nbits = layout.nbits;
     const int nthresholds = (1 << (nbits - 1)) - 1;
     const F32 half_steps = hn::Set(df32, layout.half_steps);
@@ -543,6 +543,27 @@ float encode(
             pack_plane<4>(fields, layout.plane_size(4), planes);
     }
     return add_lanes(df32, acc);
+}
+
+void encode(
+        const CodeLayout& layout,
+        const float* y,
+        size_t y_stride,
+        size_t n,
+        uint8_t* scratch,
+        uint8_t* planes,
+        float* sums) {
+    if (layout.has_trellis()) {
+        trellis_encode(layout, y, y_stride, n, scratch, planes, sums);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        sums[i] = encode_fields(
+                layout,
+                y + i * y_stride,
+                scratch,
+                planes + i * layout.code_size);
+    }
 }
 
 #include <faiss_turboquant/kernels/fields-inl.h>

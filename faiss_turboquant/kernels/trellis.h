@@ -42,7 +42,7 @@ struct Trellis {
     uint8_t sign_mask = 0; ///< parities that the sign inverts
 
     /// parities of the memory + 1 coded bits w, the newest in bit 0
-    int subset(uint32_t w) const {
+    constexpr int subset(uint32_t w) const {
         int z = 0;
         for (size_t p = 0; p < max_parities; p++) {
             uint32_t x = w & taps[p];

@@ -22,18 +22,17 @@ size_t round_up(size_t n) {
     return (n + padding - 1) / padding * padding;
 }
 
-/// buffers of one vector on its way through the float steps, zero past d
+/// buffers of a vector on its way through the float steps, zero past d
 struct Workspace {
     std::vector<float> difference; ///< x - c
     std::vector<float> direction;  ///< its unit vector
-    std::vector<float> rotated;    ///< of that, TurboQuantizer::rotate
-    std::vector<uint8_t> fields;   ///< scratch of Kernels::encode
+    /// (batch, rotated_dim), of that: TurboQuantizer::rotate
+    std::vector<float> rotated;
 
-    explicit Workspace(const TurboQuantizer& tq, size_t scratch_size = 0)
+    explicit Workspace(const TurboQuantizer& tq, size_t batch = 1)
             : difference(round_up(tq.d)),
               direction(round_up(tq.d)),
-              rotated(tq.rotated_dim()),
-              fields(scratch_size) {}
+              rotated(batch * tq.rotated_dim()) {}
 };
 
 /** difference and direction of x.
@@ -216,6 +215,31 @@ void subtract_levels(
 }
 
 } // namespace
+
+/// buffers of vectors that are encoded together
+struct TurboQuantizer::EncodeWorkspace : Workspace {
+    const Kernels& k;
+    std::vector<double> norms; ///< |x - c|
+    std::vector<double> offsets;
+    std::vector<float> sums;      ///< from Kernels::encode
+    std::vector<double> products; ///< <u, v>
+    std::vector<float> padded_centre;
+    std::vector<uint8_t> scratch; ///< of Kernels::encode
+
+    EncodeWorkspace(const TurboQuantizer& tq, const Kernels& k, size_t batch)
+            : Workspace(tq, batch),
+              k(k),
+              norms(batch),
+              offsets(batch),
+              sums(batch),
+              products(batch),
+              padded_centre(difference.size()) {
+        for (const CodePart& part : tq.parts()) {
+            const size_t size = part.layout.scratch_size();
+            scratch.resize(std::max(scratch.size(), size));
+        }
+    }
+};
 
 TurboQuantizer::TurboQuantizer(
         size_t d,
@@ -442,57 +466,37 @@ void TurboQuantizer::encode_rows(
         size_t centre_stride,
         uint8_t* codes,
         size_t n) const {
-    const Kernels& k = kernels();
-    size_t scratch_size = 0;
-    for (const CodePart& part : parts_) {
-        scratch_size = std::max(scratch_size, part.layout.scratch_size());
-    }
+    const Kernels& k = kernels(); // may throw: before the parallel region
+    const size_t batch = layout().has_trellis() ? encode_batch : 1;
+    const size_t n_batches = (n + batch - 1) / batch;
     size_t not_finite = n, too_long = n;
 
 #pragma omp parallel if (n > 8)
     {
-        Workspace work(*this, scratch_size);
-        std::vector<float> padded_centre(work.difference.size());
+        EncodeWorkspace work(*this, k, batch);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < int64_t(n); i++) {
-            uint8_t* code = codes + i * code_size;
-            const float* centre =
-                    centres ? centres + i * centre_stride : nullptr;
-            const double norm = find_direction(*this, x + i * d, centre, work);
-            if (!std::isfinite(norm)) {
+        for (int64_t b = 0; b < int64_t(n_batches); b++) {
+            const size_t begin = b * batch;
+            const size_t count = std::min(batch, n - begin);
+            for (size_t i = 0; i < count; i++) {
+                const size_t row = begin + i;
+                rotate_row(
+                        x + row * d,
+                        centres ? centres + row * centre_stride : nullptr,
+                        i,
+                        work);
+                const double norm = work.norms[i];
+                if (!std::isfinite(norm)) {
 #pragma omp critical(faiss_turboquant_encode)
-                not_finite = std::min(not_finite, size_t(i));
-                continue;
-            }
-            rotate_coordinates(work.direction.data(), work.rotated.data());
-            double scales[2];
-            encode_direction(
-                    norm,
-                    work.rotated.data(),
-                    work.fields.data(),
-                    code,
-                    scales);
-            double offset = 0;
-            if (metric_type == faiss::METRIC_L2) {
-                offset = norm * norm;
-            } else if (centre) {
-                std::copy_n(centre, d, padded_centre.begin());
-                offset =
-                        k.dot(work.difference.data(),
-                              padded_centre.data(),
-                              padded_centre.size());
-            }
-            if (norm * norm > largest_float ||
-                std::fabs(offset) > largest_float) {
+                    not_finite = std::min(not_finite, row);
+                } else if (
+                        norm * norm > largest_float ||
+                        std::fabs(work.offsets[i]) > largest_float) {
 #pragma omp critical(faiss_turboquant_encode)
-                too_long = std::min(too_long, size_t(i));
-                continue;
+                    too_long = std::min(too_long, row);
+                }
             }
-            const Factors factors = {
-                    static_cast<float>(scales[0]),
-                    static_cast<float>(scales[1]),
-                    static_cast<float>(offset)};
-            write_factors(*this, factors, code);
+            encode_rotated(count, work, codes + begin * code_size);
         }
     }
     FAISS_THROW_IF_NOT_FMT(
@@ -506,46 +510,102 @@ void TurboQuantizer::encode_rows(
             too_long);
 }
 
-/** The planes of a unit vector, and the scales of a vector of length norm.
- * @param rotated  (rotated_dim,), from rotate_coordinates; overwritten
- * @param fields   scratch of Kernels::encode
- * @param scales   (2,), written, the second one where it is of use */
-void TurboQuantizer::encode_direction(
-        double norm,
-        float* rotated,
-        uint8_t* fields,
-        uint8_t* code,
-        double* scales) const {
-    const Kernels& k = kernels();
-    const auto encode = [&](const CodePart& part) {
-        return part.half_level *
-                k.encode(
-                        part.layout,
-                        rotated + part.coordinate,
-                        fields,
-                        code + part.byte);
-    };
-    if (has_sketch()) {
-        if (parts_.size() == 2) {
-            encode(parts_[0]);
-            subtract_levels(parts_[0], code, rotated);
+/** Row i of a batch as far as its rotated direction.
+ * @param centre  c, or null for 0 */
+void TurboQuantizer::rotate_row(
+        const float* x,
+        const float* centre,
+        size_t i,
+        EncodeWorkspace& work) const {
+    float* rotated = work.rotated.data() + i * rotated_dim();
+    const double norm = find_direction(*this, x, centre, work);
+    double offset = 0;
+    if (!std::isfinite(norm)) {
+        std::fill_n(rotated, plain_dim(), 0.0f);
+    } else {
+        rotate_coordinates(work.direction.data(), rotated);
+        if (metric_type == faiss::METRIC_L2) {
+            offset = norm * norm;
+        } else if (centre) {
+            std::copy_n(centre, d, work.padded_centre.begin());
+            offset = work.k.dot(
+                    work.difference.data(),
+                    work.padded_centre.data(),
+                    work.padded_centre.size());
         }
-        const double residual =
-                std::sqrt(k.sum_of_squares(rotated, plain_dim()));
-        apply_sketch(rotated);
-        encode(parts_.back());
-        scales[0] = scales[1] = norm * residual;
-        if (parts_.size() == 2) {
-            scales[0] = norm;
+    }
+    work.norms[i] = norm;
+    work.offsets[i] = offset;
+}
+
+/** The codes of the first n rows of a batch.
+ * @param codes  (n, code_size), written */
+void TurboQuantizer::encode_rotated(
+        size_t n,
+        EncodeWorkspace& work,
+        uint8_t* codes) const {
+    if (has_sketch()) {
+        for (size_t i = 0; i < n; i++) {
+            encode_with_sketch(i, work, codes + i * code_size);
         }
         return;
     }
-    double product = 0; // <u, v>
+    std::fill_n(work.products.begin(), n, 0.0);
     for (const CodePart& part : parts_) {
-        product += encode(part);
+        work.k.encode(
+                part.layout,
+                work.rotated.data() + part.coordinate,
+                rotated_dim(),
+                n,
+                work.scratch.data(),
+                codes + part.byte,
+                work.sums.data());
+        for (size_t i = 0; i < n; i++) {
+            work.products[i] += part.half_level * work.sums[i];
+        }
     }
-    scales[0] = scales[1] =
-            has_estimator_scale() && norm > 0 ? norm / product : norm;
+    for (size_t i = 0; i < n; i++) {
+        const double norm = work.norms[i];
+        Factors factors;
+        factors.scale = static_cast<float>(
+                has_estimator_scale() && norm > 0 ? norm / work.products[i]
+                                                  : norm);
+        factors.offset = static_cast<float>(work.offsets[i]);
+        write_factors(*this, factors, codes + i * code_size);
+    }
+}
+
+/// the code of row i of a batch, whose rotated direction is overwritten
+void TurboQuantizer::encode_with_sketch(
+        size_t i,
+        EncodeWorkspace& work,
+        uint8_t* code) const {
+    const Kernels& k = work.k;
+    float* rotated = work.rotated.data() + i * rotated_dim();
+    const auto encode = [&](const CodePart& part) {
+        float sum;
+        k.encode(
+                part.layout,
+                rotated + part.coordinate,
+                rotated_dim(),
+                1,
+                work.scratch.data(),
+                code + part.byte,
+                &sum);
+    };
+    if (parts_.size() == 2) {
+        encode(parts_[0]);
+        subtract_levels(parts_[0], code, rotated);
+    }
+    const double norm = work.norms[i];
+    const double residual = std::sqrt(k.sum_of_squares(rotated, plain_dim()));
+    apply_sketch(rotated);
+    encode(parts_.back());
+    const Factors factors = {
+            static_cast<float>(parts_.size() == 2 ? norm : norm * residual),
+            static_cast<float>(norm * residual),
+            static_cast<float>(work.offsets[i])};
+    write_factors(*this, factors, code);
 }
 
 void TurboQuantizer::decode(const uint8_t* codes, float* x, size_t n) const {

@@ -296,12 +296,15 @@ struct TurboQuantizer : faiss::Quantizer {
             size_t n) const;
     void rotate_coordinates(const float* x, float* rotated) const;
     void apply_sketch(float* rotated) const;
-    void encode_direction(
-            double norm,
-            float* rotated,
-            uint8_t* fields,
-            uint8_t* code,
-            double* scales) const;
+    struct EncodeWorkspace;
+    void rotate_row(
+            const float* x,
+            const float* centre,
+            size_t i,
+            EncodeWorkspace& work) const;
+    void encode_rotated(size_t n, EncodeWorkspace& work, uint8_t* codes) const;
+    void encode_with_sketch(size_t i, EncodeWorkspace& work, uint8_t* code)
+            const;
     double symmetric_product(
             const PreparedCode& code1,
             const uint8_t* code2,

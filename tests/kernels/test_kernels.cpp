@@ -1,11 +1,16 @@
 // Every SIMD level equals the scalar one, bit for bit.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <string>
+#include <utility>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -112,8 +117,15 @@ std::vector<uint8_t> random_codes(
     for (size_t i = 0; i < n; i++) {
         const auto y = padded_floats(
                 layout.d, seed + i, 1 / std::sqrt(float(layout.d)));
+        float sum;
         k.encode(
-                layout, y.data(), nullptr, codes.data() + i * layout.code_size);
+                layout,
+                y.data(),
+                y.size(),
+                1,
+                nullptr,
+                codes.data() + i * layout.code_size,
+                &sum);
     }
     return codes;
 }
@@ -216,19 +228,44 @@ TEST_P(LevelTest, SumsAndScale) {
 }
 
 TEST_P(LevelTest, Encode) {
+    const float factors[] = {1, 0.01f, 100, 0, 1, 0.3f};
+    const size_t most = std::size(factors);
     for (const CodeLayout& layout : layouts(faiss::METRIC_L2)) {
-        for (float factor : {1.0f, 0.01f, 100.0f, 0.0f}) {
-            const auto y = padded_floats(
-                    layout.d, 7, factor / std::sqrt(float(layout.d)));
-            ExactBytes a(layout.packed_size(), 0), b(layout.packed_size(), 3);
-            std::vector<uint8_t> fields(layout.scratch_size(), 0xff);
-            const float sum_a =
-                    scalar.encode(layout, y.data(), nullptr, a.data());
-            const float sum_b =
-                    simd.encode(layout, y.data(), fields.data(), b.data());
-            EXPECT_EQ(sum_a, sum_b) << layout.d << " " << layout.nbits;
-            EXPECT_EQ(0, std::memcmp(a.data(), b.data(), layout.packed_size()))
-                    << layout.d << " " << layout.nbits;
+        const size_t stride = layout.padded_dim() + 64;
+        std::vector<float> y(most * stride);
+        for (size_t i = 0; i < most; i++) {
+            const auto vector = padded_floats(
+                    layout.d, i, factors[i] / std::sqrt(float(layout.d)));
+            std::copy(vector.begin(), vector.end(), &y[i * stride]);
+        }
+        const auto encoded = [&](const Kernels& k, size_t n) {
+            // no byte past the last plane is touched
+            const size_t size =
+                    (n - 1) * layout.code_size + layout.packed_size();
+            ExactBytes planes(size, 3);
+            std::memset(planes.data(), 0x55, size);
+            std::vector<float> sums(n);
+            std::vector<uint8_t> scratch(layout.scratch_size(), 0xff);
+            k.encode(
+                    layout,
+                    y.data(),
+                    stride,
+                    n,
+                    scratch.data(),
+                    planes.data(),
+                    sums.data());
+            std::string bytes(planes.data(), planes.data() + size);
+            return std::make_pair(bytes, sums);
+        };
+        const auto [bytes, sums] = encoded(scalar, most);
+        for (size_t n : {size_t(1), size_t(3), most}) {
+            const auto [simd_bytes, simd_sums] = encoded(simd, n);
+            EXPECT_EQ(bytes.substr(0, simd_bytes.size()), simd_bytes)
+                    << layout.d << " " << layout.nbits << " " << n;
+            for (size_t i = 0; i < n; i++) {
+                EXPECT_EQ(sums[i], simd_sums[i])
+                        << layout.d << " " << layout.nbits << " " << i;
+            }
         }
     }
 }

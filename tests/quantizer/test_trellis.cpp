@@ -124,8 +124,15 @@ TEST(Trellis, MeanSquaredError) {
         double error = 0;
         for (size_t i = 0; i < n; i++) {
             const auto y = random_direction(layout, i);
-            const float product =
-                    k.encode(layout, y.data(), scratch.data(), planes.data());
+            float product;
+            k.encode(
+                    layout,
+                    y.data(),
+                    y.size(),
+                    1,
+                    scratch.data(),
+                    planes.data(),
+                    &product);
             k.decode(layout, planes.data(), grid.data());
             double expected = 0;
             for (size_t j = 0; j < d; j++) {
@@ -165,7 +172,15 @@ TEST(Trellis, EncoderFindsTheBestPath) {
             }
             return sum;
         };
-        kernels().encode(layout, y.data(), scratch.data(), planes.data());
+        float product;
+        kernels().encode(
+                layout,
+                y.data(),
+                y.size(),
+                1,
+                scratch.data(),
+                planes.data(),
+                &product);
         const double found = error();
         double best = HUGE_VAL;
         for (int bits = 0; bits < 1 << (d * nbits); bits++) {
