@@ -432,10 +432,35 @@ void pack_plane(const uint8_t* fields, size_t m, uint8_t* plane) {
 
 /// four registers of int32 to one of int8, saturating
 HWY_INLINE I8 demote(I32 a, I32 b, I32 c, I32 d) {
-    return hn::OrderedDemote2To(
+    const I8 v = hn::ReorderDemote2To(
             di8,
-            hn::OrderedDemote2To(di16, a, b),
-            hn::OrderedDemote2To(di16, c, d));
+            hn::ReorderDemote2To(di16, a, b),
+            hn::ReorderDemote2To(di16, c, d));
+    if constexpr (N8 == 16) {
+        return v;
+    } else {
+        // each block of 16 bytes holds four of a, of b, of c, of d
+        constexpr uint32_t blocks = N8 / 16;
+        const auto at = hn::Iota(du32, 0);
+        const auto block = hn::And(at, hn::Set(du32, blocks - 1));
+        const auto of = hn::ShiftRight<hwy::CeilLog2(blocks)>(at);
+        return hn::BitCast(
+                di8,
+                hn::TableLookupLanes(
+                        hn::BitCast(du32, v),
+                        hn::IndicesFromVec(
+                                du32, hn::Add(hn::ShiftLeft<2>(block), of))));
+    }
+}
+
+/// floor, for what is within int32
+HWY_INLINE I32 floor_to_int(F32 v) {
+#if HWY_TARGET <= HWY_AVX3
+    return I32{_mm512_cvt_roundps_epi32(
+            v.raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+#else
+    return hn::ConvertInRangeTo(di32, hn::Floor(v));
+#endif
 }
 
 HWY_INLINE U8 load_grid(const CodeLayout& layout) {
@@ -463,15 +488,52 @@ void trellis_dot_codes(
         int32_t* out);
 bool decodes_in_registers(const CodeLayout& layout);
 
+/// magnitudes of coordinates: numbers of thresholds that they reach
+struct Magnitudes {
+#if HWY_TARGET == HWY_AVX3_DL
+    U8 low, high; ///< a table by the 128 values there are
+
+    HWY_INLINE explicit Magnitudes(const CodeLayout& layout)
+            : low(count(layout, hn::Iota(di8, 0))),
+              high(count(layout, hn::Iota(di8, 64))) {}
+
+    HWY_INLINE U8 operator()(I8 h) const {
+        return U8{_mm512_permutex2var_epi8(low.raw, h.raw, high.raw)};
+    }
+#else
+    const CodeLayout& layout;
+
+    HWY_INLINE explicit Magnitudes(const CodeLayout& layout) : layout(layout) {}
+
+    HWY_INLINE U8 operator()(I8 h) const {
+        return count(layout, h);
+    }
+#endif
+
+   private:
+    static HWY_INLINE U8 count(const CodeLayout& layout, I8 h) {
+        const int n = (1 << (layout.nbits - 1)) - 1;
+        I8 reached = hn::Zero(di8);
+        for (int k = 0; k < n; k++) {
+            const I8 below =
+                    hn::Set(di8, static_cast<int8_t>(layout.thresholds[k] - 1));
+            reached = hn::Sub(reached, hn::VecFromMask(di8, hn::Gt(h, below)));
+        }
+        return hn::BitCast(du8, reached);
+    }
+};
+
 float encode_fields(
         const CodeLayout& layout,
         const float* y,
         uint8_t* fields,
         uint8_t* planes) {
     const int nbits = layout.nbits;
-    const int nthresholds = (1 << (nbits - 1)) - 1;
     const F32 half_steps = hn::Set(df32, layout.half_steps);
-    const U8 table = load_grid(layout);
+    const Magnitudes magnitudes(layout);
+    const U8 grid = load_grid(layout);
+    const U8 odd_levels = // 2 g - 63
+            hn::Sub(hn::Add(grid, grid), hn::Set(du8, uint8_t{63}));
     const U8 sign_bit = hn::Set(du8, static_cast<uint8_t>(1 << (nbits - 1)));
     F32 acc[lanes / N32];
     for (F32& a : acc) {
@@ -483,32 +545,27 @@ float encode_fields(
         I32 t[4];
         for (int k = 0; k < 4; k++) {
             v[k] = hn::LoadU(df32, y + i + k * N32);
-            t[k] = hn::ConvertTo(di32, hn::Floor(hn::Mul(v[k], half_steps)));
+            t[k] = floor_to_int(hn::Mul(v[k], half_steps));
         }
         const I8 signed_steps = demote(t[0], t[1], t[2], t[3]);
         const I8 sign = hn::BroadcastSignBit(signed_steps);
-        const I8 h = hn::Xor(signed_steps, sign);
-        I8 magnitude = hn::Zero(di8);
-        for (int k = 0; k < nthresholds; k++) {
-            const I8 threshold =
-                    hn::Set(di8, static_cast<int8_t>(layout.thresholds[k] - 1));
-            magnitude = hn::Sub(
-                    magnitude, hn::VecFromMask(di8, hn::Gt(h, threshold)));
-        }
+        const U8 magnitude = magnitudes(hn::Xor(signed_steps, sign));
         const U8 field =
-                hn::Or(hn::BitCast(du8, magnitude),
-                       hn::And(hn::BitCast(du8, sign), sign_bit));
+                hn::Or(magnitude, hn::And(hn::BitCast(du8, sign), sign_bit));
         hn::StoreU(field, du8, fields + i);
         // y (2 g - 63), lane by lane
-        HWY_ALIGN uint8_t g[N8];
-        hn::Store(hn::TableLookupBytes(table, field), du8, g);
-        const hn::Rebind<uint8_t, decltype(di32)> quarter;
+        HWY_ALIGN int8_t odd[N8];
+        hn::Store(
+                hn::BitCast(di8, hn::TableLookupBytes(odd_levels, field)),
+                di8,
+                odd);
+        const hn::Rebind<int8_t, decltype(di32)> quarter;
         for (size_t k = 0; k < 4; k++) {
-            const I32 gk = hn::PromoteTo(di32, hn::LoadU(quarter, g + k * N32));
-            const F32 odd = hn::ConvertTo(
-                    df32, hn::Sub(hn::Add(gk, gk), hn::Set(di32, 63)));
+            const F32 level = hn::ConvertTo(
+                    df32,
+                    hn::PromoteTo(di32, hn::Load(quarter, odd + k * N32)));
             F32& a = acc[k % (lanes / N32)];
-            a = hn::Add(a, hn::Mul(v[k], odd));
+            a = hn::Add(a, hn::Mul(v[k], level));
         }
         if constexpr (N8 == 16) {
             // a register of bytes is half of the lanes: the next one is the
