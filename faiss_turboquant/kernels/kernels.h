@@ -141,6 +141,13 @@ constexpr size_t panel_group = 4;
 /// past those that it keeps that it may write
 constexpr size_t select_slack = 16;
 
+/// what Kernels::rotation_round transforms
+struct RotationBlocks {
+    const size_t* sizes; ///< (n,), powers of two that add up to d
+    size_t n;
+    size_t d;
+};
+
 struct Kernels {
     SimdLevel level;
 
@@ -148,17 +155,21 @@ struct Kernels {
      * @param x  (n,), n a power of two */
     void (*hadamard)(float* x, size_t n);
 
-    /** y = x permuted by groups of elements, then multiplied:
-     * y[i * size + j] = x[starts[i] + j] * multiplier[i * size + j].
-     * @param starts  (n_groups,), where the groups are in x
-     * @param size    1, 2, 4, 8 or 16
-     * @param y       (n_groups * size,), not x */
-    void (*permute)(
+    /** A round of a rotation: permutes x by groups of elements, multiplies,
+     * y[i * size + j] = x[starts[i] + j] * multiplier[i * size + j],
+     * and transforms consecutive blocks of y as `hadamard` does.
+     * @param starts      (d / size,), where the groups are in x
+     * @param size        1, 2, 4, 8 or 16, which divides all blocks; or d, a
+     *                    power of two from 64 on, which is one group and one
+     *                    block
+     * @param multiplier  (d,)
+     * @param y           (d,), written; not x, unless size is d */
+    void (*rotation_round)(
             const float* x,
             const int32_t* starts,
-            const float* multiplier,
-            size_t n_groups,
             size_t size,
+            const float* multiplier,
+            const RotationBlocks& blocks,
             float* y);
 
     /** y = M x, each row a sum in 32 lanes.

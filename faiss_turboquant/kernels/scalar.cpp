@@ -34,15 +34,19 @@ void hadamard(float* x, size_t n) {
     }
 }
 
-void permute(
+void rotation_round(
         const float* x,
         const int32_t* starts,
-        const float* multiplier,
-        size_t n_groups,
         size_t size,
+        const float* multiplier,
+        const RotationBlocks& blocks,
         float* y) {
-    for (size_t i = 0; i < n_groups * size; i++) {
+    for (size_t i = 0; i < blocks.d; i++) {
         y[i] = x[starts[i / size] + i % size] * multiplier[i];
+    }
+    for (size_t b = 0; b < blocks.n; b++) {
+        hadamard(y, blocks.sizes[b]);
+        y += blocks.sizes[b];
     }
 }
 
@@ -284,7 +288,7 @@ const Kernels& scalar_kernels() {
     static const Kernels table = {
             SimdLevel::scalar,
             hadamard,
-            permute,
+            rotation_round,
             matvec,
             sum_of_squares,
             dot,

@@ -238,25 +238,74 @@ HWY_INLINE void butterflies_between(F32 (&v)[regs]) {
     }
 }
 
-/// transforms of regs * N32 elements, of all n
-template <size_t regs>
-void hadamard_in_registers(float* x, size_t n) {
+/** Transforms of regs * N32 elements, of all n.
+ * @param load  load(i) is elements i .. i + N32 */
+template <size_t regs, class Load>
+void hadamard_in_registers(Load load, float* y, size_t n) {
     for (size_t i = 0; i < n; i += regs * N32) {
         F32 v[regs];
         HWY_UNROLL(16)
         for (size_t k = 0; k < regs; k++) {
-            v[k] = butterflies_within(hn::LoadU(df32, x + i + k * N32));
+            v[k] = butterflies_within(load(i + k * N32));
         }
         butterflies_between(v);
         HWY_UNROLL(16)
         for (size_t k = 0; k < regs; k++) {
-            hn::StoreU(v[k], df32, x + i + k * N32);
+            hn::StoreU(v[k], df32, y + i + k * N32);
         }
     }
 }
 
 /// half of the registers that there are
 constexpr size_t hadamard_regs = N32 == 16 ? 16 : 8;
+
+/// the transform of load(0), load(N32), ..; n a multiple of N32
+template <class Load>
+void hadamard_of(Load load, float* y, size_t n) {
+    // The order of the stages does not change, only which of them share a
+    // pass over y: as many as registers allow, then two at a time.
+    size_t h = std::min(n, hadamard_regs * N32);
+    switch (h / N32) {
+        case 1:
+            hadamard_in_registers<1>(load, y, n);
+            break;
+        case 2:
+            hadamard_in_registers<2>(load, y, n);
+            break;
+        case 4:
+            hadamard_in_registers<4>(load, y, n);
+            break;
+        case 8:
+            hadamard_in_registers<8>(load, y, n);
+            break;
+        default:
+            hadamard_in_registers<hadamard_regs>(load, y, n);
+    }
+    for (; 2 * h < n; h *= 4) {
+        for (size_t i = 0; i < n; i += 4 * h) {
+            for (size_t j = i; j < i + h; j += N32) {
+                const F32 a = hn::LoadU(df32, y + j);
+                const F32 b = hn::LoadU(df32, y + j + h);
+                const F32 c = hn::LoadU(df32, y + j + 2 * h);
+                const F32 d = hn::LoadU(df32, y + j + 3 * h);
+                const F32 ab = hn::Add(a, b), a_b = hn::Sub(a, b);
+                const F32 cd = hn::Add(c, d), c_d = hn::Sub(c, d);
+                hn::StoreU(hn::Add(ab, cd), df32, y + j);
+                hn::StoreU(hn::Add(a_b, c_d), df32, y + j + h);
+                hn::StoreU(hn::Sub(ab, cd), df32, y + j + 2 * h);
+                hn::StoreU(hn::Sub(a_b, c_d), df32, y + j + 3 * h);
+            }
+        }
+    }
+    if (h < n) {
+        for (size_t j = 0; j < h; j += N32) {
+            const F32 a = hn::LoadU(df32, y + j);
+            const F32 b = hn::LoadU(df32, y + j + h);
+            hn::StoreU(hn::Add(a, b), df32, y + j);
+            hn::StoreU(hn::Sub(a, b), df32, y + j + h);
+        }
+    }
+}
 
 void hadamard(float* x, size_t n) {
     if (n < N32) {
@@ -271,71 +320,8 @@ void hadamard(float* x, size_t n) {
         }
         return;
     }
-    // The order of the stages does not change, only which of them share a
-    // pass over x: as many as registers allow, then two at a time.
-    size_t h = std::min(n, hadamard_regs * N32);
-    switch (h / N32) {
-        case 1:
-            hadamard_in_registers<1>(x, n);
-            break;
-        case 2:
-            hadamard_in_registers<2>(x, n);
-            break;
-        case 4:
-            hadamard_in_registers<4>(x, n);
-            break;
-        case 8:
-            hadamard_in_registers<8>(x, n);
-            break;
-        default:
-            hadamard_in_registers<hadamard_regs>(x, n);
-    }
-    for (; 2 * h < n; h *= 4) {
-        for (size_t i = 0; i < n; i += 4 * h) {
-            for (size_t j = i; j < i + h; j += N32) {
-                const F32 a = hn::LoadU(df32, x + j);
-                const F32 b = hn::LoadU(df32, x + j + h);
-                const F32 c = hn::LoadU(df32, x + j + 2 * h);
-                const F32 d = hn::LoadU(df32, x + j + 3 * h);
-                const F32 ab = hn::Add(a, b), a_b = hn::Sub(a, b);
-                const F32 cd = hn::Add(c, d), c_d = hn::Sub(c, d);
-                hn::StoreU(hn::Add(ab, cd), df32, x + j);
-                hn::StoreU(hn::Add(a_b, c_d), df32, x + j + h);
-                hn::StoreU(hn::Sub(ab, cd), df32, x + j + 2 * h);
-                hn::StoreU(hn::Sub(a_b, c_d), df32, x + j + 3 * h);
-            }
-        }
-    }
-    if (h < n) {
-        for (size_t j = 0; j < h; j += N32) {
-            const F32 a = hn::LoadU(df32, x + j);
-            const F32 b = hn::LoadU(df32, x + j + h);
-            hn::StoreU(hn::Add(a, b), df32, x + j);
-            hn::StoreU(hn::Sub(a, b), df32, x + j + h);
-        }
-    }
-}
-
-template <size_t size>
-void permute_groups(
-        const float* x,
-        const int32_t* starts,
-        const float* multiplier,
-        size_t n_groups,
-        float* y) {
-    constexpr size_t width = HWY_MIN(size, N32);
-    const hn::CappedTag<float, width> d;
-    for (size_t i = 0; i < n_groups; i++) {
-        for (size_t j = 0; j < size; j += width) {
-            hn::StoreU(
-                    hn::Mul(hn::LoadU(d, x + starts[i] + j),
-                            hn::LoadU(d, multiplier + j)),
-                    d,
-                    y + j);
-        }
-        multiplier += size;
-        y += size;
-    }
+    hadamard_of(
+            [x](size_t i) HWY_ATTR { return hn::LoadU(df32, x + i); }, x, n);
 }
 
 void permute_elements(
@@ -357,24 +343,82 @@ void permute_elements(
     }
 }
 
-void permute(
+template <size_t size>
+void permute_groups(
         const float* x,
         const int32_t* starts,
         const float* multiplier,
         size_t n_groups,
-        size_t size,
         float* y) {
-    switch (size) {
+    const hn::FixedTag<float, size> d;
+    for (size_t i = 0; i < n_groups; i++) {
+        const auto v = hn::LoadU(d, x + starts[i]);
+        hn::StoreU(hn::Mul(v, hn::LoadU(d, multiplier)), d, y);
+        multiplier += size;
+        y += size;
+    }
+}
+
+template <size_t size>
+void rotate_groups(
+        const float* x,
+        const int32_t* starts,
+        const float* multiplier,
+        const RotationBlocks& blocks,
+        float* y) {
+    // Groups of a register go straight to the butterflies. To put smaller ones
+    // together there costs more than the detour through memory.
+    constexpr bool straight = size >= N32;
+    if constexpr (size == 1) {
+        permute_elements(x, starts, multiplier, blocks.d, y);
+    } else if constexpr (!straight) {
+        permute_groups<size>(x, starts, multiplier, blocks.d / size, y);
+    }
+    for (size_t b = 0; b < blocks.n; b++) {
+        const size_t n = blocks.sizes[b];
+        if constexpr (straight) {
+            const auto load = [=](size_t i) HWY_ATTR {
+                return hn::Mul(
+                        hn::LoadU(df32, x + starts[i / size] + i % size),
+                        hn::LoadU(df32, multiplier + i));
+            };
+            hadamard_of(load, y, n);
+            starts += n / size;
+            multiplier += n;
+        } else {
+            hadamard(y, n);
+        }
+        y += n;
+    }
+}
+
+void rotation_round(
+        const float* x,
+        const int32_t* starts,
+        size_t group,
+        const float* multiplier,
+        const RotationBlocks& blocks,
+        float* y) {
+    switch (group) {
         case 1:
-            return permute_elements(x, starts, multiplier, n_groups, y);
+            return rotate_groups<1>(x, starts, multiplier, blocks, y);
         case 2:
-            return permute_groups<2>(x, starts, multiplier, n_groups, y);
+            return rotate_groups<2>(x, starts, multiplier, blocks, y);
         case 4:
-            return permute_groups<4>(x, starts, multiplier, n_groups, y);
+            return rotate_groups<4>(x, starts, multiplier, blocks, y);
         case 8:
-            return permute_groups<8>(x, starts, multiplier, n_groups, y);
-        default:
-            return permute_groups<16>(x, starts, multiplier, n_groups, y);
+            return rotate_groups<8>(x, starts, multiplier, blocks, y);
+        case 16:
+            return rotate_groups<16>(x, starts, multiplier, blocks, y);
+        default: {
+            // one group, one block
+            const auto load = [=](size_t i) HWY_ATTR {
+                return hn::Mul(
+                        hn::LoadU(df32, x + i),
+                        hn::LoadU(df32, multiplier + i));
+            };
+            hadamard_of(load, y, blocks.d);
+        }
     }
 }
 
@@ -1069,7 +1113,7 @@ constexpr SimdLevel level() {
 
 const Kernels& table() {
     static const Kernels kernels = {
-            level(),         hadamard,   permute,        matvec,
+            level(),         hadamard,   rotation_round, matvec,
             sum_of_squares,  dot,        subtract,       scale,
             encode,          decode,     quantize_query, query_size,
             arrange_query,   dot_codes,  decode_panel,   tile_queries,

@@ -23,7 +23,7 @@ float* scratch_floats(size_t n) {
     return buffer.data();
 }
 
-/// the transpose of Kernels::permute
+/// the transpose of a round's permutation and multiplication
 void permute_back(
         const float* y,
         const int32_t* starts,
@@ -195,14 +195,12 @@ void Rotation::apply(const float* x, float* y) const {
         kernels().matvec(matrix_.data(), d, d, x, y);
         return;
     }
-    if (blocks_.size() == 1) {
+    const RotationBlocks blocks = {blocks_.data(), blocks_.size(), d};
+    if (blocks.n == 1) {
+        const int32_t start = 0;
         for (int r = 0; r < rounds; r++) {
-            const float* multiplier = &multipliers_[r * d];
-            const float* from = r == 0 ? x : y;
-            for (size_t i = 0; i < d; i++) {
-                y[i] = from[i] * multiplier[i];
-            }
-            transform_blocks(y);
+            kernels().rotation_round(
+                    r == 0 ? x : y, &start, d, &multipliers_[r * d], blocks, y);
         }
         return;
     }
@@ -213,15 +211,13 @@ void Rotation::apply(const float* x, float* y) const {
     for (int r = 0; r < rounds; r++) {
         float* to = r == 1 ? scratch : y;
         const std::vector<int32_t>& permutation = permutations_[r];
-        const size_t n_groups = permutation.size();
-        kernels().permute(
+        kernels().rotation_round(
                 from,
                 permutation.data(),
+                d / permutation.size(),
                 &multipliers_[r * d],
-                n_groups,
-                d / n_groups,
+                blocks,
                 to);
-        transform_blocks(to);
         from = to;
     }
 }

@@ -160,30 +160,50 @@ TEST_P(LevelTest, Hadamard) {
     }
 }
 
-TEST_P(LevelTest, Permute) {
-    for (size_t size : {1, 2, 4, 8, 16}) {
-        for (size_t n_groups : {1, 5, 96}) {
-            const size_t n = n_groups * size;
-            std::vector<int32_t> starts(n_groups);
-            for (size_t i = 0; i < n_groups; i++) {
-                starts[i] = int32_t(i * 77 % n_groups * size);
-            }
-            const auto x = random_floats(n, 1),
-                       multiplier = random_floats(n, 2);
-            std::vector<float> a(n), b(n);
-            const auto run = [&](const Kernels& k, float* y) {
-                k.permute(
-                        x.data(),
-                        starts.data(),
-                        multiplier.data(),
-                        n_groups,
-                        size,
-                        y);
-            };
-            run(scalar, a.data());
-            run(simd, b.data());
-            EXPECT_EQ(a, b) << size << " " << n_groups;
+TEST_P(LevelTest, RotationRound) {
+    const auto expect_equal = [&](size_t size,
+                                  const std::vector<size_t>& sizes) {
+        const size_t d = std::accumulate(sizes.begin(), sizes.end(), size_t(0));
+        const RotationBlocks blocks = {sizes.data(), sizes.size(), d};
+        const size_t n_groups = d / size;
+        std::vector<int32_t> starts(n_groups);
+        for (size_t i = 0; i < n_groups; i++) {
+            starts[i] = int32_t(i * 77 % n_groups * size);
         }
+        const auto x = random_floats(d, 1), multiplier = random_floats(d, 2);
+        std::vector<float> a(d), b(d);
+        const auto run = [&](const Kernels& k, float* y) {
+            k.rotation_round(
+                    x.data(),
+                    starts.data(),
+                    size,
+                    multiplier.data(),
+                    blocks,
+                    y);
+        };
+        run(scalar, a.data());
+        run(simd, b.data());
+        EXPECT_EQ(a, b) << size << " " << d;
+        if (n_groups == 1) {
+            b = x;
+            simd.rotation_round(
+                    b.data(),
+                    starts.data(),
+                    size,
+                    multiplier.data(),
+                    blocks,
+                    b.data());
+            EXPECT_EQ(a, b) << "in place, " << d;
+        }
+    };
+    for (size_t size : {1, 2, 4, 8, 16}) {
+        expect_equal(size, {size});
+        expect_equal(size, {16 * size, 4 * size, size});
+        expect_equal(size, {1024, 512, 16});
+        expect_equal(size, {4096});
+    }
+    for (size_t d : {64, 256, 2048}) {
+        expect_equal(d, {d});
     }
 }
 
