@@ -181,15 +181,14 @@ struct Kernels {
             const float* x,
             float* y);
 
-    /// sum of x_i^2 in double, 32 lanes. x: (n,), n a multiple of 32
+    /// sum of x_i^2 in double, 32 lanes. x: (n,)
     double (*sum_of_squares)(const float* x, size_t n);
 
-    /// sum of a_i b_i in double, 32 lanes. n a multiple of 32
+    /// sum of a_i b_i in double, 32 lanes
     double (*dot)(const float* a, const float* b, size_t n);
 
     /** difference = a - b, on the way to
-     * @return  squared: its sum_of_squares, else dot(a, b); n a multiple of 32
-     */
+     * @return  squared: its sum_of_squares, else dot(a, b) */
     double (*subtract)(
             const float* a,
             const float* b,
@@ -197,7 +196,7 @@ struct Kernels {
             bool squared,
             float* difference);
 
-    /// y_i = float(x_i * factor), the product in double. n a multiple of 32
+    /// y_i = float(x_i * factor), the product in double
     void (*scale)(const float* x, double factor, float* y, size_t n);
 
     /** Encode rotated unit vectors.

@@ -114,39 +114,52 @@ void matvec(
     }
 }
 
-/// sum of product(i, double) over i < n in steps of N64
-template <class Product>
-HWY_INLINE double sum_in_lanes(size_t n, Product add_product) {
+using HalfF32 = hn::Vec<decltype(df32_half)>;
+
+/// The lanes of a sum in double. Products of floats are exact in double, so a
+/// sum is rounded once, fused or not.
+struct DoubleLanes {
     F64 acc[lanes / N64];
-    for (F64& v : acc) {
-        v = hn::Zero(df64);
-    }
-    for (size_t i = 0; i < n; i += lanes) {
-        HWY_UNROLL(16)
-        for (size_t k = 0; k < lanes / N64; k++) {
-            acc[k] = add_product(i + k * N64, acc[k]);
+
+    HWY_INLINE DoubleLanes() {
+        for (F64& v : acc) {
+            v = hn::Zero(df64);
         }
     }
-    return add_lanes(df64, acc);
-}
 
-HWY_INLINE F64 load_double(const float* x) {
-    return hn::PromoteTo(df64, hn::LoadU(df32_half, x));
-}
+    HWY_INLINE void add(size_t k, HalfF32 a, HalfF32 b) {
+        acc[k] = hn::MulAdd(
+                hn::PromoteTo(df64, a), hn::PromoteTo(df64, b), acc[k]);
+    }
 
-// A product of two floats is exact in double: fused or not, one rounding.
+    HWY_INLINE double sum() {
+        return add_lanes(df64, acc);
+    }
+};
 
 double dot(const float* a, const float* b, size_t n) {
-    return sum_in_lanes(n, [=](size_t i, F64 acc) HWY_ATTR {
-        return hn::MulAdd(load_double(a + i), load_double(b + i), acc);
-    });
+    DoubleLanes products;
+    size_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        for (size_t k = 0; k < lanes / N64; k++) {
+            const size_t j = i + k * N64;
+            products.add(
+                    k,
+                    hn::LoadU(df32_half, a + j),
+                    hn::LoadU(df32_half, b + j));
+        }
+    }
+    for (size_t k = 0; k < lanes / N64 && i < n; k++, i += N64) {
+        products.add(
+                k,
+                hn::LoadN(df32_half, a + i, n - i),
+                hn::LoadN(df32_half, b + i, n - i));
+    }
+    return products.sum();
 }
 
 double sum_of_squares(const float* x, size_t n) {
-    return sum_in_lanes(n, [=](size_t i, F64 acc) HWY_ATTR {
-        const F64 v = load_double(x + i);
-        return hn::MulAdd(v, v, acc);
-    });
+    return dot(x, x, n);
 }
 
 template <bool squared>
@@ -155,15 +168,27 @@ HWY_INLINE double subtract_and_sum(
         const float* HWY_RESTRICT b,
         size_t n,
         float* HWY_RESTRICT difference) {
-    return sum_in_lanes(n, [=](size_t i, F64 acc) HWY_ATTR {
-        const auto va = hn::LoadU(df32_half, a + i);
-        const auto vb = hn::LoadU(df32_half, b + i);
-        const auto d = hn::Sub(va, vb);
-        hn::StoreU(d, df32_half, difference + i);
-        const F64 x = hn::PromoteTo(df64, squared ? d : va);
-        const F64 y = squared ? x : hn::PromoteTo(df64, vb);
-        return hn::MulAdd(x, y, acc);
-    });
+    DoubleLanes products;
+    const auto subtract = [&](size_t k, HalfF32 va, HalfF32 vb) HWY_ATTR {
+        const HalfF32 d = hn::Sub(va, vb);
+        products.add(k, squared ? d : va, squared ? d : vb);
+        return d;
+    };
+    size_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        for (size_t k = 0; k < lanes / N64; k++) {
+            const size_t j = i + k * N64;
+            const HalfF32 va = hn::LoadU(df32_half, a + j);
+            const HalfF32 vb = hn::LoadU(df32_half, b + j);
+            hn::StoreU(subtract(k, va, vb), df32_half, difference + j);
+        }
+    }
+    for (size_t k = 0; k < lanes / N64 && i < n; k++, i += N64) {
+        const HalfF32 va = hn::LoadN(df32_half, a + i, n - i);
+        const HalfF32 vb = hn::LoadN(df32_half, b + i, n - i);
+        hn::StoreN(subtract(k, va, vb), df32_half, difference + i, n - i);
+    }
+    return products.sum();
 }
 
 double subtract(
@@ -178,9 +203,13 @@ double subtract(
 
 void scale(const float* x, double factor, float* y, size_t n) {
     const F64 f = hn::Set(df64, factor);
-    for (size_t i = 0; i < n; i += N64) {
+    size_t i = 0;
+    for (; i + N64 <= n; i += N64) {
         const F64 v = hn::PromoteTo(df64, hn::LoadU(df32_half, x + i));
         hn::StoreU(hn::DemoteTo(df32_half, hn::Mul(v, f)), df32_half, y + i);
+    }
+    for (; i < n; i++) {
+        y[i] = static_cast<float>(x[i] * factor);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include <faiss/impl/FaissAssert.h>
+#include <faiss/utils/AlignedTable.h>
 
 #include <faiss_turboquant/kernels/kernels.h>
 #include <faiss_turboquant/quantizer/random.h>
@@ -16,7 +17,7 @@ namespace {
 
 /// scratch of n floats, reused by later calls on the same thread
 float* scratch_floats(size_t n) {
-    thread_local std::vector<float> buffer;
+    thread_local faiss::AlignedTable<float, 64> buffer;
     if (buffer.size() < n) {
         buffer.resize(n);
     }

@@ -22,20 +22,22 @@ size_t round_up(size_t n) {
     return (n + padding - 1) / padding * padding;
 }
 
-/// buffers of a vector on its way through the float steps, zero past d
+using AlignedFloats = faiss::AlignedTable<float, 64>;
+
+/// buffers of a vector on its way through the float steps
 struct Workspace {
-    std::vector<float> difference; ///< x - c
-    std::vector<float> direction;  ///< its unit vector
+    AlignedFloats difference; ///< x - c, where there is a c
+    AlignedFloats direction;  ///< its unit vector
     /// (batch, rotated_dim), of that: TurboQuantizer::rotate
-    std::vector<float> rotated;
+    AlignedFloats rotated;
 
     explicit Workspace(const TurboQuantizer& tq, size_t batch = 1)
-            : difference(round_up(tq.d)),
-              direction(round_up(tq.d)),
+            : difference(tq.d),
+              direction(tq.d),
               rotated(batch * tq.rotated_dim()) {}
 };
 
-/** difference and direction of x.
+/** difference, where there is a centre, and direction of x.
  * @param centre  c, or null for 0
  * @return |x - c|, in double; not finite if x is not */
 double find_direction(
@@ -44,23 +46,16 @@ double find_direction(
         const float* centre,
         Workspace& work) {
     const Kernels& k = kernels();
-    const size_t padded = work.difference.size();
-    std::fill(work.difference.begin() + tq.d, work.difference.end(), 0.0f);
-    if (centre) {
-        for (size_t i = 0; i < tq.d; i++) {
-            work.difference[i] = x[i] - centre[i];
-        }
-    } else {
-        std::copy_n(x, tq.d, work.difference.begin());
+    const float* difference = centre ? work.difference.data() : x;
+    const double squared = centre
+            ? k.subtract(x, centre, tq.d, true, work.difference.data())
+            : k.sum_of_squares(x, tq.d);
+    const double norm = std::sqrt(squared);
+    if (std::isfinite(norm)) {
+        // a zero vector has no direction: zeros encode, and estimate, as zero
+        const double factor = norm > 0 ? 1 / norm : 0;
+        k.scale(difference, factor, work.direction.data(), tq.d);
     }
-    const double norm =
-            std::sqrt(k.sum_of_squares(work.difference.data(), padded));
-    if (!std::isfinite(norm)) {
-        return norm;
-    }
-    // a zero vector has no direction: zeros encode, and estimate, as zero
-    const double factor = norm > 0 ? 1 / norm : 0;
-    k.scale(work.difference.data(), factor, work.direction.data(), padded);
     return norm;
 }
 
@@ -223,7 +218,6 @@ struct TurboQuantizer::EncodeWorkspace : Workspace {
     std::vector<double> offsets;
     std::vector<float> sums;      ///< from Kernels::encode
     std::vector<double> products; ///< <u, v>
-    std::vector<float> padded_centre;
     std::vector<uint8_t> scratch; ///< of Kernels::encode
 
     EncodeWorkspace(const TurboQuantizer& tq, const Kernels& k, size_t batch)
@@ -232,8 +226,7 @@ struct TurboQuantizer::EncodeWorkspace : Workspace {
               norms(batch),
               offsets(batch),
               sums(batch),
-              products(batch),
-              padded_centre(difference.size()) {
+              products(batch) {
         for (const CodePart& part : tq.parts()) {
             const size_t size = part.layout.scratch_size();
             scratch.resize(std::max(scratch.size(), size));
@@ -527,11 +520,7 @@ void TurboQuantizer::rotate_row(
         if (metric_type == faiss::METRIC_L2) {
             offset = norm * norm;
         } else if (centre) {
-            std::copy_n(centre, d, work.padded_centre.begin());
-            offset = work.k.dot(
-                    work.difference.data(),
-                    work.padded_centre.data(),
-                    work.padded_centre.size());
+            offset = work.k.dot(work.difference.data(), centre, d);
         }
     }
     work.norms[i] = norm;
@@ -684,8 +673,7 @@ void TurboQuantizer::prepare_query(
         int8_t* q,
         PreparedQuery& query) const {
     thread_local Workspace work(*this);
-    if (work.difference.size() != round_up(d) ||
-        work.rotated.size() != rotated_dim()) {
+    if (work.difference.size() != d || work.rotated.size() != rotated_dim()) {
         work = Workspace(*this);
     }
     const double norm = find_direction(
