@@ -137,7 +137,8 @@ struct DoubleLanes {
     }
 };
 
-double dot(const float* a, const float* b, size_t n) {
+// in line, so that squares convert each element once
+HWY_INLINE double sum_of_products(const float* a, const float* b, size_t n) {
     DoubleLanes products;
     size_t i = 0;
     for (; i + lanes <= n; i += lanes) {
@@ -158,8 +159,12 @@ double dot(const float* a, const float* b, size_t n) {
     return products.sum();
 }
 
+double dot(const float* a, const float* b, size_t n) {
+    return sum_of_products(a, b, n);
+}
+
 double sum_of_squares(const float* x, size_t n) {
-    return dot(x, x, n);
+    return sum_of_products(x, x, n);
 }
 
 template <bool squared>
