@@ -1119,8 +1119,8 @@ void find_paths(
     const size_t n_states = size_t(1) << layout.trellis.memory;
     uint8_t* costs = scratch + (-reinterpret_cast<uintptr_t>(scratch)) % N8;
     uint8_t* rows = costs + 2 * n_states * n_abreast;
-    const uint8_t* decisions[encode_batch];
-    size_t states[encode_batch];
+    const uint8_t* decisions[encode_batch] = {};
+    size_t states[encode_batch] = {};
     for (size_t v = 0; v < encode_batch; v += n_abreast) {
         if (v < n) {
             const uint8_t* last =
