@@ -13,6 +13,7 @@
  * nibbles of a word are decoded as two words. */
 
 #include <cstdint>
+#include <utility>
 
 #include <faiss_turboquant/kernels/trellis_tables.h>
 #include <gpu/kernels/device_layout.h>
@@ -101,14 +102,52 @@ __device__ inline uint32_t spread_top_bits(uint32_t nibbles) {
     return look_up(0x80808080, 0x80808080, nibbles);
 }
 
-/// a where mask is set, else b
+/// a where mask is set, else b, in the one instruction of which the compiler
+/// makes two
 __device__ inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
-    return (a & mask) | (b & ~mask);
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xca;"
+        : "=r"(result)
+        : "r"(mask), "r"(a), "r"(b));
+    return result;
 }
 
-/// g ^ 63, the position's partner, by the top bit of each nibble of `signs`
-__device__ inline uint32_t apply_signs(uint32_t g, uint32_t signs) {
-    return g ^ (spread_top_bits(signs) & 0x3f3f3f3f);
+// Shifts, logic and prmt share a pipe, which is the bound of decoding. These
+// two take the one for multiplications.
+
+/// x >> 16 h
+template <int h>
+__device__ inline uint32_t half(uint32_t x) {
+    return h == 0 ? x : __dp2a_lo(x, 0x0100u, 0u); // 0 * low + 1 * high
+}
+
+/// ~x. all_ones: DeviceLayout::all_ones
+__device__ inline uint32_t invert(uint32_t x, uint32_t all_ones) {
+    return x * all_ones + all_ones;
+}
+
+/** Four bytes of DeviceLayout::table by the nibbles of the half. Where the top
+ * bit of a nibble is set, prmt gives the top bit of a byte eight times, which
+ * is 0 here: each look-up leaves to the other one what it has not.
+ * inverse: ~nibbles */
+template <int h>
+__device__ inline uint32_t look_up(
+        const uint32_t (&table)[4],
+        uint32_t nibbles,
+        uint32_t inverse) {
+    return look_up(table[0], table[1], half<h>(nibbles)) |
+            look_up(table[2], table[3], half<h>(inverse));
+}
+
+template <class F, int... i>
+__device__ inline void for_constants(std::integer_sequence<int, i...>, F f) {
+    (f(std::integral_constant<int, i>()), ...);
+}
+
+/// f(i) for i from 0 to n - 1, which are constants to the compiler
+template <int n, class F>
+__device__ inline void for_constants(F f) {
+    for_constants(std::make_integer_sequence<int, n>(), f);
 }
 
 /** Grid positions of one row of codes.
@@ -231,18 +270,16 @@ struct RowDecoder {
             const Raw& raw,
             int unit,
             uint32_t (&out)[8]) const {
-        const uint32_t* table = reinterpret_cast<const uint32_t*>(layout.grid);
+        const auto& table = layout.table;
         if constexpr (has_trellis) {
-            decode_trellis(layout, table, raw, unit, out);
+            decode_trellis(layout, raw, unit, out);
         } else if constexpr (nbits == 4) {
             for (int w = 0; w < 4; w++) {
                 const uint32_t x = raw.words[0][w];
-                const uint32_t magnitudes = x & 0x77777777;
-                for (int h = 0; h < 2; h++) {
-                    out[2 * w + h] = apply_signs(
-                            look_up(table[0], table[1], magnitudes >> 16 * h),
-                            x >> 16 * h);
-                }
+                const uint32_t inverse = invert(x, layout.all_ones);
+                for_constants<2>([&](auto h) {
+                    out[2 * w + h] = look_up<h>(table, x, inverse);
+                });
             }
         } else if constexpr (nbits == 3) {
             decode3(table, raw, unit, out);
@@ -251,26 +288,26 @@ struct RowDecoder {
                 for (int a = 0; a < 2; a++) {
                     const uint32_t fields =
                             raw.words[0][2 * unit + w] >> 2 * a & 0x33333333;
-                    for (int h = 0; h < 2; h++) {
+                    for_constants<2>([&](auto h) {
                         out[4 * w + 2 * a + h] =
-                                look_up(table[0], table[0], fields >> 16 * h);
-                    }
+                                look_up(table[0], table[0], half<h>(fields));
+                    });
                 }
             }
         } else {
             // not grid positions: see DeviceLayout::slope
-            const uint32_t x = raw.words[0][unit];
             for (int a = 0; a < 4; a++) {
-                for (int h = 0; h < 2; h++) {
-                    out[2 * a + h] = spread_top_bits(x << (3 - a) >> 16 * h);
-                }
+                const uint32_t x = raw.words[0][unit] << (3 - a);
+                for_constants<2>([&](auto h) {
+                    out[2 * a + h] = spread_top_bits(half<h>(x));
+                });
             }
         }
     }
 
    private:
     __device__ void decode3(
-            const uint32_t* table,
+            const uint32_t (&table)[4],
             const Raw& raw,
             int unit,
             uint32_t (&out)[8]) const {
@@ -280,9 +317,9 @@ struct RowDecoder {
             const uint32_t bit2 = a <= 2 ? signs << (2 - a) : signs >> 1;
             const uint32_t fields = (magnitudes >> a / 2 * 2 & 0x33333333) |
                     (bit2 & 0x44444444);
-            for (int h = 0; h < 2; h++) {
-                out[2 * a + h] = look_up(table[0], table[1], fields >> 16 * h);
-            }
+            for_constants<2>([&](auto h) {
+                out[2 * a + h] = look_up(table[0], table[1], half<h>(fields));
+            });
         }
     }
 
@@ -328,7 +365,6 @@ struct RowDecoder {
 
     __device__ void decode_trellis(
             const DeviceLayout& layout,
-            const uint32_t* table,
             const Raw& raw,
             int unit,
             uint32_t (&out)[8]) const {
@@ -362,17 +398,14 @@ struct RowDecoder {
             const uint32_t index = a < 2
                     ? select_bits(0x33333333, low[a % 2], high[a % 2] << 2)
                     : select_bits(0x33333333, low[a % 2] >> 2, high[a % 2]);
-            const uint32_t entry = index & 0x77777777;
-            for (int h = 0; h < 2; h++) {
-                // the top bit of each byte is 0 in both tables
-                const uint32_t g = select_bits(
-                        spread_top_bits(index >> 16 * h),
-                        look_up(table[2], table[3], entry >> 16 * h),
-                        look_up(table[0], table[1], entry >> 16 * h));
+            const uint32_t inverse = invert(index, layout.all_ones);
+            const uint32_t sign = signs << (3 - a);
+            for_constants<2>([&](auto h) {
+                const uint32_t g = look_up<h>(layout.table, index, inverse);
                 out[2 * a + h] = nbits == 1
                         ? g
-                        : apply_signs(g, signs << (3 - a) >> 16 * h);
-            }
+                        : g ^ look_up(layout.flip, layout.flip, half<h>(sign));
+            });
         }
     }
 };

@@ -31,6 +31,12 @@ DeviceLayout::DeviceLayout(const TurboQuantizer& tq) {
     std::copy_n(layout.thresholds, 7, thresholds);
     half_steps = layout.half_steps;
     half_level = tq.codebook.step / (2 * std::sqrt(double(d)));
+    for (int i = 0; i < 16; i++) {
+        const int entry = i < 8 ? i : 23 - i;
+        const bool is_partner = has_trellis() && nbits > 1;
+        const uint32_t g = is_partner ? 63 - grid[entry] : grid[entry];
+        table[i / 4] |= g << i % 4 * 8;
+    }
     if (!has_trellis() && nbits == 1) {
         // dot = 128 sum q + 127 (sum of q where the bit is set), and division
         // by 127, which leaves no rest, is multiplication by its inverse

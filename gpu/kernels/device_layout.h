@@ -40,10 +40,17 @@ struct DeviceLayout {
     bool has_offset = false;
 
     // as in CodeLayout
-    alignas(16) uint8_t grid[16] = {}; ///< read as words, too
+    uint8_t grid[16] = {};
     int8_t thresholds[8] = {};
     float half_steps = 0;
     double half_level = 0; ///< level(g) on a unit vector is (2 g - 63) times it
+
+    /** What decoding looks up, as bytes: entries 0 .. 7, then 15 .. 8. Grid
+     * positions of fields; of a trellis with signs, the partners of `grid`,
+     * because `flip` is for signs that are clear. */
+    uint32_t table[4] = {};
+    uint32_t flip = 0x3f3f3f3f;     ///< position ^ flip is its partner
+    uint32_t all_ones = 0xffffffff; ///< not known to the compiler
 
     /** t of QueryFactors is slope * dot - base * sum of q, modulo 2^32, dot
      * being what decoded bytes give: grid positions, but at one bit 255 for a
