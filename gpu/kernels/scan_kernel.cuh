@@ -364,7 +364,9 @@ __global__ void __launch_bounds__(
             const uint4* fragment = image + lane;
             uint64_t descriptor = query_descriptor(
                     uint32_t(__cvta_generic_to_shared(image)), group_size);
-            const auto multiply_step = [&](const auto& raw) {
+            // load_next: into `raw`, which has been decoded then
+            const auto multiply_step = [&](const auto& raw,
+                                           const auto& load_next) {
 #pragma unroll
                 for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
@@ -400,7 +402,9 @@ __global__ void __launch_bounds__(
                                   descriptor);
                             descriptor += 2 * group_size; // of 16 bytes
                         }
-                        end_wgmma(sums[0]);
+                        end_wgmma_group();
+                        load_next(); // while they work
+                        wait_for_wgmma(sums[0]);
                     } else if constexpr (in_place) {
                         multiply_in_place(sums[0], a[0][0], a[0][1], fragment);
                         fragment += 2 * 32;
@@ -417,7 +421,7 @@ __global__ void __launch_bounds__(
                     loaded[0][0][1] = slots[slot * slot_lanes + 32];
                     slot = slot + 1 == ahead ? 0 : slot + 1;
                     stream_step(); // into what was read a step ago
-                    multiply_step(loaded[0]);
+                    multiply_step(loaded[0], [] {});
                 }
             } else {
                 // a slot is filled again as soon as it has been read
@@ -425,8 +429,15 @@ __global__ void __launch_bounds__(
 #pragma unroll
                     for (int s = 0; s < ahead; s++) {
                         if (step + s < steps) {
-                            multiply_step(loaded[s]);
-                            load_ahead(s, step + s + ahead);
+                            const auto load_next = [&] {
+                                load_ahead(s, step + s + ahead);
+                            };
+                            if constexpr (uses_wgmma) {
+                                multiply_step(loaded[s], load_next);
+                            } else {
+                                multiply_step(loaded[s], [] {});
+                                load_next();
+                            }
                         }
                     }
                 }

@@ -29,11 +29,17 @@ __device__ inline void begin_wgmma() {
 #endif
 }
 
-/// waits until all have come to their end
-template <int n>
-__device__ inline void end_wgmma(int (&sums)[n]) {
+/// those issued since the last call are a group
+__device__ inline void end_wgmma_group() {
 #ifdef TQ_HAS_WGMMA
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+/// waits until all groups have come to their end
+template <int n>
+__device__ inline void wait_for_wgmma(int (&sums)[n]) {
+#ifdef TQ_HAS_WGMMA
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
     for (int i = 0; i < n; i++) {
