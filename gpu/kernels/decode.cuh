@@ -58,33 +58,6 @@ struct Fragment {
 
 #ifdef __CUDACC__
 
-/// `size` bytes from global to shared memory, without waiting
-template <int size>
-__device__ inline void copy_async(void* to, const void* from) {
-    const uint32_t address = uint32_t(__cvta_generic_to_shared(to));
-    if constexpr (size == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address),
-                     "l"(from)
-                     : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address),
-                     "l"(from),
-                     "n"(size)
-                     : "memory");
-    }
-}
-
-/// the copies issued since the last call are a group
-__device__ inline void end_copy_group() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/// until no more than `pending` groups of this thread are on their way
-template <int pending>
-__device__ inline void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-}
-
 /// four bytes of a table of eight by the nibbles of the selector's lower half
 __device__ inline uint32_t look_up(
         uint32_t table0,
@@ -174,42 +147,36 @@ struct RowDecoder {
         uint32_t words[planes][plane_words];
     };
 
-    /// what a lane of a row reads in a step. row: of the row's code
+    /// What a lane of a row reads in a step.
+    /// row: of the row's code, in shared or, read-only, in global memory
+    template <bool is_shared>
     static __device__ Raw
     load(const DeviceLayout& layout, const uint8_t* row, int step, int t) {
+        const auto read = [](const auto* at) {
+            return is_shared ? *at : __ldg(at);
+        };
         Raw raw;
         const uint8_t* at = row + (4 * step + t) * 4 * plane_words;
         for (int p = 0; p < planes; p++) {
             if constexpr (plane_words % 4 == 0) {
                 for (int i = 0; i < plane_words / 4; i++) {
                     const uint4 x =
-                            __ldg(reinterpret_cast<const uint4*>(at) + i);
+                            read(reinterpret_cast<const uint4*>(at) + i);
                     raw.words[p][4 * i] = x.x;
                     raw.words[p][4 * i + 1] = x.y;
                     raw.words[p][4 * i + 2] = x.z;
                     raw.words[p][4 * i + 3] = x.w;
                 }
             } else if constexpr (plane_words == 2) {
-                const uint2 x = __ldg(reinterpret_cast<const uint2*>(at));
+                const uint2 x = read(reinterpret_cast<const uint2*>(at));
                 raw.words[p][0] = x.x;
                 raw.words[p][1] = x.y;
             } else {
-                raw.words[p][0] = __ldg(reinterpret_cast<const uint32_t*>(at));
+                raw.words[p][0] = read(reinterpret_cast<const uint32_t*>(at));
             }
             at += layout.plane_size();
         }
         return raw;
-    }
-
-    /// The same into shared memory, of codes of one plane, without waiting.
-    /// to: where the lane's words go
-    static __device__ void load_async(
-            const uint8_t* row,
-            int step,
-            int t,
-            Raw* to) {
-        static_assert(planes == 1, "a copy of contiguous words");
-        copy_async<sizeof(Raw)>(to, row + (4 * step + t) * 4 * plane_words);
     }
 
     /// coded words of the step before, of the same lane
@@ -218,6 +185,7 @@ struct RowDecoder {
     uint32_t coded[back + units];
 
     /// before the first step
+    template <bool is_shared>
     __device__ void start(
             const DeviceLayout& layout,
             const uint8_t* row,
@@ -225,7 +193,7 @@ struct RowDecoder {
         if constexpr (has_trellis) {
             // before byte 0 come the last bytes, shifted by a bit
             const int steps = layout.dims / (dims_unit * units);
-            const Raw last = load(layout, row, steps - 1, t);
+            const Raw last = load<is_shared>(layout, row, steps - 1, t);
             for (int i = 0; i < units; i++) {
                 previous[i] = last.words[0][i] << 1 & 0xfefefefe;
             }

@@ -41,7 +41,8 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
     }
     switch (plan.group_tiles) {
         case 1:
-            return kernels.few[plan.units / 2];
+            return (plan.stream.warps > 0 ? kernels.streamed
+                                          : kernels.few)[plan.units / 2];
         case 4:
             return kernels.many[0];
         case 8:
@@ -52,32 +53,54 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
 }
 
 int threads_of(const ScanPlan& plan) {
-    return plan.uses_wgmma ? ScanShape<16, true>::threads
-                           : ScanShape<16, false>::threads;
+    return plan.stream.warps > 0 ? 32 * plan.stream.warps
+            : plan.uses_wgmma    ? ScanShape<16, true, false>::threads
+                                 : ScanShape<16, false, false>::threads;
 }
 
 size_t image_size(const DeviceLayout& layout, int group_tiles) {
     return size_t(8) * group_tiles * layout.dims;
 }
 
-/// of a block
-size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
-    const size_t image = image_size(layout, plan.group_tiles);
-    return decodes_in_place(
-                   layout.nbits, layout.has_trellis(), plan.group_tiles)
-            ? image + ScanShape<1, false>::warps * stream_size
-            : image;
+int tile_size(const DeviceLayout& layout) {
+    return tile_rows * layout.row_size();
 }
 
-/// whether a group of so many tiles fits in shared memory
-bool fits(const DeviceLayout& layout, int group_tiles, int device) {
+/// of a block
+size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
+    return image_size(layout, plan.group_tiles) +
+            size_t(plan.stream.warps) * plan.stream.tiles * tile_size(layout);
+}
+
+/// what a block can have, less what its kernel has in any case
+int available_shared(
+        const DeviceLayout& layout,
+        const ScanPlan& plan,
+        int device) {
     int available = 0;
     TQ_CUDA(cudaDeviceGetAttribute(
             &available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    // and what kernels have besides
-    const size_t others = sizeof(GroupState<max_group>) +
-            ScanShape<1, true>::warps * radix_size * sizeof(uint32_t);
-    return image_size(layout, group_tiles) + others <= size_t(available);
+    cudaFuncAttributes attributes;
+    TQ_CUDA(cudaFuncGetAttributes(&attributes, kernel_of(layout, plan)));
+    return available - int(attributes.sharedSizeBytes);
+}
+
+/// Many warps hide latencies better than many tiles of each.
+StreamPlan plan_stream(
+        const DeviceLayout& layout,
+        const ScanPlan& plan,
+        int device) {
+    ScanPlan streamed = plan;
+    for (const int warps : {16, 8, 4}) {
+        streamed.stream = {warps, 0};
+        const int room = available_shared(layout, streamed, device) -
+                int(shared_size(layout, streamed));
+        const int tiles = room / (warps * tile_size(layout));
+        if (tiles > 0) {
+            return {warps, std::min(tiles, max_stream_tiles)};
+        }
+    }
+    return {};
 }
 
 /// all slices, as ScanPlan has them
@@ -244,6 +267,7 @@ ScanArgs make_args(
     args.factors = factors;
     args.n_groups = plan.n_groups;
     args.slice_rows = plan.slice_rows;
+    args.stream_tiles = plan.stream.tiles;
     args.tasks = tasks;
     return args;
 }
@@ -268,23 +292,31 @@ ScanPlan plan_list_scan(
         const DeviceLayout& layout,
         double queries_of_list,
         int device) {
-    ScanPlan plan;
-    for (const int tiles : {4, 8, 16}) {
-        if (queries_of_list > 4 * tiles && fits(layout, tiles, device)) {
-            plan.group_tiles = tiles;
-        }
-    }
     int major = 0;
     TQ_CUDA(cudaDeviceGetAttribute(
             &major, cudaDevAttrComputeCapabilityMajor, device));
-    plan.uses_wgmma = major == 9 && plan.group_tiles >= 8;
-    plan.in_place = decodes_in_place(
-            layout.nbits, layout.has_trellis(), plan.group_tiles);
+    ScanPlan plan;
+    for (const int tiles : {4, 8, 16}) {
+        ScanPlan larger;
+        larger.group_tiles = tiles;
+        larger.uses_wgmma = major == 9 && tiles >= 8;
+        if (queries_of_list > 4 * tiles &&
+            int(shared_size(layout, larger)) <=
+                    available_shared(layout, larger, device)) {
+            plan = larger;
+        }
+    }
+    if (plan.group_tiles > 1) {
+        return plan;
+    }
     const int bits = fragment_bits(layout.nbits, layout.has_trellis());
-    while (plan.group_tiles == 1 && bits * plan.units < 4 &&
+    while (bits * plan.units < 4 &&
            layout.dims % (2 * plan.units * dims_unit) == 0) {
         plan.units *= 2;
     }
+    plan.stream = plan_stream(layout, plan, device);
+    plan.in_place = decodes_in_place(
+            layout.nbits, layout.has_trellis(), plan.stream.warps > 0);
     return plan;
 }
 

@@ -36,10 +36,17 @@ struct DeviceCodes {
 /// rows that a block goes through in a round, at most
 constexpr int max_round_rows = 256;
 
+/// TileStreams of a block; no warps: lanes load rows into registers
+struct StreamPlan {
+    int warps = 0;
+    int tiles = 0; ///< of each
+};
+
 /// how a page of queries is cut into blocks
 struct ScanPlan {
     int units = 1; ///< of Fragment
     bool in_place = false;
+    StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
     int n_groups = 0;

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
 #include <cstdint>
 
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/scan.h>
 #include <gpu/kernels/decode.cuh>
+#include <gpu/kernels/tile_stream.cuh>
 #include <gpu/kernels/wgmma.cuh>
 
 namespace faiss_turboquant {
@@ -16,18 +18,16 @@ constexpr int tile_rows = 16; ///< of a warp in a matrix instruction
 /** How a kernel is made. A warp takes two tiles of rows at once where there are
  * many queries, which then need fewer bytes of shared memory a row; wgmma reads
  * them once for 64 rows. */
-template <int group_tiles, bool uses_wgmma>
+template <int group_tiles, bool uses_wgmma, bool is_streamed>
 struct ScanShape {
-    static constexpr int threads = uses_wgmma ? 512 : 256;
-    static constexpr int warps = threads / 32;
+    /// of a block; with streams, at most, see StreamPlan
+    static constexpr int warps = uses_wgmma || is_streamed ? 16 : 8;
+    static constexpr int threads = 32 * warps;
     static constexpr int row_tiles = group_tiles == 1 || uses_wgmma ? 1 : 2;
     static constexpr int warp_rows = row_tiles * tile_rows;
-    static constexpr int round_rows = warps * warp_rows;
-    /// rounds from one look at the reservoirs, for which all warps wait, to the
-    /// next: many where a round is short
-    static constexpr int rounds_per_check = group_tiles == 1 ? 4 : 1;
-    static constexpr int check_rows = rounds_per_check * round_rows;
     static constexpr int group_size = 8 * group_tiles;
+    /// sums that multiplications go to in turn, lest they wait for each other
+    static constexpr int chains = is_streamed ? 2 : 1;
 };
 
 /// steps that are loaded ahead. With few queries, memory is the bound, and
@@ -38,17 +38,13 @@ constexpr int steps_ahead(int nbits, int units, int group_tiles) {
 }
 
 /** Whether bits are left where they are in a code, and multiplied with what
- * their place is worth: half the instructions, for four times the sums. Then
- * registers have no room for words to come: a lane's pass through shared memory
- * of its own. */
-constexpr bool decodes_in_place(int nbits, bool has_trellis, int group_tiles) {
-    return nbits == 1 && !has_trellis && group_tiles == 1;
+ * their place is worth: half the instructions, for four times the sums. */
+constexpr bool decodes_in_place(int nbits, bool has_trellis, bool is_streamed) {
+    return nbits == 1 && !has_trellis && is_streamed;
 }
 
-/// bytes of a warp there
-constexpr int stream_size = 8192;
-
-/// rows of a block from one check to the next, at most
+/// rows of a block from one look at the reservoirs, for which all warps wait,
+/// to the next, at most
 constexpr int max_check_rows = 512;
 
 constexpr int max_group = 128;
@@ -59,6 +55,7 @@ struct ScanArgs {
     const DeviceQueryFactors* factors;
     int n_groups;
     uint32_t slice_rows;
+    int stream_tiles;
     ScanTasks tasks;
     // one of them; the others are empty
     Reservoirs reservoirs;
@@ -70,9 +67,10 @@ using ScanKernel = void (*)(ScanArgs);
 
 /// kernels of one codec
 struct ScanKernels {
-    ScanKernel few[3];   ///< one tile of queries; units 1, 2, 4; or null
-    ScanKernel many[3];  ///< 4, 8 and 16 tiles; units 1
-    ScanKernel wgmma[2]; ///< 8 and 16 tiles; units 1
+    ScanKernel few[3];      ///< one tile of queries; units 1, 2, 4; or null
+    ScanKernel streamed[3]; ///< the same, through a TileStream
+    ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
+    ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
 };
 
 #ifdef __CUDACC__
@@ -92,16 +90,17 @@ __device__ inline void multiply_tile(
 }
 
 /// sums of a unit: all tiles of rows by all tiles of queries
-template <int n_row_tiles, int n_sums>
+template <int chains, int n_row_tiles, int n_sums>
 __device__ inline void multiply(
         int (&sums)[n_row_tiles][n_sums],
         const uint32_t (&a)[n_row_tiles][2][8],
         const uint4* image,
         int fragments) {
+    constexpr int query_tiles = n_sums / 4 / chains;
 #pragma unroll
     for (int p = 0; p < 8; p += 4, image += 32) {
 #pragma unroll
-        for (int q = 0; q < n_sums / 4; q++) {
+        for (int q = 0; q < query_tiles; q++) {
             const uint4 b = image[q * fragments * 32];
 #pragma unroll
             for (int m = 0; m < n_row_tiles; m++) {
@@ -109,6 +108,7 @@ __device__ inline void multiply(
                 const auto& y = a[m][1];
                 int* c = sums[m] + 4 * q;
                 multiply_tile(c, x[p], y[p], x[p + 1], y[p + 1], b.x, b.y);
+                c += (chains - 1) * 4 * query_tiles;
                 multiply_tile(
                         c, x[p + 2], y[p + 2], x[p + 3], y[p + 3], b.z, b.w);
             }
@@ -181,9 +181,9 @@ __device__ __noinline__ void thin_out(
         GroupState<group_size>& state,
         Entry* reservoirs,
         int limit) {
-    __shared__ uint32_t histograms[warps][radix_size];
+    __shared__ uint32_t histograms[std::min(warps, group_size)][radix_size];
     const int warp = threadIdx.x / 32;
-    for (int q = warp; q < group_size; q += warps) {
+    for (int q = warp; q < group_size; q += blockDim.x / 32) {
         const int n = state.counts[q];
         if (n <= limit) {
             continue;
@@ -205,27 +205,38 @@ __device__ __noinline__ void thin_out(
     __syncthreads();
 }
 
-template <int nbits, int trellis, int units, int group_tiles, bool uses_wgmma>
+template <
+        int nbits,
+        int trellis,
+        int units,
+        int group_tiles,
+        bool uses_wgmma,
+        bool is_streamed>
 __global__ void __launch_bounds__(
-        ScanShape<group_tiles, uses_wgmma>::threads,
-        group_tiles > 1 ? 1 : 2)
+        ScanShape<group_tiles, uses_wgmma, is_streamed>::threads,
+        group_tiles > 1 || is_streamed ? 1 : 2)
         scan_kernel(const __grid_constant__ ScanArgs args) {
     using Decoder = RowDecoder<nbits, trellis, units>;
-    using Shape = ScanShape<group_tiles, uses_wgmma>;
+    using Shape = ScanShape<group_tiles, uses_wgmma, is_streamed>;
     constexpr int group_size = Shape::group_size;
     constexpr int n_row_tiles = Shape::row_tiles;
     constexpr bool in_place =
-            decodes_in_place(nbits, trellis != no_trellis, group_tiles);
+            decodes_in_place(nbits, trellis != no_trellis, is_streamed);
     constexpr int warp_rows = Shape::warp_rows;
-    constexpr int round_rows = Shape::round_rows;
-    static_assert(Shape::check_rows <= max_check_rows, "a reservoir's room");
     extern __shared__ uint4 image[];
     __shared__ GroupState<group_size> state;
+    __shared__ uint64_t
+            arrivals[is_streamed ? Shape::warps : 1][max_stream_tiles];
 
     const DeviceCodes& codes = args.codes;
     const DeviceLayout& layout = codes.layout;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int t = lane % 4, g = lane / 4;
+    const int threads = is_streamed ? blockDim.x : Shape::threads;
+    const int round_rows = threads / 32 * warp_rows;
+    // few queries have room for what they find in several rounds
+    const int rounds_per_check =
+            group_tiles == 1 ? max_check_rows / round_rows : 1;
     const ScanTask task = task_of_block(args, group_size);
     const int steps = layout.dims / (dims_unit * units);
     const int fragments = layout.dims / 64;
@@ -235,11 +246,10 @@ __global__ void __launch_bounds__(
 
     const uint4* group_image = reinterpret_cast<const uint4*>(
             args.image + size_t(task.first_slot) * layout.dims);
-    for (int i = threadIdx.x; i < group_size * layout.dims / 16;
-         i += Shape::threads) {
+    for (int i = threadIdx.x; i < group_size * layout.dims / 16; i += threads) {
         image[i] = group_image[i];
     }
-    for (int q = threadIdx.x; q < group_size; q += Shape::threads) {
+    for (int q = threadIdx.x; q < group_size; q += threads) {
         const uint32_t slot = task.first_slot + q;
         state.factors[q] = args.factors[slot];
         state.queries[q] = query_of_slot(args, slot);
@@ -251,16 +261,21 @@ __global__ void __launch_bounds__(
     if constexpr (uses_wgmma) {
         fence_image();
     }
+    const int tile_size = tile_rows * layout.row_size();
+    TileStream stream(
+            reinterpret_cast<uint8_t*>(image + group_size * layout.dims / 16) +
+                    warp * args.stream_tiles * tile_size,
+            arrivals[is_streamed ? warp : 0],
+            is_streamed ? args.stream_tiles : 0,
+            tile_size);
     __syncthreads();
 
     const uint32_t begin = task.begin, end = task.end;
-    constexpr bool streamed = in_place;
     using Raw = typename Decoder::Raw;
-    constexpr int slot_lanes = 2 * 32; // of two rows
-    constexpr int ahead = streamed ? stream_size / (slot_lanes * sizeof(Raw))
-                                   : steps_ahead(nbits, units, group_tiles);
-    // what is loaded of the rows of the next steps: in registers
-    Raw loaded[streamed ? 1 : ahead][n_row_tiles][2];
+    constexpr int ahead =
+            is_streamed ? 1 : steps_ahead(nbits, units, group_tiles);
+    // what is loaded of the rows of the next steps
+    Raw loaded[ahead][n_row_tiles][2];
     const uint8_t* rows[n_row_tiles][2];
     const auto set_rows = [&](uint32_t first_row) {
 #pragma unroll
@@ -279,8 +294,8 @@ __global__ void __launch_bounds__(
             for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    loaded[slot][m][i] =
-                            Decoder::load(layout, rows[m][i], step, t);
+                    loaded[slot][m][i] = Decoder::template load<is_streamed>(
+                            layout, rows[m][i], step, t);
                 }
             }
         }
@@ -292,73 +307,88 @@ __global__ void __launch_bounds__(
             load_ahead(s, s);
         }
     };
-    // or in shared memory, where `rows` are those of the steps to come
-    Raw* const slots =
-            reinterpret_cast<Raw*>(image + group_size * layout.dims / 16) +
-            warp * ahead * slot_lanes + lane;
-    uint32_t next_row = begin + warp * warp_rows;
-    int next_step = 0, next_slot = 0, slot = 0;
-    const auto stream_step = [&] {
-        if (next_row < end) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                if constexpr (streamed) {
-                    Decoder::load_async(
-                            rows[0][i],
-                            next_step,
-                            t,
-                            slots + next_slot * slot_lanes + i * 32);
-                }
-            }
-            if (++next_step == steps) {
-                next_step = 0;
-                next_row += round_rows;
-                set_rows(next_row);
-            }
-            next_slot = next_slot + 1 == ahead ? 0 : next_slot + 1;
+    const auto copy_tile = [&](int slot, uint32_t first_row) {
+        if (first_row < end) {
+            stream.copy(
+                    slot,
+                    codes.planes + size_t(first_row) * layout.row_size(),
+                    min(uint32_t(tile_rows), end - first_row) *
+                            layout.row_size());
         }
-        end_copy_group();
     };
-    if constexpr (streamed) {
-        set_rows(next_row);
-        for (int s = 0; s + 1 < ahead; s++) {
-            stream_step();
+    if constexpr (is_streamed) {
+        for (int i = 0; i < args.stream_tiles; i++) {
+            copy_tile(i, begin + warp * warp_rows + i * round_rows);
         }
     } else {
         begin_rows(begin + warp * warp_rows);
     }
 
-    int rounds_to_check = Shape::rounds_per_check;
+    struct RowFactors {
+        float scales[n_row_tiles][2], offsets[n_row_tiles][2];
+    };
+    const auto load_factors = [&](uint32_t first_row) {
+        RowFactors factors;
+#pragma unroll
+        for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const uint32_t row = first_row + m * tile_rows + i * 8 + g;
+                const bool is_valid = row < end &&
+                        (!codes.selected ||
+                         codes.selected[row / 32] >> row % 32 & 1);
+                // no comparison with NaN holds
+                factors.scales[m][i] = is_valid ? codes.scales[row] : nanf("");
+                factors.offsets[m][i] =
+                        is_valid && codes.offsets ? codes.offsets[row] : 0;
+            }
+        }
+        return factors;
+    };
+    // With streams, a round is shorter than the latency of memory: the factors
+    // of rows are loaded a round ahead, and those of queries once.
+    RowFactors next_factors;
+    DeviceQueryFactors query_factors[2];
+    bool has_odd_queries = true; // any of queries 1, 3, 5 and 7
+    if constexpr (is_streamed) {
+        next_factors = load_factors(begin + warp * warp_rows);
+        query_factors[0] = state.factors[2 * t];
+        query_factors[1] = state.factors[2 * t + 1];
+        has_odd_queries =
+                __any_sync(0xffffffff, !isnan(query_factors[1].multiplier));
+    }
+
+    int rounds_to_check = rounds_per_check;
     for (uint32_t round = begin; round < end; round += round_rows) {
         // what other blocks have found meanwhile
         Entry shared_last = no_entry;
-        if (is_top_k && threadIdx.x < group_size) {
+        if (is_top_k && rounds_to_check == 1 && threadIdx.x < group_size) {
             shared_last = *const_cast<volatile Entry*>(
                     &args.reservoirs.thresholds[state.queries[threadIdx.x]]);
         }
 
-        int sums[n_row_tiles][in_place ? 16 : group_tiles * 4] = {};
-        float scales[n_row_tiles][2], offsets[n_row_tiles][2];
+        int sums[n_row_tiles][in_place ? 16 : group_tiles * 4 * Shape::chains] =
+                {};
         const uint32_t first_row = round + warp * warp_rows;
         // the four warps of a wgmma stay together
         if (uses_wgmma ? first_row - warp % 4 * tile_rows < end
                        : first_row < end) {
+            const RowFactors row_factors =
+                    is_streamed ? next_factors : load_factors(first_row);
+            if constexpr (is_streamed) {
+                next_factors = load_factors(first_row + round_rows);
+                const uint8_t* tile = stream.wait();
+                rows[0][0] = tile + g * layout.row_size();
+                rows[0][1] = rows[0][0] + 8 * layout.row_size();
+                load_ahead(0, 0);
+            }
             Decoder decoders[n_row_tiles][2];
 #pragma unroll
             for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const uint32_t row = first_row + m * tile_rows + i * 8 + g;
-                    const bool is_valid = row < end &&
-                            (!codes.selected ||
-                             codes.selected[row / 32] >> row % 32 & 1);
-                    // no comparison with NaN holds
-                    scales[m][i] = is_valid ? codes.scales[row] : nanf("");
-                    offsets[m][i] =
-                            is_valid && codes.offsets ? codes.offsets[row] : 0;
-                    if constexpr (!streamed) {
-                        decoders[m][i].start(layout, rows[m][i], t);
-                    }
+                    decoders[m][i].template start<is_streamed>(
+                            layout, rows[m][i], t);
                 }
             }
             const uint4* fragment = image + lane;
@@ -409,20 +439,21 @@ __global__ void __launch_bounds__(
                         multiply_in_place(sums[0], a[0][0], a[0][1], fragment);
                         fragment += 2 * 32;
                     } else {
-                        multiply(sums, a, fragment, fragments);
+                        multiply<Shape::chains>(sums, a, fragment, fragments);
                         fragment += 2 * 32;
                     }
                 }
             };
-            if constexpr (streamed) {
+            if constexpr (is_streamed) {
                 for (int step = 0; step < steps; step++) {
-                    wait_for_copies<ahead - 2>();
-                    loaded[0][0][0] = slots[slot * slot_lanes];
-                    loaded[0][0][1] = slots[slot * slot_lanes + 32];
-                    slot = slot + 1 == ahead ? 0 : slot + 1;
-                    stream_step(); // into what was read a step ago
-                    multiply_step(loaded[0], [] {});
+                    const Raw raw[1][2] = {{loaded[0][0][0], loaded[0][0][1]}};
+                    load_ahead(0, step + 1);
+                    multiply_step(raw, [] {});
                 }
+                copy_tile(
+                        stream.slot(),
+                        first_row + args.stream_tiles * round_rows);
+                stream.advance();
             } else {
                 // a slot is filled again as soon as it has been read
                 for (int step = 0; step < steps; step += ahead) {
@@ -455,21 +486,26 @@ __global__ void __launch_bounds__(
                     s[0] = 127 *
                             (s[0] + (s[4] >> 2) + (s[8] >> 4) + (s[12] >> 6));
                 }
+            } else if constexpr (Shape::chains == 2) {
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    sums[0][c] += sums[0][4 + c];
+                }
             }
             // sums[m][4 q + 2 i + j] is of row g + 8 i and query 2 t + j
             const float sign = layout.is_l2 ? 1 : -1;
-#pragma unroll
-            for (int m = 0; m < n_row_tiles; m++) {
-                offsets[m][0] *= sign;
-                offsets[m][1] *= sign;
-            }
             const auto for_each_key = [&](const auto& take) {
 #pragma unroll
                 for (int q = 0; q < group_tiles; q++) {
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
+                        if (j == 1 && !has_odd_queries) {
+                            break;
+                        }
                         const int query = q * 8 + 2 * t + j;
-                        const DeviceQueryFactors factors = state.factors[query];
+                        const DeviceQueryFactors factors = is_streamed
+                                ? query_factors[j]
+                                : state.factors[query];
                         const float last_key = state.last_key[query];
 #pragma unroll
                         for (int m = 0; m < n_row_tiles; m++) {
@@ -478,9 +514,11 @@ __global__ void __launch_bounds__(
                                 const uint32_t dot = sums[m][4 * q + 2 * i + j];
                                 const int sum =
                                         layout.slope * dot - factors.base;
-                                const float key = (float(sum) * scales[m][i]) *
+                                const float key = (float(sum) *
+                                                   row_factors.scales[m][i]) *
                                                 factors.multiplier +
-                                        (offsets[m][i] + factors.bias);
+                                        (sign * row_factors.offsets[m][i] +
+                                         factors.bias);
                                 take(query,
                                      first_row + m * tile_rows + i * 8 + g,
                                      key,
@@ -521,8 +559,9 @@ __global__ void __launch_bounds__(
         }
 
         if (is_top_k && --rounds_to_check == 0) {
-            rounds_to_check = Shape::rounds_per_check;
-            const int limit = args.reservoirs.limit(Shape::check_rows);
+            rounds_to_check = rounds_per_check;
+            const int limit =
+                    args.reservoirs.limit(rounds_per_check * round_rows);
             __syncthreads();
             const int q = threadIdx.x;
             if (q < group_size && shared_last < state.last[q]) {
@@ -546,7 +585,7 @@ __global__ void __launch_bounds__(
         __syncthreads();
         thin_out<group_size, Shape::warps>(
                 args.reservoirs, state, reservoirs, args.reservoirs.k);
-        for (int q = threadIdx.x; q < group_size; q += Shape::threads) {
+        for (int q = threadIdx.x; q < group_size; q += threads) {
             args.reservoirs.counts[size_t(blockIdx.x) * group_size + q] =
                     state.counts[q];
         }
@@ -558,18 +597,21 @@ template <int nbits, int trellis>
 constexpr ScanKernels make_scan_kernels() {
     constexpr int bits = fragment_bits(nbits, trellis != no_trellis);
     ScanKernels kernels = {};
-    kernels.few[0] = scan_kernel<nbits, trellis, 1, 1, false>;
+    kernels.few[0] = scan_kernel<nbits, trellis, 1, 1, false, false>;
+    kernels.streamed[0] = scan_kernel<nbits, trellis, 1, 1, false, true>;
     if constexpr (bits <= 2) {
-        kernels.few[1] = scan_kernel<nbits, trellis, 2, 1, false>;
+        kernels.few[1] = scan_kernel<nbits, trellis, 2, 1, false, false>;
+        kernels.streamed[1] = scan_kernel<nbits, trellis, 2, 1, false, true>;
     }
     if constexpr (bits == 1) {
-        kernels.few[2] = scan_kernel<nbits, trellis, 4, 1, false>;
+        kernels.few[2] = scan_kernel<nbits, trellis, 4, 1, false, false>;
+        kernels.streamed[2] = scan_kernel<nbits, trellis, 4, 1, false, true>;
     }
-    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false>;
-    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false>;
-    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false>;
-    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true>;
-    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true>;
+    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false>;
+    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false>;
+    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false>;
+    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false>;
+    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false>;
     return kernels;
 }
 

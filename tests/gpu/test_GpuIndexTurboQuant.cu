@@ -253,6 +253,26 @@ TEST(GpuIndexTurboQuant, SearchEqualsTheCpuWithManyVectors) {
     }
 }
 
+// How many warps share a block depends on the size of a code, and from some
+// size on codes do not come through shared memory.
+TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForLargeDimensions) {
+    for (const size_t d : {1536, 3072, 6144, 16384}) {
+        for (const int memory : {0, 8, 10}) {
+            for (int nbits = 1; nbits <= 4; nbits++) {
+                const size_t n = 300;
+                IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
+                index.add(n, gaussian(n, d, 1).data());
+                const GpuIndexTurboQuant gpu(resources(), index);
+                for (const size_t nq : {1, 8}) {
+                    const auto xq = gaussian(nq, d, 2);
+                    ASSERT_EQ(search(index, xq, 10), search(gpu, xq, 10))
+                            << name_of(index) << " nq " << nq;
+                }
+            }
+        }
+    }
+}
+
 TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForRandomShapes) {
     std::mt19937 rng(1);
     const auto draw = [&](int least, int most) {
