@@ -731,31 +731,43 @@ bool planes_line_up(const CodeLayout& layout) {
     return layout.nbits != 3 || layout.d % 8 == 0;
 }
 
-void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
+/// f(decoder), with decoder(planes, grid) for codes of the layout: what is the
+/// same for all of them is made once
+template <class F>
+HWY_INLINE void with_decoder(const CodeLayout& layout, F f) {
     if (layout.has_trellis()) {
-        trellis_decode(layout, planes, grid);
+        f([&](const uint8_t* planes, uint8_t* grid)
+                  HWY_ATTR { trellis_decode(layout, planes, grid); });
         return;
     }
     const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
-    switch (layout.nbits) {
-        case 1:
-            decode_fields(PlaneFields<1>(layout), planes, m1, grid);
-            break;
-        case 2:
-            decode_fields(PlaneFields<2>(layout), planes, m2, grid);
-            break;
-        case 3:
-            if (planes_line_up(layout)) {
-                decode_fields(ThreeBitFields(layout), planes, m1, grid);
-            } else {
-                decode_fields(PlaneFields<2>(layout), planes, m2, grid);
+    if (layout.nbits == 3 && planes_line_up(layout)) {
+        const ThreeBitFields fields(layout);
+        f([&](const uint8_t* planes, uint8_t* grid)
+                  HWY_ATTR { decode_fields(fields, planes, m1, grid); });
+    } else if (layout.nbits == 1) {
+        const PlaneFields<1> fields(layout);
+        f([&](const uint8_t* planes, uint8_t* grid)
+                  HWY_ATTR { decode_fields(fields, planes, m1, grid); });
+    } else if (layout.nbits == 4) {
+        const PlaneFields<4> fields(layout);
+        const size_t m4 = layout.plane_size(4);
+        f([&](const uint8_t* planes, uint8_t* grid)
+                  HWY_ATTR { decode_fields(fields, planes, m4, grid); });
+    } else {
+        const PlaneFields<2> fields(layout);
+        const bool has_signs = layout.nbits == 3;
+        f([&](const uint8_t* planes, uint8_t* grid) HWY_ATTR {
+            decode_fields(fields, planes, m2, grid);
+            if (has_signs) {
                 flip_fields(planes + m2, m1, grid);
             }
-            break;
-        default:
-            decode_fields(
-                    PlaneFields<4>(layout), planes, layout.plane_size(4), grid);
+        });
     }
+}
+
+void decode(const CodeLayout& layout, const uint8_t* planes, uint8_t* grid) {
+    with_decoder(layout, [&](auto decoder) HWY_ATTR { decoder(planes, grid); });
 }
 
 // ------------------------------------------------------------------- queries
@@ -939,10 +951,12 @@ void decode_panel(
         uint8_t* scratch,
         uint8_t* panel) {
     const size_t padded = layout.padded_dim();
-    for (size_t i = 0; i < n; i++) {
-        const size_t row = rows ? rows[i] : i;
-        decode(layout, codes + row * layout.code_size, scratch + i * padded);
-    }
+    with_decoder(layout, [&](auto decoder) HWY_ATTR {
+        for (size_t i = 0; i < n; i++) {
+            const size_t row = rows ? rows[i] : i;
+            decoder(codes + row * layout.code_size, scratch + i * padded);
+        }
+    });
     for (size_t row = 0; row < n; row += NQ) {
         for (size_t j = 0; j < padded; j += NQ * 4) {
             Quads v[NQ];
