@@ -96,6 +96,18 @@ struct Codes {
     const uint32_t* rows;
     size_t n;
     size_t code_size;
+    size_t ahead; ///< codes from one that is read to one that is prefetched
+
+    HWY_INLINE Codes(
+            const uint8_t* codes,
+            const uint32_t* rows,
+            size_t n,
+            size_t code_size)
+            : codes(codes),
+              rows(rows),
+              n(n),
+              code_size(code_size),
+              ahead(prefetch_bytes / code_size + group_codes) {}
 
     HWY_INLINE const uint8_t* operator[](size_t i) const {
         return codes + (rows ? rows[i] : i) * code_size;
@@ -107,15 +119,23 @@ struct CodeGroup {
     const uint8_t* at[group_codes];
     const uint8_t* later[group_codes];
 
-    /// codes i .. i + 3, the last one again in place of those past the end
+    /// codes i .. i + 3
     HWY_INLINE CodeGroup(const Codes& codes, size_t i) {
-        const size_t ahead = prefetch_bytes / codes.code_size + group_codes;
-        for (size_t r = 0; r < group_codes; r++) {
-            at[r] = codes[std::min(i + r, codes.n - 1)];
-            // without rows the next call's codes follow these
-            later[r] = codes.rows
-                    ? codes[std::min(i + r + ahead, codes.n - 1)]
-                    : codes.codes + (i + r + ahead) * codes.code_size;
+        if (codes.rows) {
+            const size_t last = codes.n - 1;
+            for (size_t r = 0; r < group_codes; r++) {
+                at[r] = codes[i + r];
+                later[r] = codes[std::min(i + r + codes.ahead, last)];
+            }
+            return;
+        }
+        // the next call's codes follow these
+        const size_t ahead = codes.ahead * codes.code_size;
+        at[0] = codes.codes + i * codes.code_size;
+        later[0] = at[0] + ahead;
+        for (size_t r = 1; r < group_codes; r++) {
+            at[r] = at[r - 1] + codes.code_size;
+            later[r] = at[r] + ahead;
         }
     }
 
@@ -127,12 +147,26 @@ struct CodeGroup {
     }
 };
 
-const hn::Half<decltype(du8)> half_du8;
-
 /// two halves of a register, from the same place of two codes
 HWY_INLINE U8 load_pair(const uint8_t* a, const uint8_t* b) {
-    return hn::Combine(du8, hn::LoadU(half_du8, b), hn::LoadU(half_du8, a));
+    const hn::Half<decltype(du8)> half;
+    return hn::Combine(du8, hn::LoadU(half, b), hn::LoadU(half, a));
 }
+
+#if HWY_TARGET <= HWY_AVX3
+/// four quarters of a register, from the same place of four codes
+HWY_INLINE U8 load_quad(
+        const uint8_t* a,
+        const uint8_t* b,
+        const uint8_t* c,
+        const uint8_t* d) {
+    const hn::CappedTag<uint8_t, 16> block;
+    U8 quad = hn::ResizeBitCast(du8, hn::LoadU(block, a));
+    quad = hn::InsertBlock<1>(quad, hn::LoadU(block, b));
+    quad = hn::InsertBlock<2>(quad, hn::LoadU(block, c));
+    return hn::InsertBlock<3>(quad, hn::LoadU(block, d));
+}
+#endif
 
 /// the sums of a pair to those of its codes
 HWY_INLINE void add_pair(I32 pair, I32& a, I32& b) {
@@ -163,6 +197,45 @@ HWY_INLINE void dot_fields(
     }
 }
 
+/// for each block of 16 bytes, the sums of the four registers' blocks
+HWY_INLINE I32 add_within_blocks(const I32 (&sums)[4]) {
+    const auto interleave_add = [](I32 x, I32 y) HWY_ATTR {
+        return hn::Add(
+                hn::InterleaveLower(di32, x, y),
+                hn::InterleaveUpper(di32, x, y));
+    };
+    const auto ab = hn::BitCast(du64, interleave_add(sums[0], sums[1]));
+    const auto cd = hn::BitCast(du64, interleave_add(sums[2], sums[3]));
+    return hn::Add(
+            hn::BitCast(di32, hn::InterleaveLower(du64, ab, cd)),
+            hn::BitCast(di32, hn::InterleaveUpper(du64, ab, cd)));
+}
+
+#if HWY_TARGET <= HWY_AVX3
+/// the same where each code has a block of one register: the sum of block r is
+/// in its lane r, and the other lanes are zero
+HWY_INLINE I32 add_within_quad(I32 sums) {
+    sums = hn::Add(sums, hn::Shuffle2301(sums));
+    sums = hn::Add(sums, hn::Shuffle1032(sums));
+    const I32 lane = hn::Iota(di32, 0);
+    const I32 block = hn::ShiftRight<2>(lane);
+    const I32 lane_of_block = hn::And(lane, hn::Set(di32, 3));
+    return hn::IfThenElseZero(hn::Eq(lane_of_block, block), sums);
+}
+#endif
+
+/// out[r] = sum of lane r of the blocks
+HWY_INLINE void store_sums(I32 blocks, int32_t* out) {
+    if constexpr (N32 > 8) {
+        blocks = hn::Add(blocks, hn::ConcatLowerUpper(di32, blocks, blocks));
+    }
+    if constexpr (N32 > 4) {
+        blocks = hn::Add(blocks, hn::SwapAdjacentBlocks(blocks));
+    }
+    const hn::CappedTag<int32_t, 4> block;
+    hn::StoreU(hn::ResizeBitCast(block, blocks), block, out);
+}
+
 /** Dot products of a query with planes.
  *
  * A class and not a lambda, as its like for the trellis: the compiler does not
@@ -172,18 +245,52 @@ struct PlaneDot {
     const Fields fields;
     const int8_t* query;
     const size_t m; ///< bytes of a plane
+    const Tails tails;
 
     HWY_INLINE PlaneDot(const CodeLayout& layout, const int8_t* query)
             : fields(layout),
               query(query),
-              m(layout.plane_size(query_field_bits(layout))) {}
+              m(layout.plane_size(query_field_bits(layout))),
+              tails(layout) {}
 
-    /// sums of the products in each lane
-    HWY_INLINE void dot(const CodeGroup& group, I32 (&totals)[group_codes])
-            const {
-        using Bytes = typename Fields::Bytes;
+    /// lane r of the blocks adds up to the dot product of code r
+    HWY_INLINE I32 dot(const CodeGroup& group) const {
+#if HWY_TARGET <= HWY_AVX3
+        if (tails.codes == 4) {
+            const I32 of_tails = dot_quads(group);
+            if (m < N8) {
+                return of_tails;
+            }
+            return hn::Add(of_tails, dot_registers(group));
+        }
+#endif
+        return dot_registers(group);
+    }
+
+   private:
+    using Bytes = typename Fields::Bytes;
+
+    HWY_INLINE void prefetch(const CodeGroup& group, size_t byte) const {
+        HWY_UNROLL(3)
+        for (size_t plane = 0; plane < Fields::n_planes; plane++) {
+            group.prefetch(plane * m + byte);
+        }
+    }
+
+    static HWY_INLINE void add_totals(
+            const Sums (&sums)[group_codes],
+            I32 (&totals)[group_codes]) {
+        HWY_UNROLL(4)
+        for (size_t r = 0; r < group_codes; r++) {
+            totals[r] = hn::Add(totals[r], sums[r].total());
+        }
+    }
+
+    /// of registers of one code, and tails of pairs
+    HWY_INLINE I32 dot_registers(const CodeGroup& group) const {
         const auto load = [](const uint8_t* p)
                                   HWY_ATTR { return hn::LoadU(du8, p); };
+        I32 totals[group_codes];
         HWY_UNROLL(4)
         for (size_t r = 0; r < group_codes; r++) {
             totals[r] = hn::Zero(di32);
@@ -205,11 +312,8 @@ struct PlaneDot {
             }
             add_totals(sums, totals);
         }
-        if (i == m) {
-            return;
-        }
-        prefetch(group, i);
-        if (pairs_tails(m)) {
+        if (tails.codes == 2) {
+            prefetch(group, i);
             const Bytes bytes[] = {
                     load_tails(group.at[0], group.at[1]),
                     load_tails(group.at[2], group.at[3])};
@@ -217,85 +321,72 @@ struct PlaneDot {
             dot_fields(fields, bytes, q, sums);
             add_pair(sums[0].total(), totals[0], totals[1]);
             add_pair(sums[1].total(), totals[2], totals[3]);
-            return;
+        } else if (i < m && tails.codes == 1) {
+            prefetch(group, i);
+            const size_t m = this->m;
+            const auto load_last = [m](const uint8_t* p) HWY_ATTR {
+                return m < N8 ? hn::LoadN(du8, p, m)
+                              : hn::LoadU(du8, p + m - N8);
+            };
+            const Bytes bytes[] = {
+                    fields.load(group.at[0], load_last),
+                    fields.load(group.at[1], load_last),
+                    fields.load(group.at[2], load_last),
+                    fields.load(group.at[3], load_last)};
+            Sums sums[group_codes];
+            dot_fields(fields, bytes, q, sums);
+            add_totals(sums, totals);
         }
-        const size_t m = this->m;
-        const auto load_last = [m](const uint8_t* p) HWY_ATTR {
-            return m < N8 ? hn::LoadN(du8, p, m) : hn::LoadU(du8, p + m - N8);
-        };
-        const Bytes bytes[] = {
-                fields.load(group.at[0], load_last),
-                fields.load(group.at[1], load_last),
-                fields.load(group.at[2], load_last),
-                fields.load(group.at[3], load_last)};
-        Sums sums[group_codes];
-        dot_fields(fields, bytes, q, sums);
-        add_totals(sums, totals);
+        return add_within_blocks(totals);
     }
 
-   private:
-    HWY_INLINE void prefetch(const CodeGroup& group, size_t byte) const {
-        HWY_UNROLL(3)
-        for (size_t plane = 0; plane < Fields::n_planes; plane++) {
-            group.prefetch(plane * m + byte);
-        }
-    }
-
-    static HWY_INLINE void add_totals(
-            const Sums (&sums)[group_codes],
-            I32 (&totals)[group_codes]) {
-        HWY_UNROLL(4)
-        for (size_t r = 0; r < group_codes; r++) {
-            totals[r] = hn::Add(totals[r], sums[r].total());
-        }
-    }
-
-    HWY_INLINE typename Fields::Bytes load_tails(
-            const uint8_t* a,
-            const uint8_t* b) const {
+    HWY_INLINE Bytes load_tails(const uint8_t* a, const uint8_t* b) const {
         const ptrdiff_t apart = b - a;
         return fields.load(a + m - N8 / 2, [apart](const uint8_t* p) HWY_ATTR {
             return load_pair(p, p + apart);
         });
     }
-};
 
-/// sums of the lanes of four registers
-HWY_INLINE void store_sums(const I32 (&sums)[4], int32_t* out) {
-    const auto interleave_add = [](I32 x, I32 y) HWY_ATTR {
-        return hn::Add(
-                hn::InterleaveLower(di32, x, y),
-                hn::InterleaveUpper(di32, x, y));
-    };
-    const auto ab = hn::BitCast(du64, interleave_add(sums[0], sums[1]));
-    const auto cd = hn::BitCast(du64, interleave_add(sums[2], sums[3]));
-    I32 abcd =
-            hn::Add(hn::BitCast(di32, hn::InterleaveLower(du64, ab, cd)),
-                    hn::BitCast(di32, hn::InterleaveUpper(du64, ab, cd)));
-    if constexpr (N32 > 8) {
-        abcd = hn::Add(abcd, hn::ConcatLowerUpper(di32, abcd, abcd));
+#if HWY_TARGET <= HWY_AVX3
+    /// of tails that four codes share registers for
+    HWY_INLINE I32 dot_quads(const CodeGroup& group) const {
+        const size_t full = m / N8 * N8;
+        const uint8_t* const a = group.at[0];
+        const ptrdiff_t b = group.at[1] - a, c = group.at[2] - a,
+                        d = group.at[3] - a;
+        const auto load = [b, c, d](const uint8_t* p) HWY_ATTR {
+            return load_quad(p, p + b, p + c, p + d);
+        };
+        const int8_t* q = query + full * Fields::n;
+        prefetch(group, full);
+        Sums sums[1];
+        for (size_t i = 0; i < tails.n; i++, q += N8 * Fields::n) {
+            const Bytes bytes[] = {fields.load(a + tails.start(i, m), load)};
+            dot_fields(fields, bytes, q, sums);
+        }
+        return add_within_quad(sums[0].total());
     }
-    if constexpr (N32 > 4) {
-        abcd = hn::Add(abcd, hn::SwapAdjacentBlocks(abcd));
-    }
-    const hn::CappedTag<int32_t, 4> block;
-    hn::StoreU(hn::ResizeBitCast(block, abcd), block, out);
-}
+#endif
+};
 
 /// out[i] = dot product of code i
 template <class Dot>
 HWY_INLINE void dot_groups(const Dot& dot, const Codes& codes, int32_t* out) {
-    I32 sums[group_codes];
     size_t i = 0;
     for (; i + group_codes <= codes.n; i += group_codes) {
-        dot.dot(CodeGroup(codes, i), sums);
-        store_sums(sums, out + i);
+        store_sums(dot.dot(CodeGroup(codes, i)), out + i);
     }
     if (i < codes.n) {
-        HWY_ALIGN int32_t last[group_codes];
-        dot.dot(CodeGroup(codes, i), sums);
-        store_sums(sums, last);
-        std::memcpy(out + i, last, (codes.n - i) * sizeof(int32_t));
+        // the last one again in place of those past the end
+        uint32_t rows[group_codes];
+        for (size_t r = 0; r < group_codes; r++) {
+            const size_t row = std::min(i + r, codes.n - 1);
+            rows[r] = codes.rows ? codes.rows[row] : row;
+        }
+        const Codes last(codes.codes, rows, group_codes, codes.code_size);
+        int32_t sums[group_codes];
+        store_sums(dot.dot(CodeGroup(last, 0)), sums);
+        std::memcpy(out + i, sums, (codes.n - i) * sizeof(int32_t));
     }
 }
 
@@ -328,7 +419,7 @@ void dot_codes(
         const int8_t* query,
         int32_t sum,
         int32_t* out) {
-    const Codes codes = {first, rows, n, layout.code_size};
+    const Codes codes(first, rows, n, layout.code_size);
     if (!planes_line_up(layout)) {
         dot_decoded_codes(layout, codes, query, out);
     } else if (layout.has_trellis()) {

@@ -808,23 +808,54 @@ int query_field_bits(const CodeLayout& layout) {
     return layout.nbits == 3 || layout.has_trellis() ? 1 : layout.nbits;
 }
 
+/** How dot_codes reads what is left of a plane after its full registers: by
+ * itself, or, where that leaves a register half empty, with several codes in
+ * each register, of which each takes its part. */
+struct Tails {
+    size_t codes; ///< that share a register: 1, 2 or 4
+    size_t n;     ///< registers of those codes; 0: nothing is left
+
+    HWY_INLINE explicit Tails(const CodeLayout& layout) : codes(1), n(0) {
+        const int b = query_field_bits(layout);
+        const size_t m = layout.plane_size(b);
+        const size_t left = m % N8, part = left <= 16 ? 16 : N8 / 2;
+        n = left > 0;
+        if (left == 0 || N8 == 16) {
+            return;
+        }
+        if (layout.has_trellis()) {
+            codes = m > N8 && left <= N8 / 2 ? 2 : 1;
+        } else if (left <= part && m >= part) {
+            codes = N8 / part;
+        } else if (N8 == 64 && b == 1 && left <= 48 && m >= 16) {
+            // bits take so long that three registers in place of four pay
+            codes = 4;
+            n = (left + 15) / 16;
+        }
+    }
+
+    /// bytes of a code in each register
+    HWY_INLINE size_t part() const {
+        return N8 / codes;
+    }
+    /// where the part of register i begins, in a plane of m bytes: parts of a
+    /// plane overlap rather than go past its end
+    HWY_INLINE size_t start(size_t i, size_t m) const {
+        return m < part() ? 0 : std::min(m / N8 * N8 + i * part(), m - part());
+    }
+};
+
 size_t query_size(const CodeLayout& layout) {
     if (!planes_line_up(layout)) {
         return layout.padded_dim();
     }
     const int b = query_field_bits(layout);
-    const size_t chunks = (layout.plane_size(b) + N8 - 1) / N8;
-    return chunks * N8 * (8 / b);
+    const size_t registers = layout.plane_size(b) / N8 + Tails(layout).n;
+    return registers * N8 * (8 / b);
 }
 
-/** What is left of a plane after its full registers, if that is at most half a
- * register, is read from two codes at a time. */
-bool pairs_tails(size_t m) {
-    return N8 > 16 && m > N8 && (m - 1) % N8 < N8 / 2;
-}
-
-/// [chunk][field][N8], zero for bytes that an earlier chunk covers. The tail
-/// of a pair is there twice.
+/// [register][field][N8], as often as there are codes that share a register,
+/// and zero for bytes that an earlier register covers
 void arrange_query(const CodeLayout& layout, const int8_t* q, int8_t* out) {
     if (!planes_line_up(layout)) {
         std::memcpy(out, q, layout.padded_dim());
@@ -833,16 +864,25 @@ void arrange_query(const CodeLayout& layout, const int8_t* q, int8_t* out) {
     const int b = query_field_bits(layout);
     const size_t m = layout.plane_size(b);
     std::memset(out, 0, query_size(layout));
-    for (size_t i = 0; i < m; i += N8) {
-        const size_t end = std::min(i + N8, m);
-        const bool twice = pairs_tails(m) && end - i < N8;
-        const size_t at = m < N8 ? 0 : twice ? m - N8 / 2 : chunk_start(i, m);
+    // bytes [i, end) of the fields, where a register's code begins at `at`
+    const auto arrange = [&](size_t i, size_t end, size_t at, size_t codes) {
         for (int f = 0; f < 8 / b; f++, out += N8) {
-            std::memcpy(out + (i - at), q + f * m + i, end - i);
-            if (twice) {
-                std::memcpy(out + N8 / 2, out, N8 / 2);
+            for (size_t k = 0; k < codes; k++) {
+                std::memcpy(
+                        out + k * (N8 / codes) + (i - at),
+                        q + f * m + i,
+                        end - i);
             }
         }
+    };
+    size_t i = 0;
+    for (; i + N8 <= m; i += N8) {
+        arrange(i, i + N8, i, 1);
+    }
+    const Tails tails(layout);
+    for (size_t k = 0; k < tails.n; k++, i += tails.part()) {
+        const size_t end = std::min(i + tails.part(), m);
+        arrange(i, end, tails.start(k, m), tails.codes);
     }
 }
 

@@ -521,12 +521,12 @@ struct TrellisDot {
               code(layout.trellis),
               products(layout, constants),
               m(layout.plane_size(1)),
-              tail(pairs_tails(m) ? m / N8 * N8 : m),
+              tail(Tails(layout).codes == 2 ? m / N8 * N8 : m),
               packed(layout.packed_size()) {}
 
-    /// sums of the products in each lane
-    HWY_INLINE void dot(const CodeGroup& group, I32 (&sums)[group_codes])
-            const {
+    /// lane r of the blocks adds up to that of code r
+    HWY_INLINE I32 dot(const CodeGroup& group) const {
+        I32 sums[group_codes];
         for (size_t r = 0; r < group_codes; r++) {
             for (size_t byte = 0; byte < packed; byte += 64) {
                 hwy::Prefetch(group.later[r] + byte);
@@ -537,6 +537,7 @@ struct TrellisDot {
             add_tails(group.at[0], group.at[1], sums[0], sums[1]);
             add_tails(group.at[2], group.at[3], sums[2], sums[3]);
         }
+        return add_within_blocks(sums);
     }
 
    private:
