@@ -3,6 +3,7 @@
 //
 // A plane of n fields a byte, or n_planes that line up: Bytes is a register of
 // its bytes (of each plane), get<f>() the grid positions of field f.
+// load() loads Bytes, of_planes() puts them together.
 
 #if HWY_TARGET == HWY_AVX3_DL
 
@@ -39,6 +40,10 @@ struct PlaneFields {
     template <class Load>
     HWY_INLINE U8 load(const uint8_t* at, Load load_bytes) const {
         return load_bytes(at);
+    }
+
+    static HWY_INLINE U8 of_planes(const U8 (&planes)[1]) {
+        return planes[0];
     }
 
     template <int f>
@@ -79,6 +84,10 @@ struct PlaneFields {
         return load_bytes(at);
     }
 
+    static HWY_INLINE U8 of_planes(const U8 (&planes)[1]) {
+        return planes[0];
+    }
+
     template <int f>
     HWY_INLINE U8 get(U8 bytes) const {
         return hn::TableLookupBytes(table, get_field<b, f>(bytes));
@@ -103,10 +112,16 @@ struct ThreeBitFields {
 
     template <class Load>
     HWY_INLINE Bytes load(const uint8_t* at, Load load_bytes) const {
+        const U8 planes[] = {
+                load_bytes(at), load_bytes(at + m), load_bytes(at + 2 * m)};
+        return of_planes(planes);
+    }
+
+    static HWY_INLINE Bytes of_planes(const U8 (&planes)[3]) {
         Bytes bytes;
-        bytes.magnitudes[0] = load_bytes(at);
-        bytes.magnitudes[1] = load_bytes(at + m);
-        bytes.signs = load_bytes(at + 2 * m);
+        bytes.magnitudes[0] = planes[0];
+        bytes.magnitudes[1] = planes[1];
+        bytes.signs = planes[2];
         return bytes;
     }
 

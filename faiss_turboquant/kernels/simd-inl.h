@@ -731,6 +731,22 @@ bool planes_line_up(const CodeLayout& layout) {
     return layout.nbits != 3 || layout.d % 8 == 0;
 }
 
+/// f(fields, bytes of a plane), for codes without a trellis whose planes line
+/// up
+template <class F>
+HWY_INLINE void with_fields(const CodeLayout& layout, F f) {
+    switch (layout.nbits) {
+        case 1:
+            return f(PlaneFields<1>(layout), layout.plane_size(1));
+        case 2:
+            return f(PlaneFields<2>(layout), layout.plane_size(2));
+        case 3:
+            return f(ThreeBitFields(layout), layout.plane_size(1));
+        default:
+            return f(PlaneFields<4>(layout), layout.plane_size(4));
+    }
+}
+
 /// f(decoder), with decoder(planes, grid) for codes of the layout: what is the
 /// same for all of them is made once
 template <class F>
@@ -738,30 +754,17 @@ HWY_INLINE void with_decoder(const CodeLayout& layout, F f) {
     if (layout.has_trellis()) {
         f([&](const uint8_t* planes, uint8_t* grid)
                   HWY_ATTR { trellis_decode(layout, planes, grid); });
-        return;
-    }
-    const size_t m1 = layout.plane_size(1), m2 = layout.plane_size(2);
-    if (layout.nbits == 3 && planes_line_up(layout)) {
-        const ThreeBitFields fields(layout);
-        f([&](const uint8_t* planes, uint8_t* grid)
-                  HWY_ATTR { decode_fields(fields, planes, m1, grid); });
-    } else if (layout.nbits == 1) {
-        const PlaneFields<1> fields(layout);
-        f([&](const uint8_t* planes, uint8_t* grid)
-                  HWY_ATTR { decode_fields(fields, planes, m1, grid); });
-    } else if (layout.nbits == 4) {
-        const PlaneFields<4> fields(layout);
-        const size_t m4 = layout.plane_size(4);
-        f([&](const uint8_t* planes, uint8_t* grid)
-                  HWY_ATTR { decode_fields(fields, planes, m4, grid); });
+    } else if (planes_line_up(layout)) {
+        with_fields(layout, [&](const auto& fields, size_t m) HWY_ATTR {
+            f([&](const uint8_t* planes, uint8_t* grid)
+                      HWY_ATTR { decode_fields(fields, planes, m, grid); });
+        });
     } else {
-        const PlaneFields<2> fields(layout);
-        const bool has_signs = layout.nbits == 3;
+        const PlaneFields<2> magnitudes(layout);
+        const size_t m = layout.plane_size(2);
         f([&](const uint8_t* planes, uint8_t* grid) HWY_ATTR {
-            decode_fields(fields, planes, m2, grid);
-            if (has_signs) {
-                flip_fields(planes + m2, m1, grid);
-            }
+            decode_fields(magnitudes, planes, m, grid);
+            flip_fields(planes + m, layout.plane_size(1), grid);
         });
     }
 }
@@ -945,6 +948,90 @@ struct Accumulator {
 
 // -------------------------------------------------------------------- panels
 
+/// v[i] dword j of each block of 16 bytes becomes v[j] dword i
+HWY_INLINE void transpose_blocks(U8 (&v)[4]) {
+    const auto low = [](U8 a, U8 b) HWY_ATTR {
+        return hn::InterleaveLower(
+                du32, hn::BitCast(du32, a), hn::BitCast(du32, b));
+    };
+    const auto high = [](U8 a, U8 b) HWY_ATTR {
+        return hn::InterleaveUpper(
+                du32, hn::BitCast(du32, a), hn::BitCast(du32, b));
+    };
+    const auto ab_low = hn::BitCast(du64, low(v[0], v[1]));
+    const auto ab_high = hn::BitCast(du64, high(v[0], v[1]));
+    const auto cd_low = hn::BitCast(du64, low(v[2], v[3]));
+    const auto cd_high = hn::BitCast(du64, high(v[2], v[3]));
+    v[0] = hn::BitCast(du8, hn::InterleaveLower(du64, ab_low, cd_low));
+    v[1] = hn::BitCast(du8, hn::InterleaveUpper(du64, ab_low, cd_low));
+    v[2] = hn::BitCast(du8, hn::InterleaveLower(du64, ab_high, cd_high));
+    v[3] = hn::BitCast(du8, hn::InterleaveUpper(du64, ab_high, cd_high));
+}
+
+/// 16 bytes of codes 0, 4, .., a block each
+HWY_INLINE U8 load_blocks(const uint8_t* const* codes, size_t byte) {
+#if HWY_TARGET <= HWY_AVX3
+    return load_quad(
+            codes[0] + byte,
+            codes[4] + byte,
+            codes[8] + byte,
+            codes[12] + byte);
+#else
+    if constexpr (N8 == 32) {
+        return load_pair(codes[0] + byte, codes[4] + byte);
+    } else {
+        return hn::LoadU(du8, codes[0] + byte);
+    }
+#endif
+}
+
+/// whether decode_blocks can do it
+bool decodes_in_blocks(const CodeLayout& layout) {
+    const int b = layout.nbits == 3 ? 1 : layout.nbits;
+    const size_t m = layout.plane_size(b);
+    return !layout.has_trellis() && planes_line_up(layout) && m >= 16 &&
+            m % 4 == 0;
+}
+
+/** A panel of codes whose planes are of whole quads of bytes, m bytes a plane.
+ *
+ * Four bytes of consecutive codes, side by side, hold the fields of quads of
+ * the panel: the codes are transposed and not their grid positions, which are
+ * 8 / b times as many bytes. */
+template <class Fields>
+HWY_INLINE void decode_blocks(
+        const Fields& fields,
+        const uint8_t* const (&codes)[panel_rows],
+        size_t n,
+        size_t m,
+        uint8_t* panel) {
+    for (size_t row = 0; row < n; row += N32) {
+        for (size_t i = 0; i < m; i += 16) {
+            const size_t byte = std::min(i, m - 16);
+            U8 quads[4][Fields::n_planes];
+            for (size_t plane = 0; plane < Fields::n_planes; plane++) {
+                U8 blocks[4];
+                for (size_t k = 0; k < 4; k++) {
+                    blocks[k] = load_blocks(&codes[row + k], plane * m + byte);
+                }
+                transpose_blocks(blocks);
+                for (size_t k = 0; k < 4; k++) {
+                    quads[k][plane] = blocks[k];
+                }
+            }
+            uint8_t* out = panel + byte * panel_rows + row * 4;
+            for (size_t k = 0; k < 4; k++, out += 4 * panel_rows) {
+                store_fields(
+                        fields,
+                        Fields::of_planes(quads[k]),
+                        m * panel_rows,
+                        N8,
+                        out);
+            }
+        }
+    }
+}
+
 // A transposition is shuffles, which are no faster in 512 bits.
 const hn::CappedTag<int32_t, 8> quads32;
 const hn::Repartition<uint64_t, decltype(quads32)> quads64;
@@ -990,11 +1077,21 @@ void decode_panel(
         size_t n,
         uint8_t* scratch,
         uint8_t* panel) {
+    const uint8_t* of_rows[panel_rows];
+    for (size_t i = 0; i < panel_rows; i++) {
+        const size_t row = std::min(i, n - 1);
+        of_rows[i] = codes + (rows ? rows[row] : row) * layout.code_size;
+    }
+    if (decodes_in_blocks(layout)) {
+        with_fields(layout, [&](const auto& fields, size_t m) HWY_ATTR {
+            decode_blocks(fields, of_rows, n, m, panel);
+        });
+        return;
+    }
     const size_t padded = layout.padded_dim();
     with_decoder(layout, [&](auto decoder) HWY_ATTR {
         for (size_t i = 0; i < n; i++) {
-            const size_t row = rows ? rows[i] : i;
-            decoder(codes + row * layout.code_size, scratch + i * padded);
+            decoder(of_rows[i], scratch + i * padded);
         }
     });
     for (size_t row = 0; row < n; row += NQ) {
