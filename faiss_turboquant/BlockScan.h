@@ -224,13 +224,15 @@ class BlockScan {
                 decode_panels(p, codes, rows, n);
             }
             load_factors(codes, rows, n);
-            for (size_t q0 = 0; q0 < nq; q0 += k.tile_queries) {
+            // tiles of like sizes: a tile of few costs more for each
+            size_t tiles = (nq + k.tile_queries - 1) / k.tile_queries;
+            for (size_t begin = 0, end; begin < nq; begin = end, tiles--) {
+                end = begin + (nq - begin) / tiles;
                 for (size_t p = 0; p < parts.size(); p++) {
-                    dot_panels(p, q0, n);
+                    dot_panels(p, begin, end, n);
                 }
-                for (size_t q = q0; q < std::min(q0 + k.tile_queries, nq);
-                     q++) {
-                    select(q, (q - q0) * block_codes, first, rows, n);
+                for (size_t q = begin; q < end; q++) {
+                    select(q, (q - begin) * block_codes, first, rows, n);
                 }
             }
             return;
@@ -354,15 +356,16 @@ class BlockScan {
         }
     }
 
-    /// of n codes, in panels, with the tile of queries from q0 on
-    void dot_panels(size_t p, size_t q0, size_t n) {
+    /// of n codes, in panels, with the tile of queries [begin, end)
+    void dot_panels(size_t p, size_t begin, size_t end, size_t n) {
         const CodePart& of_code = tq.parts()[p];
         Part& part = parts[p];
         k.dot_panels(
                 part.panels.data(),
                 part.panel_stride,
                 (n + panel_rows - 1) / panel_rows,
-                query_rows + q0 * query_stride + of_code.coordinate,
+                query_rows + begin * query_stride + of_code.coordinate,
+                end - begin,
                 query_stride,
                 of_code.layout.panel_quads(k),
                 part.dots.data(),

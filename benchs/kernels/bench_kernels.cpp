@@ -210,6 +210,7 @@ void dot_panels(benchmark::State& state, size_t d, SimdLevel level) {
                 stride,
                 n_panels,
                 queries.data(),
+                k.tile_queries,
                 query_stride,
                 layout.panel_quads(k),
                 dots.data(),

@@ -23,9 +23,9 @@ constexpr size_t tile_rows = 16;
 constexpr size_t row_bytes = 64;
 static_assert(panel_rows == tile_rows);
 
-/// two registers of queries meet two of codes: each is read once for two
-/// products
-constexpr size_t tile_queries = 2 * tile_rows;
+/// two registers of queries, or one, meet two of codes: each is read once for
+/// two products
+constexpr size_t max_tile_queries = 2 * tile_rows;
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1;
@@ -42,7 +42,8 @@ struct alignas(64) TileConfig {
     }
 };
 
-/// 32 queries with panels a and b
+/// tile_queries queries, 16 or 32, with panels a and b
+template <size_t tile_queries>
 TQ_AMX void dot_tile(
         const uint8_t* a,
         const uint8_t* b,
@@ -61,16 +62,21 @@ TQ_AMX void dot_tile(
         _tile_dpbsud(0, 4, 6);
         _tile_loadd(7, b + quad * row_bytes, row_bytes);
         _tile_dpbsud(1, 4, 7);
-        _tile_loadd(
-                5, queries + tile_rows * query_stride + quad * 4, query_stride);
-        _tile_dpbsud(2, 5, 6);
-        _tile_dpbsud(3, 5, 7);
+        if constexpr (tile_queries > tile_rows) {
+            const int8_t* more = queries + tile_rows * query_stride;
+            _tile_loadd(5, more + quad * 4, query_stride);
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        }
     }
     const size_t stride = out_stride * sizeof(int32_t);
     _tile_stored(0, out, stride);
     _tile_stored(1, out + tile_rows, stride);
-    _tile_stored(2, out + tile_rows * out_stride, stride);
-    _tile_stored(3, out + tile_rows * out_stride + tile_rows, stride);
+    if constexpr (tile_queries > tile_rows) {
+        int32_t* more = out + tile_rows * out_stride;
+        _tile_stored(2, more, stride);
+        _tile_stored(3, more + tile_rows, stride);
+    }
 }
 
 TQ_AMX void dot_panels(
@@ -78,15 +84,18 @@ TQ_AMX void dot_panels(
         size_t panel_stride,
         size_t n_panels,
         const int8_t* queries,
+        size_t n_queries,
         size_t query_stride,
         size_t quads,
         int32_t* out,
         size_t out_stride) {
     static const TileConfig config;
     _tile_loadconfig(&config);
+    const auto dot_tile_of = n_queries > tile_rows ? dot_tile<max_tile_queries>
+                                                   : dot_tile<tile_rows>;
     for (size_t p = 0; p < n_panels; p += 2) {
         const uint8_t* panel = panels + p * panel_stride;
-        dot_tile(
+        dot_tile_of(
                 panel,
                 panel + panel_stride,
                 queries,
@@ -120,7 +129,7 @@ std::vector<const Kernels*> amx_kernels(const Kernels& base) {
     static const Kernels table = [&base] {
         Kernels kernels = base;
         kernels.level = SimdLevel::amx;
-        kernels.tile_queries = tile_queries;
+        kernels.tile_queries = max_tile_queries;
         kernels.quad_step = tile_rows;
         kernels.dot_panels = dot_panels;
         return kernels;

@@ -271,7 +271,7 @@ struct Kernels {
             uint8_t* scratch,
             uint8_t* panel);
 
-    /// queries of a tile
+    /// the most queries of a tile
     size_t tile_queries;
     /// dot_panels takes this many quads of dimensions at a time
     size_t quad_step;
@@ -279,18 +279,21 @@ struct Kernels {
     /** Integer dot products of panels with a tile of queries.
      * @param panels        panels, panel_stride bytes apart; those up to the
      *                      next multiple of panel_group are read too
-     * @param queries       (tile_queries, quads * 4), quantized, zero past d,
-     *                      query_stride bytes apart
+     * @param queries       (n_queries, quads * 4), quantized, zero past d,
+     *                      query_stride bytes apart; up to tile_queries of
+     *                      them are read
+     * @param n_queries     1 to tile_queries
      * @param quads         CodeLayout::panel_quads
      * @param out           (tile_queries, n_panels * panel_rows), rows
-     *                      out_stride apart, written, and so is what belongs
-     *                      to the panels up to the next multiple of
-     *                      panel_group */
+     *                      out_stride apart, those of the queries written, and
+     *                      so is what belongs to the panels up to the next
+     *                      multiple of panel_group; other rows may be */
     void (*dot_panels)(
             const uint8_t* panels,
             size_t panel_stride,
             size_t n_panels,
             const int8_t* queries,
+            size_t n_queries,
             size_t query_stride,
             size_t quads,
             int32_t* out,

@@ -243,6 +243,7 @@ void dot_panels(
         size_t panel_stride,
         size_t n_panels,
         const int8_t* query,
+        size_t /*n_queries*/,
         size_t /*query_stride*/,
         size_t quads,
         int32_t* out,

@@ -1113,16 +1113,17 @@ void decode_panel(
     }
 }
 
-// Accumulators are tile_panels * panel_rows / N32 * tile_queries registers:
-// 8 of 16 on AVX2, which leaves room for the operands of a pair of quads; 12 of
-// 16 with VNNI, whose latency takes 10; 24 of 32 on AVX-512, where every
+// Accumulators are tile_panels * panel_rows / N32 * queries registers, at
+// most 8 of 16 on AVX2, which leaves room for the operands of a pair of quads;
+// 12 of 16 with VNNI, whose latency takes 10; 24 of 32 on AVX-512, where every
 // operand is used 4 or 6 times; 16 of 32 with NEON's dot product, where 24
 // would not leave room for six queries beside them.
 constexpr size_t tile_panels = N8 == 64 ? 4 : 1;
-constexpr size_t tile_queries =
+constexpr size_t max_tile_queries =
         N8 == 64 ? 6 : N8 / 8 + (TQ_HAS_QUAD_DOT ? 2 : 0);
 
 /// tile_panels panels with a tile of queries
+template <size_t tile_queries>
 HWY_INLINE void dot_tile(
         const uint8_t* panels,
         size_t panel_stride,
@@ -1177,18 +1178,35 @@ HWY_INLINE void dot_tile(
     }
 }
 
-void dot_panels(
+/// dot_panels with at most tile_queries queries
+template <size_t tile_queries>
+void dot_panels_of(
         const uint8_t* panels,
         size_t panel_stride,
         size_t n_panels,
         const int8_t* queries,
+        size_t n_queries,
         size_t query_stride,
         size_t quads,
         int32_t* out,
         size_t out_stride) {
+    if constexpr (tile_queries > 1) {
+        if (n_queries < tile_queries) {
+            return dot_panels_of<tile_queries - 1>(
+                    panels,
+                    panel_stride,
+                    n_panels,
+                    queries,
+                    n_queries,
+                    query_stride,
+                    quads,
+                    out,
+                    out_stride);
+        }
+    }
     static_assert(panel_group % tile_panels == 0);
     for (size_t p = 0; p < n_panels; p += tile_panels) {
-        dot_tile(
+        dot_tile<tile_queries>(
                 panels + p * panel_stride,
                 panel_stride,
                 queries,
@@ -1298,11 +1316,16 @@ constexpr SimdLevel level() {
 
 const Kernels& table() {
     static const Kernels kernels = {
-            level(),         hadamard,   rotation_round, matvec,
-            sum_of_squares,  dot,        subtract,       scale,
-            encode,          decode,     quantize_query, query_size,
-            arrange_query,   dot_codes,  decode_panel,   tile_queries,
-            /*quad_step=*/2, dot_panels, select,
+            level(),         hadamard,
+            rotation_round,  matvec,
+            sum_of_squares,  dot,
+            subtract,        scale,
+            encode,          decode,
+            quantize_query,  query_size,
+            arrange_query,   dot_codes,
+            decode_panel,    max_tile_queries,
+            /*quad_step=*/2, dot_panels_of<max_tile_queries>,
+            select,
     };
     return kernels;
 }

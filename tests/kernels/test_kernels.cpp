@@ -362,56 +362,69 @@ TEST_P(LevelTest, DotCodes) {
 
 TEST_P(LevelTest, Panels) {
     for (const CodeLayout& layout : layouts(faiss::METRIC_L2)) {
-        for (size_t n_panels : {1, 3, 4, 6}) {
-            const size_t n = n_panels * panel_rows;
-            const auto codes = random_codes(layout, n, 17);
+        const size_t nq = simd.tile_queries;
+        const size_t quads = layout.panel_quads(simd);
+        const size_t query_stride = quads * 4 + 64;
+        std::vector<std::vector<int8_t>> queries;
+        std::vector<int8_t> tile(nq * query_stride, 99);
+        for (size_t k = 0; k < nq; k++) {
+            queries.push_back(random_query(layout, 23 + k));
+            std::copy_n(
+                    queries[k].begin(),
+                    quads * 4,
+                    tile.begin() + k * query_stride);
+        }
+        size_t n_queries = 0;
+        for (size_t n : {16, 5, 48, 64, 70, 96}) {
+            // every size of a tile in turn, and rows in some order or none
+            n_queries = n_queries % nq + 1;
+            std::vector<uint32_t> order(n);
+            for (size_t i = 0; i < n; i++) {
+                order[i] = n_queries % 2 ? (i * 5 + 1) % n : i;
+            }
+            const uint32_t* rows = n_queries % 2 ? order.data() : nullptr;
+            const auto random = random_codes(layout, n, 17);
+            ExactBytes codes(random.size(), 1);
+            std::memcpy(codes.data(), random.data(), random.size());
+
+            const size_t n_panels = (n + panel_rows - 1) / panel_rows;
             const size_t stride = panel_rows * layout.padded_dim();
             std::vector<uint8_t> scratch(stride), panels(8 * stride);
-            for (size_t p = 0; p < n_panels; p++) {
+            for (size_t i = 0; i < n; i += panel_rows) {
                 simd.decode_panel(
                         layout,
-                        codes.data() + p * panel_rows * layout.code_size,
-                        nullptr,
-                        panel_rows,
+                        rows ? codes.data()
+                             : codes.data() + i * layout.code_size,
+                        rows ? rows + i : nullptr,
+                        std::min(panel_rows, n - i),
                         scratch.data(),
-                        panels.data() + p * stride);
-            }
-            const size_t nq = simd.tile_queries;
-            const size_t quads = layout.panel_quads(simd);
-            const size_t query_stride = quads * 4 + 64;
-            std::vector<std::vector<int8_t>> queries;
-            std::vector<int8_t> tile(nq * query_stride, 99);
-            for (size_t k = 0; k < nq; k++) {
-                queries.push_back(random_query(layout, 23 + k));
-                std::copy_n(
-                        queries[k].begin(),
-                        quads * 4,
-                        tile.begin() + k * query_stride);
+                        panels.data() + i / panel_rows * stride);
             }
             const size_t out_stride = 8 * panel_rows;
-            std::vector<int32_t> out(out_stride * simd.tile_queries);
+            std::vector<int32_t> out(out_stride * nq);
             simd.dot_panels(
                     panels.data(),
                     stride,
                     n_panels,
                     tile.data(),
+                    n_queries,
                     query_stride,
                     quads,
                     out.data(),
                     out_stride);
             std::vector<int32_t> expected(n);
-            for (size_t k = 0; k < nq; k++) {
+            for (size_t k = 0; k < n_queries; k++) {
                 scalar.dot_codes(
                         layout,
                         codes.data(),
-                        nullptr,
+                        rows,
                         n,
                         queries[k].data(),
                         sum_of(queries[k]),
                         expected.data());
                 const auto row = out.begin() + k * out_stride;
                 EXPECT_EQ(expected, std::vector<int32_t>(row, row + n))
-                        << layout.d << " " << layout.nbits;
+                        << layout.d << " " << layout.nbits << " " << n;
             }
         }
     }
