@@ -105,8 +105,10 @@ struct Reservoir {
     }
 
     void add(const float* keys, const uint32_t* rows, size_t n) {
+        const size_t size = entries.size();
+        entries.resize(size + n);
         for (size_t i = 0; i < n; i++) {
-            entries.push_back(pack_entry(keys[i], rows[i]));
+            entries[size + i] = pack_entry(keys[i], rows[i]);
         }
         // the first threshold as soon as there is one: without it all is kept
         const bool has_threshold = std::isfinite(threshold);

@@ -113,13 +113,20 @@ class BestResults {
         return threshold_.load(std::memory_order_relaxed);
     }
 
-    void add(size_t k, float key, idx_t label) {
-        if (entries_.capacity() == 0) {
-            entries_.reserve(std::min(limit(k), max_reserved));
-            labels_.reserve(std::min(limit(k), max_reserved));
+    /// @param found         entries of a key and a row
+    /// @param label_of_row  label_of_row(row)
+    template <class LabelOfRow>
+    void add(
+            size_t k,
+            const std::vector<uint64_t>& found,
+            LabelOfRow label_of_row) {
+        const size_t size = entries_.size(), first = labels_.size();
+        entries_.resize(size + found.size());
+        labels_.resize(first + found.size());
+        for (size_t i = 0; i < found.size(); i++) {
+            entries_[size + i] = found[i] >> 32 << 32 | (first + i);
+            labels_[first + i] = label_of_row(entry_row(found[i]));
         }
-        entries_.push_back(pack_entry(key, labels_.size()));
-        labels_.push_back(label);
         // the first threshold as soon as there is one: without it all is kept
         if (entries_.size() >= (has_threshold_ ? limit(k) : k)) {
             shrink(k);
@@ -136,12 +143,14 @@ class BestResults {
     }
 
    private:
-    /// room for more entries is made as they come
-    static constexpr size_t max_reserved = 1024;
-
     /// entries before they are thinned out
     static size_t limit(size_t k) {
         return k + k / 4 + 16;
+    }
+
+    /// labels before those of entries that are gone are dropped
+    static size_t label_limit(size_t k) {
+        return 4 * limit(k);
     }
 
     idx_t label(uint64_t entry) const {
@@ -149,32 +158,36 @@ class BestResults {
     }
 
     void shrink(size_t k) {
-        if (entries_.size() < k) {
-            return;
-        }
         select_entries(entries_, k);
-        const float kth = entry_key(entries_[k - 1]);
+        const uint64_t kth = entries_[k - 1] >> 32;
         const bool has_ties = std::any_of(
                 entries_.begin() + k, entries_.end(), [&](uint64_t entry) {
-                    return entry_key(entry) == kth;
+                    return entry >> 32 == kth;
                 });
         if (has_ties) {
             sort();
         }
         entries_.resize(k);
-        // labels in the order of the entries
-        thread_local std::vector<idx_t> kept;
-        kept.clear();
-        for (uint64_t& entry : entries_) {
-            kept.push_back(label(entry));
-            entry = entry >> 32 << 32 | (kept.size() - 1);
+        if (labels_.size() >= label_limit(k)) {
+            drop_labels();
         }
-        labels_.assign(kept.begin(), kept.end());
         // one that equals the k-th best may still win by its label
         threshold_.store(
-                std::nextafter(kth, std::numeric_limits<float>::infinity()),
+                std::nextafter(
+                        entry_key(entries_[k - 1]),
+                        std::numeric_limits<float>::infinity()),
                 std::memory_order_relaxed);
         has_threshold_ = true;
+    }
+
+    /// all but those of the entries
+    void drop_labels() {
+        std::vector<idx_t> kept(entries_.size());
+        for (size_t i = 0; i < kept.size(); i++) {
+            kept[i] = label(entries_[i]);
+            entries_[i] = entries_[i] >> 32 << 32 | i;
+        }
+        labels_.assign(kept.begin(), kept.end());
     }
 
     /// by key, then by label
@@ -318,14 +331,8 @@ ListScanner::Stats ListScanner::search(
                 reservoir.restart(best[q].threshold());
             },
             [&](size_t q, Reservoir& reservoir, auto label_of_row) {
-                reservoir.shrink();
                 const std::lock_guard<std::mutex> lock(locks[q]);
-                for (uint64_t entry : reservoir.entries) {
-                    best[q].add(
-                            k,
-                            entry_key(entry),
-                            label_of_row(entry_row(entry)));
-                }
+                best[q].add(k, reservoir.entries, label_of_row);
                 return reservoir.entries.size();
             });
 
