@@ -10,6 +10,7 @@
 #include <utility>
 
 #include <faiss/impl/FaissAssert.h>
+#include <hwy/cache_control.h>
 
 namespace faiss_turboquant {
 
@@ -57,6 +58,14 @@ double find_direction(
         k.scale(difference, factor, work.direction.data(), tq.d);
     }
     return norm;
+}
+
+/// have the row after this one read while this one is rotated
+void prefetch_next_row(const float* x, size_t d) {
+    constexpr size_t line = 64 / sizeof(float);
+    for (size_t i = d; i < 2 * d; i += line) {
+        hwy::Prefetch(x + i);
+    }
 }
 
 /// of a trellis, which its name does not mention
@@ -512,6 +521,7 @@ void TurboQuantizer::rotate_row(
         EncodeWorkspace& work) const {
     float* rotated = work.rotated.data() + i * rotated_dim();
     const double norm = find_direction(*this, x, centre, work);
+    prefetch_next_row(x, d);
     double offset = 0;
     if (!std::isfinite(norm)) {
         std::fill_n(rotated, plain_dim(), 0.0f);
