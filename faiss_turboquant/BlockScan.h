@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <faiss/utils/AlignedTable.h>
+#include <hwy/cache_control.h>
 #include <hwy/contrib/sort/vqsort.h>
 
 #include <faiss_turboquant/QueryBatch.h>
@@ -348,6 +349,11 @@ class BlockScan {
         Part& part = parts[p];
         codes += of_code.byte;
         for (size_t i = 0; i < n; i += panel_rows) {
+            if (p == 0) {
+                // the hardware does not see far enough ahead in sixteen rows
+                const size_t next = std::min(i + panel_rows, n);
+                prefetch(codes, rows, next, std::min(next + panel_rows, n));
+            }
             k.decode_panel(
                     of_code.layout,
                     rows ? codes : codes + i * layout.code_size,
@@ -355,6 +361,21 @@ class BlockScan {
                     std::min(panel_rows, n - i),
                     part.scratch.data(),
                     part.panels.data() + i / panel_rows * part.panel_stride);
+        }
+    }
+
+    /// codes [begin, end) of a block
+    void prefetch(
+            const uint8_t* codes,
+            const uint32_t* rows,
+            size_t begin,
+            size_t end) {
+        for (size_t i = begin; i < end; i++) {
+            const uint8_t* code =
+                    codes + (rows ? rows[i] : i) * layout.code_size;
+            for (size_t byte = 0; byte < layout.code_size; byte += 64) {
+                hwy::Prefetch(code + byte);
+            }
         }
     }
 
