@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include <hwy/cache_control.h>
@@ -557,6 +558,13 @@ void trellis_decode(
         const CodeLayout& layout,
         const uint8_t* planes,
         uint8_t* grid);
+#if HWY_TARGET == HWY_AVX3_DL
+size_t trellis_query_size(const CodeLayout& layout);
+void arrange_trellis_query(
+        const CodeLayout& layout,
+        const int8_t* q,
+        int8_t* out);
+#endif
 struct Codes;
 void trellis_dot_codes(
         const CodeLayout& layout,
@@ -852,6 +860,11 @@ size_t query_size(const CodeLayout& layout) {
     if (!planes_line_up(layout)) {
         return layout.padded_dim();
     }
+#if HWY_TARGET == HWY_AVX3_DL
+    if (layout.has_trellis()) {
+        return trellis_query_size(layout);
+    }
+#endif
     const int b = query_field_bits(layout);
     const size_t registers = layout.plane_size(b) / N8 + Tails(layout).n;
     return registers * N8 * (8 / b);
@@ -864,6 +877,12 @@ void arrange_query(const CodeLayout& layout, const int8_t* q, int8_t* out) {
         std::memcpy(out, q, layout.padded_dim());
         return;
     }
+#if HWY_TARGET == HWY_AVX3_DL
+    if (layout.has_trellis()) {
+        arrange_trellis_query(layout, q, out);
+        return;
+    }
+#endif
     const int b = query_field_bits(layout);
     const size_t m = layout.plane_size(b);
     std::memset(out, 0, query_size(layout));
@@ -945,6 +964,7 @@ struct Accumulator {
 
 #include <faiss_turboquant/kernels/dot-inl.h>
 #include <faiss_turboquant/kernels/trellis-inl.h>
+#include <faiss_turboquant/kernels/trellis_dot-inl.h>
 
 // -------------------------------------------------------------------- panels
 
