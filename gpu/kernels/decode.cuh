@@ -17,6 +17,7 @@
 
 #include <faiss_turboquant/kernels/trellis_tables.h>
 #include <gpu/kernels/device_layout.h>
+#include <gpu/kernels/bit_logic.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {
@@ -140,6 +141,8 @@ struct RowDecoder {
     }
     static constexpr int memory =
             trellis >= 0 ? known().memory : Trellis::max_memory;
+    /// of what decode_bits gives
+    static constexpr int bit_planes = has_trellis ? 6 : 1;
     /// words before a lane's own that the trellis looks back to
     static constexpr int back = has_trellis ? (memory + 3) / 4 : 0;
 
@@ -273,7 +276,35 @@ struct RowDecoder {
         }
     }
 
+    /** The bits of a unit's grid positions, or, without a trellis, of its
+     * fields. Of trellises, those of a known one with a grid that is known. */
+    __device__ void decode_bits(
+            const DeviceLayout& layout,
+            const Raw& raw,
+            int unit,
+            uint32_t (&out)[bit_planes]) const {
+        if constexpr (has_trellis) {
+            uint32_t index[4], signs;
+            index_bits(layout, raw, unit, index, signs);
+            for_constants<bit_planes>([&](auto b) {
+                constexpr uint16_t table = known_grid_bit(b);
+                out[b] = apply_table<table>(index, signs);
+            });
+        } else {
+            out[0] = raw.words[0][unit];
+        }
+    }
+
    private:
+    /// table of bit b of a position by index
+    static constexpr uint16_t known_grid_bit(int b) {
+        uint16_t table = 0;
+        for (int i = 0; i < 16; i++) {
+            table |= (known().grid[i] >> b & 1) << i;
+        }
+        return table;
+    }
+
     __device__ void decode3(
             const uint32_t (&table)[4],
             const Raw& raw,
@@ -331,14 +362,15 @@ struct RowDecoder {
         out[1] = select_bits(0x55555555, x >> 1, y);
     }
 
-    __device__ void decode_trellis(
+    /// parities of a unit, with its signs, which are 0 if there are none
+    __device__ void signed_parities(
             const DeviceLayout& layout,
             const Raw& raw,
             int unit,
-            uint32_t (&out)[8]) const {
-        uint32_t z[4];
+            uint32_t (&z)[4],
+            uint32_t& signs) const {
         parities(layout, unit, z);
-        uint32_t signs = 0;
+        signs = 0;
         if constexpr (nbits > 1) {
             constexpr TrellisCode code = known();
             signs = raw.words[1][unit];
@@ -353,6 +385,33 @@ struct RowDecoder {
                 }
             }
         }
+    }
+
+    /// the four bits of the index into the grid, one bit a coordinate
+    __device__ void index_bits(
+            const DeviceLayout& layout,
+            const Raw& raw,
+            int unit,
+            uint32_t (&index)[4],
+            uint32_t& signs) const {
+        signed_parities(layout, raw, unit, index, signs);
+        if constexpr (nbits == 4) {
+            uint32_t high[2];
+            pair_up(raw.words[2][unit], raw.words[3][unit], high);
+            index[2] = high[0];
+            index[3] = high[1];
+        } else if constexpr (nbits == 3) {
+            index[3] = raw.words[2][unit];
+        }
+    }
+
+    __device__ void decode_trellis(
+            const DeviceLayout& layout,
+            const Raw& raw,
+            int unit,
+            uint32_t (&out)[8]) const {
+        uint32_t z[4], signs;
+        signed_parities(layout, raw, unit, z, signs);
         // a nibble of the index is two pairs of bits
         uint32_t low[2], high[2];
         pair_up(z[0], z[1], low);

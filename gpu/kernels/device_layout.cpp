@@ -5,6 +5,7 @@
 
 #include <faiss/impl/FaissAssert.h>
 
+#include <faiss_turboquant/kernels/trellis_tables.h>
 #include <gpu/kernels/cuda_utils.h>
 
 namespace faiss_turboquant {
@@ -51,7 +52,10 @@ DeviceLayout::DeviceLayout(const TurboQuantizer& tq) {
     if (!has_trellis()) {
         return;
     }
-    shipped = layout.tables.shipped;
+    const int row = layout.tables.shipped;
+    if (row >= 0 && std::equal(grid, grid + 16, trellis_codes[row].grid)) {
+        shipped = row;
+    }
     sign_mask = layout.trellis.sign_mask;
     parities = layout.tables.parities;
     shift = layout.tables.shift;

@@ -34,8 +34,9 @@ struct DeviceLayout {
     int d = 0;
     int dims = 0; ///< d rounded up
     int nbits = 0;
-    int memory = 0;   ///< of the trellis; 0 is none
-    int shipped = -1; ///< TrellisTables::shipped
+    int memory = 0; ///< of the trellis; 0 is none
+    /// TrellisTables::shipped, if the grid is that of the row, too
+    int shipped = -1;
     bool is_l2 = false;
     bool has_offset = false;
 
@@ -58,9 +59,9 @@ struct DeviceLayout {
     uint32_t slope = 2;
     uint32_t base = 63;
 
-    /// the same where decoded bytes of one bit are 127 and 0
-    TQ_HOST_DEVICE uint32_t base_of(bool in_place) const {
-        return in_place ? base - 128 * slope : base;
+    /// the same where at one bit a set one gives 127 and a clear one 0
+    TQ_HOST_DEVICE uint32_t base_of(bool weighs_bits) const {
+        return weighs_bits && !has_trellis() ? base - 128 * slope : base;
     }
 
     // as in Trellis and TrellisTables

@@ -703,21 +703,25 @@ struct ScalarLaunch {
 struct QueryWords {
     uint32_t* words;
     int group_size, in_tile;
+    bool by_bits;
 
     __device__ QueryWords(
             const DeviceLayout& layout,
             uint8_t* image,
-            int group_size,
+            const ImageOrder& order,
             size_t q)
-            : group_size(group_size) {
-        const int tile = group_size ? group_size : 8;
+            : group_size(order.group_size), by_bits(order.by_bits) {
+        const int tile = by_bits ? 1 : group_size ? group_size : 8;
         in_tile = int(q % tile);
         words = reinterpret_cast<uint32_t*>(image) +
                 (q - in_tile) * (layout.dims / 4);
     }
 
-    /// i = (fragment * 4 + t) * 4 + word
+    /// i = (fragment * 4 + t) * 4 + word, or, by bits, as it is
     __device__ uint32_t& operator[](int i) const {
+        if (by_bits) {
+            return words[i];
+        }
         return words
                 [group_size
                          ? ((i / 16 * 4 + i % 4) * group_size + in_tile) * 4 +
@@ -736,6 +740,52 @@ __device__ void write_empty_query(
     }
     if (threadIdx.x == 0) {
         factors = {0, nanf(""), 0};
+    }
+}
+
+/// the words of a quantized query in four bytes each, by the block
+__device__ void write_fragments(
+        const DeviceLayout& layout,
+        const ImageOrder& order,
+        const int8_t* quantized,
+        const QueryWords& words) {
+    const int units = order.units;
+    const int bits = fragment_bits(layout.nbits, layout.has_trellis());
+    const Fragment fragments{bits, units, order.in_place};
+    for (int i = threadIdx.x; i < layout.dims / 4; i += blockDim.x) {
+        const int fragment = i / 16, t = i / 4 % 4;
+        const int step = fragment / (2 * units);
+        const int p = fragment % (2 * units) * 4 + i % 4;
+        uint32_t word = 0;
+        for (int j = 0; j < 4; j++) {
+            const int c = fragments.coordinate(layout.dims, step, t, p, j);
+            word |= uint32_t(uint8_t(quantized[c])) << 8 * j;
+        }
+        words[i] = word;
+    }
+}
+
+/// the bits of a quantized query as eight codes of one bit, by the block
+__device__ void write_bit_planes(
+        const DeviceLayout& layout,
+        int units,
+        const int8_t* quantized,
+        const QueryWords& words) {
+    const int lane = threadIdx.x % 32;
+    const int of_step = 4 * units; // words of a plane
+    for (int i = threadIdx.x / 32; i < layout.dims / 32; i += blockDim.x / 32) {
+        // of bit `lane` of word i in a code
+        const int c = lane % 8 * layout.plane_size() + 4 * i + lane / 8;
+        const int value = quantized[c];
+        uint32_t word = 0;
+#pragma unroll
+        for (int b = 0; b < 8; b++) {
+            const uint32_t plane = __ballot_sync(0xffffffff, value >> b & 1);
+            word = lane == b ? plane : word;
+        }
+        if (lane < 8) {
+            words[(i / of_step * 8 + lane) * of_step + i % of_step] = word;
+        }
     }
 }
 
@@ -783,18 +833,10 @@ __device__ void write_query(
     atomicAdd(&sum, partial_sum);
     __syncthreads();
 
-    const int bits = fragment_bits(layout.nbits, layout.has_trellis());
-    const Fragment fragments{bits, order.units, order.in_place};
-    for (int i = threadIdx.x; i < dims / 4; i += blockDim.x) {
-        const int fragment = i / 16, t = i / 4 % 4;
-        const int step = fragment / (2 * order.units);
-        const int p = fragment % (2 * order.units) * 4 + i % 4;
-        uint32_t word = 0;
-        for (int j = 0; j < 4; j++) {
-            const int c = fragments.coordinate(dims, step, t, p, j);
-            word |= uint32_t(uint8_t(quantized[c])) << 8 * j;
-        }
-        words[i] = word;
+    if (order.by_bits) {
+        write_bit_planes(layout, order.units, quantized, words);
+    } else {
+        write_fragments(layout, order, quantized, words);
     }
     if (threadIdx.x == 0) {
         const double multiplier =
@@ -802,7 +844,7 @@ __device__ void write_query(
         const float sign = layout.is_l2 ? 1 : -1;
         // rounding is symmetric, so the sign may go in first
         factors = {
-                layout.base_of(order.in_place) * uint32_t(sum),
+                layout.base_of(order.in_place || order.by_bits) * uint32_t(sum),
                 sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
                 sign * float(bias)};
     }
@@ -824,7 +866,7 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
     const size_t q = blockIdx.x;
     const int size = shared_vector_size(d);
     const SharedVector work{shared}, y{shared + size};
-    const QueryWords words(layout, image, order.group_size, q);
+    const QueryWords words(layout, image, order, q);
     if (q >= nq) {
         write_empty_query(layout, words, factors[q]);
         return;
@@ -895,7 +937,7 @@ __global__ void __launch_bounds__(residual_threads) prepare_residual_kernel(
     const int d = layout.d;
     const SharedVector y{shared};
     const size_t slot = blockIdx.x;
-    const QueryWords words(layout, image, order.group_size, slot);
+    const QueryWords words(layout, image, order, slot);
     const uint32_t query = queries.query_of_slot[slot];
     if (query == no_query) {
         write_empty_query(layout, words, factors[slot]);

@@ -40,9 +40,12 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
         return kernels.wgmma[plan.group_tiles / 16];
     }
     switch (plan.group_tiles) {
-        case 1:
-            return (plan.stream.warps > 0 ? kernels.streamed
-                                          : kernels.few)[plan.units / 2];
+        case 1: {
+            const auto& few = plan.by_bits  ? kernels.by_bits
+                    : plan.stream.warps > 0 ? kernels.streamed
+                                            : kernels.few;
+            return few[plan.units / 2];
+        }
         case 4:
             return kernels.many[0];
         case 8:
@@ -309,8 +312,8 @@ ScanPlan plan_list_scan(
     if (plan.group_tiles > 1) {
         return plan;
     }
-    const int bits = fragment_bits(layout.nbits, layout.has_trellis());
-    while (bits * plan.units < 4 &&
+    const int most_units = few_units(layout.nbits, layout.has_trellis());
+    while (2 * plan.units <= most_units &&
            layout.dims % (2 * plan.units * dims_unit) == 0) {
         plan.units *= 2;
     }
@@ -326,6 +329,11 @@ ScanPlan plan_scan(
         size_t nq,
         int device) {
     ScanPlan plan = plan_list_scan(layout, double(nq), device);
+    if (nq == 1 && plan.stream.warps > 0 &&
+        counts_bits(layout.nbits, layout.has_trellis(), layout.shipped)) {
+        plan.in_place = false;
+        plan.by_bits = true;
+    }
     plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
     // Blocks come in waves of all that run at once. Until a block's thresholds
     // are good, it works for longer: as if it had so many rows more.

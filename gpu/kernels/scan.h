@@ -46,6 +46,7 @@ struct StreamPlan {
 struct ScanPlan {
     int units = 1; ///< of Fragment
     bool in_place = false;
+    bool by_bits = false; ///< of one query, see counts_bits
     StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
@@ -57,7 +58,7 @@ struct ScanPlan {
         return 8 * group_tiles;
     }
     ImageOrder image_order() const {
-        return {units, in_place, uses_wgmma ? group_size() : 0};
+        return {units, in_place, by_bits, uses_wgmma ? group_size() : 0};
     }
     TQ_HOST_DEVICE size_t padded_nq() const {
         return size_t(n_groups) * group_size();

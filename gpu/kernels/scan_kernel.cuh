@@ -43,6 +43,20 @@ constexpr bool decodes_in_place(int nbits, bool has_trellis, bool is_streamed) {
     return nbits == 1 && !has_trellis && is_streamed;
 }
 
+/** Whether one query is compared by bits: the product with an integer is a sum
+ * over its bits, each of which counts set bits of the code, or, times a power
+ * of two, of a plane of its grid positions. A matrix instruction does so for 16
+ * codes and the eight bits. At one bit nothing is decoded then; of a known
+ * trellis, planes take half the instructions that bytes do. */
+constexpr bool counts_bits(int nbits, bool has_trellis, int trellis) {
+    return has_trellis ? trellis >= 0 : nbits == 1;
+}
+
+/// Fragment::units with few queries, at most. Trellises are short of registers.
+constexpr int few_units(int nbits, bool has_trellis) {
+    return has_trellis ? 2 : 4 / fragment_bits(nbits, false);
+}
+
 /// rows of a block from one look at the reservoirs, for which all warps wait,
 /// to the next, at most
 constexpr int max_check_rows = 512;
@@ -69,6 +83,7 @@ using ScanKernel = void (*)(ScanArgs);
 struct ScanKernels {
     ScanKernel few[3];      ///< one tile of queries; units 1, 2, 4; or null
     ScanKernel streamed[3]; ///< the same, through a TileStream
+    ScanKernel by_bits[3];  ///< and of one query, see counts_bits
     ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
     ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
 };
@@ -129,6 +144,88 @@ __device__ inline void multiply_in_place(
         int* c = sums + 2 * p;
         multiply_tile(c, x[p], y[p], x[p + 1], y[p + 1], b.x, b.y);
         multiply_tile(c + 4, x[p + 2], y[p + 2], x[p + 3], y[p + 3], b.z, b.w);
+    }
+}
+
+__device__ inline void count_tile(
+        int* c,
+        uint32_t a0,
+        uint32_t a1,
+        uint32_t a2,
+        uint32_t a3,
+        uint32_t b0,
+        uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ inline void count_tile(
+        int* c,
+        uint32_t a0,
+        uint32_t a1,
+        uint32_t b) {
+    asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc "
+        "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(b));
+}
+
+/// what a lane has of a bit plane of a query in a step
+template <int units>
+struct alignas(4 * units) PlaneWords {
+    uint32_t words[units];
+};
+
+/** Of a step, set bits that planes of rows g (x) and g + 8 (y) share with the
+ * query: sums[4 p + 2 i + j] is of plane p of row g + 8 i and bit 2 t + j.
+ * @param image  of the step and the lane */
+template <int units, int bit_planes, int n_sums>
+__device__ inline void count_bits(
+        int (&sums)[n_sums],
+        const uint32_t (&x)[units][bit_planes],
+        const uint32_t (&y)[units][bit_planes],
+        const PlaneWords<units>& image) {
+    const auto& b = image.words;
+#pragma unroll
+    for (int i = 0; i < units; i += 2) {
+#pragma unroll
+        for (int p = 0; p < bit_planes; p++) {
+            int* c = sums + 4 * p;
+            if constexpr (units == 1) {
+                count_tile(c, x[0][p], y[0][p], b[0]);
+            } else {
+                count_tile(
+                        c,
+                        x[i][p],
+                        y[i][p],
+                        x[i + 1][p],
+                        y[i + 1][p],
+                        b[i],
+                        b[i + 1]);
+            }
+        }
+    }
+}
+
+/// the dot product of row g + 8 i from such sums, to sums[2 i]; by all lanes of
+/// the row
+template <int n_sums>
+__device__ inline void add_bits(int (&sums)[n_sums], int t) {
+    // two's complement: the highest bit is worth -128
+    const int low = 1 << 2 * t, high = t == 3 ? -128 : 2 << 2 * t;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int dot = 0;
+#pragma unroll
+        for (int p = 0; p < n_sums / 4; p++) {
+            const int* c = sums + 4 * p + 2 * i;
+            dot += (c[0] * low + c[1] * high) << p;
+        }
+        dot += __shfl_xor_sync(0xffffffff, dot, 1);
+        dot += __shfl_xor_sync(0xffffffff, dot, 2);
+        sums[2 * i] = dot;
     }
 }
 
@@ -211,7 +308,8 @@ template <
         int units,
         int group_tiles,
         bool uses_wgmma,
-        bool is_streamed>
+        bool is_streamed,
+        bool by_bits>
 __global__ void __launch_bounds__(
         ScanShape<group_tiles, uses_wgmma, is_streamed>::threads,
         group_tiles > 1 || is_streamed ? 1 : 2)
@@ -220,8 +318,11 @@ __global__ void __launch_bounds__(
     using Shape = ScanShape<group_tiles, uses_wgmma, is_streamed>;
     constexpr int group_size = Shape::group_size;
     constexpr int n_row_tiles = Shape::row_tiles;
-    constexpr bool in_place =
+    constexpr bool in_place = !by_bits &&
             decodes_in_place(nbits, trellis != no_trellis, is_streamed);
+    constexpr int n_sums = in_place ? 16
+            : by_bits               ? 4 * Decoder::bit_planes
+                                    : 4 * group_tiles * Shape::chains;
     constexpr int warp_rows = Shape::warp_rows;
     extern __shared__ uint4 image[];
     __shared__ GroupState<group_size> state;
@@ -367,8 +468,7 @@ __global__ void __launch_bounds__(
                     &args.reservoirs.thresholds[state.queries[threadIdx.x]]);
         }
 
-        int sums[n_row_tiles][in_place ? 16 : group_tiles * 4 * Shape::chains] =
-                {};
+        int sums[n_row_tiles][n_sums] = {};
         const uint32_t first_row = round + warp * warp_rows;
         // the four warps of a wgmma stay together
         if (uses_wgmma ? first_row - warp % 4 * tile_rows < end
@@ -392,6 +492,8 @@ __global__ void __launch_bounds__(
                 }
             }
             const uint4* fragment = image + lane;
+            const auto* planes =
+                    reinterpret_cast<const PlaneWords<units>*>(image) + lane;
             uint64_t descriptor = query_descriptor(
                     uint32_t(__cvta_generic_to_shared(image)), group_size);
             // load_next: into `raw`, which has been decoded then
@@ -444,11 +546,29 @@ __global__ void __launch_bounds__(
                     }
                 }
             };
+            const auto count_step = [&](const auto& raw) {
+                uint32_t bits[2][units][Decoder::bit_planes];
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    decoders[0][i].begin_step(raw[0][i], t);
+#pragma unroll
+                    for (int unit = 0; unit < units; unit++) {
+                        decoders[0][i].decode_bits(
+                                layout, raw[0][i], unit, bits[i][unit]);
+                    }
+                }
+                count_bits(sums[0], bits[0], bits[1], *planes);
+                planes += 32;
+            };
             if constexpr (is_streamed) {
                 for (int step = 0; step < steps; step++) {
                     const Raw raw[1][2] = {{loaded[0][0][0], loaded[0][0][1]}};
                     load_ahead(0, step + 1);
-                    multiply_step(raw, [] {});
+                    if constexpr (by_bits) {
+                        count_step(raw);
+                    } else {
+                        multiply_step(raw, [] {});
+                    }
                 }
                 copy_tile(
                         stream.slot(),
@@ -479,7 +599,13 @@ __global__ void __launch_bounds__(
                 }
             }
 
-            if constexpr (in_place) {
+            if constexpr (by_bits) {
+                add_bits(sums[0], t);
+                if constexpr (!Decoder::has_trellis) {
+                    sums[0][0] *= 127; // DeviceLayout::base_of
+                    sums[0][2] *= 127;
+                }
+            } else if constexpr (in_place) {
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
                     int* s = sums[0] + c;
@@ -499,7 +625,7 @@ __global__ void __launch_bounds__(
                 for (int q = 0; q < group_tiles; q++) {
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
-                        if (j == 1 && !has_odd_queries) {
+                        if (j == 1 && (by_bits || !has_odd_queries)) {
                             break;
                         }
                         const int query = q * 8 + 2 * t + j;
@@ -592,26 +718,36 @@ __global__ void __launch_bounds__(
     }
 }
 
+/// kernels for one tile of queries
+template <int nbits, int trellis, int units>
+constexpr void add_few(ScanKernels& kernels) {
+    constexpr int i = units / 2;
+    kernels.few[i] = scan_kernel<nbits, trellis, units, 1, false, false, false>;
+    kernels.streamed[i] =
+            scan_kernel<nbits, trellis, units, 1, false, true, false>;
+    if constexpr (counts_bits(nbits, trellis != no_trellis, trellis)) {
+        kernels.by_bits[i] =
+                scan_kernel<nbits, trellis, units, 1, false, true, true>;
+    }
+}
+
 /// kernels of a codec, for a file of its own
 template <int nbits, int trellis>
 constexpr ScanKernels make_scan_kernels() {
-    constexpr int bits = fragment_bits(nbits, trellis != no_trellis);
+    constexpr int most_units = few_units(nbits, trellis != no_trellis);
     ScanKernels kernels = {};
-    kernels.few[0] = scan_kernel<nbits, trellis, 1, 1, false, false>;
-    kernels.streamed[0] = scan_kernel<nbits, trellis, 1, 1, false, true>;
-    if constexpr (bits <= 2) {
-        kernels.few[1] = scan_kernel<nbits, trellis, 2, 1, false, false>;
-        kernels.streamed[1] = scan_kernel<nbits, trellis, 2, 1, false, true>;
+    add_few<nbits, trellis, 1>(kernels);
+    if constexpr (most_units >= 2) {
+        add_few<nbits, trellis, 2>(kernels);
     }
-    if constexpr (bits == 1) {
-        kernels.few[2] = scan_kernel<nbits, trellis, 4, 1, false, false>;
-        kernels.streamed[2] = scan_kernel<nbits, trellis, 4, 1, false, true>;
+    if constexpr (most_units >= 4) {
+        add_few<nbits, trellis, 4>(kernels);
     }
-    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false>;
-    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false>;
-    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false>;
-    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false>;
-    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false>;
+    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false, false>;
+    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false, false>;
+    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false, false>;
+    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false, false>;
+    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false, false>;
     return kernels;
 }
 
