@@ -1005,12 +1005,12 @@ HWY_INLINE U8 load_blocks(const uint8_t* const* codes, size_t byte) {
 #endif
 }
 
-/// whether decode_blocks can do it
+/// whether decode_blocks or decode_trellis_blocks can do it
 bool decodes_in_blocks(const CodeLayout& layout) {
-    const int b = layout.nbits == 3 ? 1 : layout.nbits;
-    const size_t m = layout.plane_size(b);
-    return !layout.has_trellis() && planes_line_up(layout) && m >= 16 &&
-            m % 4 == 0;
+    const size_t m = layout.plane_size(query_field_bits(layout));
+    // with a trellis, blocks but for the first need 16 bytes before them
+    const bool has_earlier = !layout.has_trellis() || m == 16 || m >= 32;
+    return planes_line_up(layout) && m >= 16 && m % 4 == 0 && has_earlier;
 }
 
 /** A panel of codes whose planes are of whole quads of bytes, m bytes a plane.
@@ -1044,6 +1044,73 @@ HWY_INLINE void decode_blocks(
                 store_fields(
                         fields,
                         Fields::of_planes(quads[k]),
+                        m * panel_rows,
+                        N8,
+                        out);
+            }
+        }
+    }
+}
+
+/// transpose_blocks for each plane
+template <int nbits>
+HWY_INLINE void transpose_planes(IndexPlanes (&planes)[4]) {
+    const auto transpose = [&](auto plane) HWY_ATTR {
+        U8 v[] = {
+                plane(planes[0]),
+                plane(planes[1]),
+                plane(planes[2]),
+                plane(planes[3])};
+        transpose_blocks(v);
+        HWY_UNROLL(4)
+        for (size_t k = 0; k < 4; k++) {
+            plane(planes[k]) = v[k];
+        }
+    };
+    HWY_UNROLL(4)
+    for (int i = 0; i < 4; i++) {
+        transpose([i](IndexPlanes& of) HWY_ATTR -> U8& { return of.bits[i]; });
+    }
+    if constexpr (nbits > 1) {
+        transpose([](IndexPlanes& of) HWY_ATTR -> U8& { return of.signs; });
+    }
+}
+
+/// The same with a trellis: what is transposed is parities and other planes
+template <class Code>
+HWY_INLINE void decode_trellis_blocks(
+        const CodeLayout& layout,
+        const uint8_t* const (&codes)[panel_rows],
+        size_t n,
+        uint8_t* panel) {
+    const Code code(layout.trellis);
+    const Constants constants;
+    const Levels<Code::nbits> levels(layout, constants);
+    const size_t m = layout.plane_size(1);
+    for (size_t row = 0; row < n; row += N32) {
+        for (size_t i = 0; i < m; i += 16) {
+            const size_t byte = std::min(i, m - 16);
+            IndexPlanes quads[4];
+            HWY_UNROLL(4)
+            for (size_t k = 0; k < 4; k++) {
+                const uint8_t* const* of_rows = &codes[row + k];
+                const auto load = [of_rows](const uint8_t* p) HWY_ATTR {
+                    return load_blocks(of_rows, p - of_rows[0]);
+                };
+                CodedBlocks coded;
+                coded.bytes = load_blocks(of_rows, byte);
+                coded.before = load_blocks(of_rows, (byte ? byte : m) - 16);
+                if (byte == 0) {
+                    coded.before = hn::Add(coded.before, coded.before);
+                }
+                quads[k] = get_planes(code, coded, *of_rows + byte, m, load);
+            }
+            transpose_planes<Code::nbits>(quads);
+            uint8_t* out = panel + byte * panel_rows + row * 4;
+            for (size_t k = 0; k < 4; k++, out += 4 * panel_rows) {
+                decode_indices<Code::nbits>(
+                        gather_indices<Code::nbits>(quads[k], constants),
+                        levels,
                         m * panel_rows,
                         N8,
                         out);
@@ -1101,6 +1168,13 @@ void decode_panel(
     for (size_t i = 0; i < panel_rows; i++) {
         const size_t row = std::min(i, n - 1);
         of_rows[i] = codes + (rows ? rows[row] : row) * layout.code_size;
+    }
+    if (decodes_in_blocks(layout) && layout.has_trellis()) {
+        with_code(layout, [&](auto* code) HWY_ATTR {
+            decode_trellis_blocks<std::decay_t<decltype(*code)>>(
+                    layout, of_rows, n, panel);
+        });
+        return;
     }
     if (decodes_in_blocks(layout)) {
         with_fields(layout, [&](const auto& fields, size_t m) HWY_ATTR {

@@ -13,12 +13,26 @@ struct CodedBytes {
     }
 };
 
+/// The same where block i of `before` holds what precedes block i of `bytes`
+struct CodedBlocks {
+    U8 bytes, before;
+
+    // not the compiler's own, which would be made outside of this target
+    HWY_INLINE CodedBlocks() {}
+
+    template <int k>
+    HWY_INLINE U8 earlier() const {
+        if constexpr (k == 0) {
+            return bytes;
+        } else {
+            return hn::CombineShiftRightBytes<16 - k>(du8, bytes, before);
+        }
+    }
+};
+
 /** The same for the first bytes of the plane, which have the last bytes,
  * shifted left by one bit, before them. */
-struct FirstCodedBytes {
-    U8 bytes;
-    U8 before; ///< block i holds what precedes block i of bytes
-
+struct FirstCodedBytes : CodedBlocks {
     HWY_INLINE FirstCodedBytes(const uint8_t* plane, size_t m) {
         const hn::CappedTag<uint8_t, 16> block;
         hn::Vec<decltype(block)> last;
@@ -37,15 +51,6 @@ struct FirstCodedBytes {
             before =
                     hn::Or(hn::SlideUpBlocks<1>(du8, bytes),
                            hn::ZeroExtendResizeBitCast(du8, block, last));
-        }
-    }
-
-    template <int k>
-    HWY_INLINE U8 earlier() const {
-        if constexpr (k == 0) {
-            return bytes;
-        } else {
-            return hn::CombineShiftRightBytes<16 - k>(du8, bytes, before);
         }
     }
 };
@@ -185,10 +190,68 @@ struct Indices {
     }
 };
 
+/// what indices are gathered from: bit f is field f
+struct IndexPlanes {
+    // not the compiler's own, which would be made outside of this target
+    HWY_INLINE IndexPlanes() {}
+
+    /// of an index, the lowest first; at 4 bits the last two are fields of two
+    /// bits, fields of even number, then of odd number
+    U8 bits[4];
+    U8 signs;
+};
+
 /** @param coded  N8 bytes of the coded plane
  *  @param planes  the same bytes of the coded plane in memory
  *  @param m       bytes of a plane
  *  @param load    loads bytes of the other planes */
+template <class Code, class Coded, class Load>
+HWY_INLINE IndexPlanes get_planes(
+        const Code& code,
+        const Coded& coded,
+        const uint8_t* planes,
+        size_t m,
+        Load load) {
+    IndexPlanes of;
+    constexpr int parities = n_parities(Code::nbits);
+    of.signs = Code::nbits > 1 ? load(planes + m) : hn::Zero(du8);
+    of.bits[0] = code.template subset<0>(coded, of.signs);
+    of.bits[1] = code.template subset<1>(coded, of.signs);
+    if constexpr (parities > 2) {
+        of.bits[2] = code.template subset<2>(coded, of.signs);
+    } else {
+        of.bits[2] = load(planes + 2 * m);
+    }
+    if constexpr (parities > 3) {
+        of.bits[3] = code.template subset<3>(coded, of.signs);
+    } else {
+        of.bits[3] = load(planes + (Code::nbits - 1) * m);
+    }
+    return of;
+}
+
+template <int nbits>
+HWY_INLINE Indices
+gather_indices(const IndexPlanes& planes, const Constants& constants) {
+    U8 bits[] = {
+            planes.bits[0], planes.bits[1], planes.bits[2], planes.bits[3]};
+    swap_fields<1>(bits[0], bits[1], constants.even_bits);
+    if constexpr (nbits < 4) {
+        swap_fields<1>(bits[2], bits[3], constants.even_bits);
+    }
+    // fields 0 2 4 6 and 1 3 5 7, low and high halves of the indices
+    swap_fields<2>(bits[0], bits[2], constants.even_pairs);
+    swap_fields<2>(bits[1], bits[3], constants.even_pairs);
+    Indices indices;
+    indices.pairs[0] = bits[0];
+    indices.pairs[1] = bits[1];
+    indices.pairs[2] = bits[2];
+    indices.pairs[3] = bits[3];
+    indices.signs = planes.signs;
+    return indices;
+}
+
+/// as get_planes
 template <class Code, class Coded, class Load>
 HWY_INLINE Indices get_indices(
         const Code& code,
@@ -197,37 +260,8 @@ HWY_INLINE Indices get_indices(
         const uint8_t* planes,
         size_t m,
         Load load) {
-    Indices indices;
-    constexpr int parities = n_parities(Code::nbits);
-    U8 bits[4]; // of an index
-    indices.signs = Code::nbits > 1 ? load(planes + m) : hn::Zero(du8);
-    bits[0] = code.template subset<0>(coded, indices.signs);
-    bits[1] = code.template subset<1>(coded, indices.signs);
-    if constexpr (parities > 2) {
-        bits[2] = code.template subset<2>(coded, indices.signs);
-    }
-    if constexpr (parities > 3) {
-        bits[3] = code.template subset<3>(coded, indices.signs);
-    }
-    swap_fields<1>(bits[0], bits[1], constants.even_bits);
-    if constexpr (Code::nbits == 4) {
-        // a plane of two bits: fields of even number, then of odd number
-        bits[2] = load(planes + 2 * m);
-        bits[3] = load(planes + 3 * m);
-    } else {
-        if constexpr (Code::nbits == 3) {
-            bits[parities] = load(planes + 2 * m);
-        }
-        swap_fields<1>(bits[2], bits[3], constants.even_bits);
-    }
-    // fields 0 2 4 6 and 1 3 5 7, low and high halves of the indices
-    swap_fields<2>(bits[0], bits[2], constants.even_pairs);
-    swap_fields<2>(bits[1], bits[3], constants.even_pairs);
-    indices.pairs[0] = bits[0];
-    indices.pairs[1] = bits[1];
-    indices.pairs[2] = bits[2];
-    indices.pairs[3] = bits[3];
-    return indices;
+    return gather_indices<Code::nbits>(
+            get_planes(code, coded, planes, m, load), constants);
 }
 
 /** Calls use(indices, where they begin in the plane) for chunks of N8 bytes of

@@ -96,7 +96,7 @@ struct TrellisDot {
               tail(Tails(layout).codes == 2 ? m / N8 * N8 : m),
               packed(layout.packed_size()) {}
 
-    /// lane r of the blocks adds up to what is added for code r
+    /// lane r of the blocks adds up to that of code r
     HWY_INLINE I32 dot(const CodeGroup& group) const {
         I32 sums[group_codes];
         for (size_t r = 0; r < group_codes; r++) {

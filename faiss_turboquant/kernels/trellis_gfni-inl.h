@@ -325,18 +325,20 @@ class TrellisDot {
         }
     }
 
-    /// lane r of the blocks adds up to the dot product of code r
+    /// lane r of the blocks adds up to that of code r
     HWY_INLINE I32 dot(const CodeGroup& group) const {
-        if (chunks_.n == 0) {
-            return dot_blocks(group);
+        I32 sum = hn::Zero(di32);
+        if (chunks_.n_blocks > 0) {
+            sum = add_within_quad(dot_blocks(group));
         }
-        I32 sums[group_codes];
-        for (size_t r = 0; r < group_codes; r++) {
-            sums[r] = dot_chunks(group.at[r], group.later[r]);
+        if (chunks_.n > 0) {
+            I32 sums[group_codes];
+            for (size_t r = 0; r < group_codes; r++) {
+                sums[r] = dot_chunks(group.at[r], group.later[r]);
+            }
+            sum = hn::Add(sum, add_within_blocks(sums));
         }
-        const I32 blocks = add_within_blocks(sums);
-        return chunks_.n_blocks > 0 ? hn::Add(blocks, dot_blocks(group))
-                                    : blocks;
+        return sum;
     }
 
     /// sum of g q from the sum of what dot() added
@@ -432,7 +434,8 @@ class TrellisDot {
     }
 
     /// 16 bytes of each code, from the same place
-    static HWY_INLINE U8 load_blocks(const CodeGroup& group, ptrdiff_t offset) {
+    static HWY_INLINE U8
+    load_blocks_of(const CodeGroup& group, ptrdiff_t offset) {
         return load_quad(
                 group.at[0] + offset,
                 group.at[1] + offset,
@@ -440,7 +443,7 @@ class TrellisDot {
                 group.at[3] + offset);
     }
 
-    /// of the blocks that four codes share registers for
+    /// sums of the products of the blocks, each code's in its block
     HWY_INLINE I32 dot_blocks(const CodeGroup& group) const {
         const ptrdiff_t m = chunks_.m;
         const int8_t* q = query_ + chunks_.n * 8 * N8;
@@ -449,14 +452,14 @@ class TrellisDot {
         for (int plane = 0; plane < nbits; plane++) {
             group.prefetch(plane * m + tail);
         }
-        U8 before = load_blocks(group, (tail ? tail : m) - 16);
+        U8 before = load_blocks_of(group, (tail ? tail : m) - 16);
         if (tail == 0) {
             before = hn::Add(before, before);
         }
         LongSums products;
         for (ptrdiff_t at = tail; at < m; at += 16, q += 8 * N8) {
             Bytes bytes = load_bytes([&, at](ptrdiff_t offset) HWY_ATTR {
-                return load_blocks(group, at + offset);
+                return load_blocks_of(group, at + offset);
             });
             const U8 block = bytes.coded[0];
             bytes.coded[1] = hn::CombineShiftRightBytes<8>(du8, block, before);
@@ -466,7 +469,7 @@ class TrellisDot {
             before = block;
             add_products(bytes, q, products);
         }
-        return add_within_quad(products.total());
+        return products.total();
     }
 
     HWY_INLINE void add_products(

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <iterator>
 #include <memory>
 #include <numeric>
@@ -71,9 +72,14 @@ class LevelTest : public testing::TestWithParam<SimdLevel> {
 };
 
 /// layouts of every nbits and awkward d, scalar and with a trellis
-std::vector<CodeLayout> layouts(faiss::MetricType metric) {
+std::vector<CodeLayout> layouts(
+        faiss::MetricType metric,
+        std::initializer_list<size_t> more_d = {}) {
     std::vector<CodeLayout> all;
-    for (size_t d : awkward_sizes) {
+    std::vector<size_t> sizes(
+            std::begin(awkward_sizes), std::end(awkward_sizes));
+    sizes.insert(sizes.end(), more_d);
+    for (size_t d : sizes) {
         for (int nbits = 1; nbits <= 4; nbits++) {
             all.push_back(TurboQuantizer(d, nbits, metric).layout());
             for (int memory : {8, 10, 12}) {
@@ -321,8 +327,12 @@ TEST_P(LevelTest, QuantizeQuery) {
     }
 }
 
+/// planes of several registers, and what is left of them
+constexpr std::initializer_list<size_t> wide_sizes = {288, 600, 768, 1000};
+
 TEST_P(LevelTest, DotCodes) {
-    for (const CodeLayout& layout : layouts(faiss::METRIC_INNER_PRODUCT)) {
+    for (const CodeLayout& layout :
+         layouts(faiss::METRIC_INNER_PRODUCT, wide_sizes)) {
         const auto q = random_query(layout, 11);
         std::vector<int8_t> arranged(simd.query_size(layout));
         simd.arrange_query(layout, q.data(), arranged.data());
@@ -361,7 +371,7 @@ TEST_P(LevelTest, DotCodes) {
 }
 
 TEST_P(LevelTest, Panels) {
-    for (const CodeLayout& layout : layouts(faiss::METRIC_L2)) {
+    for (const CodeLayout& layout : layouts(faiss::METRIC_L2, wide_sizes)) {
         const size_t nq = simd.tile_queries;
         const size_t quads = layout.panel_quads(simd);
         const size_t query_stride = quads * 4 + 64;
