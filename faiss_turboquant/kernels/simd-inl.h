@@ -968,24 +968,30 @@ struct Accumulator {
 
 // -------------------------------------------------------------------- panels
 
-/// v[i] dword j of each block of 16 bytes becomes v[j] dword i
-HWY_INLINE void transpose_blocks(U8 (&v)[4]) {
-    const auto low = [](U8 a, U8 b) HWY_ATTR {
-        return hn::InterleaveLower(
-                du32, hn::BitCast(du32, a), hn::BitCast(du32, b));
+/// v[i] dword j of each block of 16 bytes becomes v[j] dword i, i < 4
+template <class V>
+HWY_INLINE void transpose_blocks(V* v) {
+    const hn::DFromV<V> d;
+    const hn::Repartition<uint32_t, decltype(d)> d32;
+    const hn::Repartition<uint64_t, decltype(d)> d64;
+    const auto low = [&](V a, V b) HWY_ATTR {
+        return hn::BitCast(
+                d64,
+                hn::InterleaveLower(
+                        d32, hn::BitCast(d32, a), hn::BitCast(d32, b)));
     };
-    const auto high = [](U8 a, U8 b) HWY_ATTR {
-        return hn::InterleaveUpper(
-                du32, hn::BitCast(du32, a), hn::BitCast(du32, b));
+    const auto high = [&](V a, V b) HWY_ATTR {
+        return hn::BitCast(
+                d64,
+                hn::InterleaveUpper(
+                        d32, hn::BitCast(d32, a), hn::BitCast(d32, b)));
     };
-    const auto ab_low = hn::BitCast(du64, low(v[0], v[1]));
-    const auto ab_high = hn::BitCast(du64, high(v[0], v[1]));
-    const auto cd_low = hn::BitCast(du64, low(v[2], v[3]));
-    const auto cd_high = hn::BitCast(du64, high(v[2], v[3]));
-    v[0] = hn::BitCast(du8, hn::InterleaveLower(du64, ab_low, cd_low));
-    v[1] = hn::BitCast(du8, hn::InterleaveUpper(du64, ab_low, cd_low));
-    v[2] = hn::BitCast(du8, hn::InterleaveLower(du64, ab_high, cd_high));
-    v[3] = hn::BitCast(du8, hn::InterleaveUpper(du64, ab_high, cd_high));
+    const auto ab_low = low(v[0], v[1]), ab_high = high(v[0], v[1]);
+    const auto cd_low = low(v[2], v[3]), cd_high = high(v[2], v[3]);
+    v[0] = hn::BitCast(d, hn::InterleaveLower(d64, ab_low, cd_low));
+    v[1] = hn::BitCast(d, hn::InterleaveUpper(d64, ab_low, cd_low));
+    v[2] = hn::BitCast(d, hn::InterleaveLower(d64, ab_high, cd_high));
+    v[3] = hn::BitCast(d, hn::InterleaveUpper(d64, ab_high, cd_high));
 }
 
 /// 16 bytes of codes 0, 4, .., a block each
@@ -1121,7 +1127,6 @@ HWY_INLINE void decode_trellis_blocks(
 
 // A transposition is shuffles, which are no faster in 512 bits.
 const hn::CappedTag<int32_t, 8> quads32;
-const hn::Repartition<uint64_t, decltype(quads32)> quads64;
 const hn::Repartition<uint8_t, decltype(quads32)> quads8;
 using Quads = hn::Vec<decltype(quads32)>;
 constexpr size_t NQ = HWY_MAX_LANES_D(decltype(quads32));
@@ -1129,24 +1134,7 @@ constexpr size_t NQ = HWY_MAX_LANES_D(decltype(quads32));
 /// v[i] lane j becomes v[j] lane i
 HWY_INLINE void transpose(Quads* v) {
     for (size_t i = 0; i < NQ; i += 4) {
-        const auto low = [](Quads a, Quads b) HWY_ATTR {
-            return hn::BitCast(quads64, hn::InterleaveLower(quads32, a, b));
-        };
-        const auto high = [](Quads a, Quads b) HWY_ATTR {
-            return hn::BitCast(quads64, hn::InterleaveUpper(quads32, a, b));
-        };
-        const auto ab_low = low(v[i], v[i + 1]);
-        const auto ab_high = high(v[i], v[i + 1]);
-        const auto cd_low = low(v[i + 2], v[i + 3]);
-        const auto cd_high = high(v[i + 2], v[i + 3]);
-        v[i] = hn::BitCast(
-                quads32, hn::InterleaveLower(quads64, ab_low, cd_low));
-        v[i + 1] = hn::BitCast(
-                quads32, hn::InterleaveUpper(quads64, ab_low, cd_low));
-        v[i + 2] = hn::BitCast(
-                quads32, hn::InterleaveLower(quads64, ab_high, cd_high));
-        v[i + 3] = hn::BitCast(
-                quads32, hn::InterleaveUpper(quads64, ab_high, cd_high));
+        transpose_blocks(v + i);
     }
     if constexpr (NQ == 8) {
         for (size_t i = 0; i < 4; i++) {
@@ -1169,17 +1157,17 @@ void decode_panel(
         const size_t row = std::min(i, n - 1);
         of_rows[i] = codes + (rows ? rows[row] : row) * layout.code_size;
     }
-    if (decodes_in_blocks(layout) && layout.has_trellis()) {
-        with_code(layout, [&](auto* code) HWY_ATTR {
-            decode_trellis_blocks<std::decay_t<decltype(*code)>>(
-                    layout, of_rows, n, panel);
-        });
-        return;
-    }
     if (decodes_in_blocks(layout)) {
-        with_fields(layout, [&](const auto& fields, size_t m) HWY_ATTR {
-            decode_blocks(fields, of_rows, n, m, panel);
-        });
+        if (layout.has_trellis()) {
+            with_code(layout, [&](auto* code) HWY_ATTR {
+                decode_trellis_blocks<std::decay_t<decltype(*code)>>(
+                        layout, of_rows, n, panel);
+            });
+        } else {
+            with_fields(layout, [&](const auto& fields, size_t m) HWY_ATTR {
+                decode_blocks(fields, of_rows, n, m, panel);
+            });
+        }
         return;
     }
     const size_t padded = layout.padded_dim();
