@@ -168,6 +168,26 @@ void dot_codes(
     count_products(state, double(f.n * d), level);
 }
 
+void sum_signs(benchmark::State& state, size_t d, SimdLevel level, bool large) {
+    const Kernels& k = kernels(level);
+    const size_t n_bytes = d / 8; // a multiple of sign_step
+    const size_t block_bytes = n_bytes * sign_block;
+    const size_t n_blocks =
+            large ? large_bytes / block_bytes - 1 : block / sign_block;
+    const uint8_t* signs = large_buffer().data();
+    signs += 64 - reinterpret_cast<uintptr_t>(signs) % 64; // as in an index
+    std::vector<uint8_t> tables(n_bytes * 32, 1);
+    uint16_t sums[sign_block];
+    for (auto _ : state) {
+        for (size_t i = 0; i < n_blocks; i++) {
+            k.sum_signs(signs + i * block_bytes, tables.data(), n_bytes, sums);
+            benchmark::DoNotOptimize(sums);
+        }
+    }
+    count_items(state, n_blocks * sign_block);
+    count_bytes(state, double(n_blocks * block_bytes));
+}
+
 void decode_panel(
         benchmark::State& state,
         std::string codec,
@@ -325,6 +345,8 @@ void add_all() {
         for (size_t d : {384, 1536}) {
             const std::string dim = "/" + std::to_string(d);
             add("dot_panels" + dim + at, dot_panels, d, level);
+            add("sum_signs" + dim + at, sum_signs, d, level, false);
+            add("sum_signs" + dim + at + "/memory", sum_signs, d, level, true);
             for (const std::string& codec : codecs) {
                 const std::string name = "/" + codec + dim + at;
                 add("dot_codes" + name, dot_codes, codec, d, level, false);

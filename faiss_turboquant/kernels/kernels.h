@@ -9,6 +9,7 @@
  * 8, 4, 2, 1).
  */
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -140,6 +141,42 @@ constexpr size_t panel_group = 4;
 /// elements past the n that it is given that Kernels::select may read, and
 /// past those that it keeps that it may write
 constexpr size_t select_slack = 16;
+
+/// codes of a block of signs. Code i is byte 2 i of the block's rows for
+/// i < 32, and byte 2 (i - 32) + 1 for the others: sums of 16 bits then have
+/// consecutive codes.
+constexpr size_t sign_block = 64;
+constexpr size_t sign_place(size_t i) {
+    return 2 * (i % (sign_block / 2)) + i / (sign_block / 2);
+}
+/// bytes of a code whose table entries are added in 8 bits
+constexpr size_t sign_step = 4;
+/// so no entry is larger
+constexpr int max_sign_entry = 255 / (2 * sign_step);
+/// covers the rounding of keys
+constexpr float sign_slack = 1.0f / (1 << 20);
+
+/** From a sum of table entries to a key, as Kernels::select has them:
+ *
+ *   (float(sum) * slope + shift) * scale + (offset + bias)
+ *
+ * less sign_slack times the absolute value of the last term. */
+struct SignFormula {
+    float slope = 0;
+    float shift = 0;
+    float bias = 0;
+};
+
+inline float sign_key(
+        const SignFormula& formula,
+        uint16_t sum,
+        float scale,
+        float offset) {
+    const float product =
+            (static_cast<float>(sum) * formula.slope + formula.shift) * scale;
+    const float base = offset + formula.bias;
+    return product + (base - std::fabs(base) * sign_slack);
+}
 
 /// what Kernels::rotation_round transforms
 struct RotationBlocks {
@@ -321,6 +358,46 @@ struct Kernels {
             float threshold,
             float* keys,
             uint32_t* positions);
+
+    /** The signs of a code's levels.
+     * @param grid        (padded_dim,), up to d
+     * @param bits        (ceil(d / 8),), stride bytes apart, written: bit i of
+     *                    byte j is set if grid[8 j + i] > 31
+     * @param magnitudes  written: sum of |2 grid[i] - 63|
+     * @param squares     written: sum of (2 grid[i] - 63)^2 */
+    void (*pack_signs)(
+            const uint8_t* grid,
+            size_t d,
+            uint8_t* bits,
+            size_t stride,
+            int32_t* magnitudes,
+            int32_t* squares);
+
+    /** Sums of table entries, by the signs of a block of codes.
+     * @param block    (n_bytes, sign_block), from pack_signs; what follows it
+     *                 is prefetched
+     * @param tables   (n_bytes, 2, 16), entries up to max_sign_entry by the
+     *                 low and the high half of a byte; no sum of entries is
+     *                 above 65535
+     * @param n_bytes  a multiple of sign_step
+     * @param sums     (sign_block,), written */
+    void (*sum_signs)(
+            const uint8_t* block,
+            const uint8_t* tables,
+            size_t n_bytes,
+            uint16_t* sums);
+
+    /** Which codes of a block have a key, by their signs, below a threshold.
+     * @param sums     (sign_block,), from sum_signs
+     * @param scales   (sign_block,)
+     * @param offsets  (sign_block,), or null for zeros
+     * @return  bit i is set if code i has */
+    uint64_t (*filter_signs)(
+            const SignFormula& formula,
+            const uint16_t* sums,
+            const float* scales,
+            const float* offsets,
+            float threshold);
 };
 
 inline size_t CodeLayout::panel_quads(const Kernels& kernels) const {

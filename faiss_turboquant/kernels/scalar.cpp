@@ -283,6 +283,55 @@ size_t select(
     return kept;
 }
 
+void pack_signs(
+        const uint8_t* grid,
+        size_t d,
+        uint8_t* bits,
+        size_t stride,
+        int32_t* magnitudes,
+        int32_t* squares) {
+    *magnitudes = *squares = 0;
+    for (size_t byte = 0; byte < (d + 7) / 8; byte++) {
+        bits[byte * stride] = 0;
+    }
+    for (size_t i = 0; i < d; i++) {
+        const int32_t level = 2 * grid[i] - 63;
+        bits[i / 8 * stride] |= (level > 0) << i % 8;
+        *magnitudes += std::abs(level);
+        *squares += level * level;
+    }
+}
+
+void sum_signs(
+        const uint8_t* block,
+        const uint8_t* tables,
+        size_t n_bytes,
+        uint16_t* sums) {
+    for (size_t i = 0; i < sign_block; i++) {
+        sums[i] = 0;
+        for (size_t byte = 0; byte < n_bytes; byte++) {
+            const uint8_t bits = block[byte * sign_block + sign_place(i)];
+            const uint8_t* table = tables + byte * 32;
+            sums[i] += table[bits & 15] + table[16 + (bits >> 4)];
+        }
+    }
+}
+
+uint64_t filter_signs(
+        const SignFormula& formula,
+        const uint16_t* sums,
+        const float* scales,
+        const float* offsets,
+        float threshold) {
+    uint64_t below = 0;
+    for (size_t i = 0; i < sign_block; i++) {
+        const float key =
+                sign_key(formula, sums[i], scales[i], offsets ? offsets[i] : 0);
+        below |= uint64_t(key < threshold) << i;
+    }
+    return below;
+}
+
 } // namespace
 
 const Kernels& scalar_kernels() {
@@ -306,6 +355,9 @@ const Kernels& scalar_kernels() {
             /*quad_step=*/2,
             dot_panels,
             select,
+            pack_signs,
+            sum_signs,
+            filter_signs,
     };
     return table;
 }

@@ -963,6 +963,7 @@ struct Accumulator {
 };
 
 #include <faiss_turboquant/kernels/dot-inl.h>
+#include <faiss_turboquant/kernels/signs-inl.h>
 #include <faiss_turboquant/kernels/trellis-inl.h>
 #include <faiss_turboquant/kernels/trellis_dot-inl.h>
 
@@ -1407,7 +1408,8 @@ const Kernels& table() {
             arrange_query,   dot_codes,
             decode_panel,    max_tile_queries,
             /*quad_step=*/2, dot_panels_of<max_tile_queries>,
-            select,
+            select,          pack_signs,
+            sum_signs,       filter_signs,
     };
     return kernels;
 }

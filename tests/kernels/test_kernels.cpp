@@ -4,12 +4,15 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -479,6 +482,87 @@ TEST_P(LevelTest, Select) {
             }
         }
     }
+}
+
+TEST_P(LevelTest, PackSigns) {
+    std::mt19937 rng(4);
+    for (size_t d : awkward_sizes) {
+        SCOPED_TRACE(d);
+        std::vector<uint8_t> grid((d + 63) / 64 * 64);
+        for (uint8_t& g : grid) {
+            g = rng() % 64; // past d too, where it does not count
+        }
+        for (size_t stride : {size_t(1), sign_block}) {
+            const auto run = [&](const Kernels& k) {
+                std::vector<uint8_t> bits((d + 7) / 8 * stride, 0xa5);
+                int32_t magnitudes = 0, squares = 0;
+                k.pack_signs(
+                        grid.data(),
+                        d,
+                        bits.data(),
+                        stride,
+                        &magnitudes,
+                        &squares);
+                return std::tuple(bits, magnitudes, squares);
+            };
+            EXPECT_EQ(run(scalar), run(simd));
+        }
+    }
+}
+
+TEST_P(LevelTest, SumSigns) {
+    std::mt19937 rng(5);
+    for (size_t n_bytes : {4, 8, 12, 48, 192, 2048}) {
+        SCOPED_TRACE(n_bytes);
+        // sums of any table fit in 16 bits
+        const int most = std::min<int>(max_sign_entry, 65535 / (2 * n_bytes));
+        std::vector<uint8_t> tables(n_bytes * 32);
+        for (uint8_t& entry : tables) {
+            entry = rng() % 4 ? most : rng() % (most + 1);
+        }
+        ExactBytes block(n_bytes * sign_block, 0);
+        std::generate_n(block.data(), n_bytes * sign_block, std::ref(rng));
+        const auto run = [&](const Kernels& k) {
+            std::vector<uint16_t> sums(sign_block);
+            k.sum_signs(block.data(), tables.data(), n_bytes, sums.data());
+            return sums;
+        };
+        EXPECT_EQ(run(scalar), run(simd));
+    }
+}
+
+TEST_P(LevelTest, FilterSigns) {
+    std::mt19937 rng(6);
+    const std::vector<float> scales = random_floats(sign_block, 7);
+    const std::vector<float> offsets = random_floats(sign_block, 8);
+    std::vector<uint16_t> sums(sign_block);
+    for (uint16_t& sum : sums) {
+        sum = rng();
+    }
+    const SignFormula formula = {-0.01f, 300.0f, 0.7f};
+    const float infinity = std::numeric_limits<float>::infinity();
+    size_t below = 0;
+    for (const float* of_codes : {offsets.data(), (const float*)nullptr}) {
+        std::vector<float> thresholds = {-infinity, infinity, NAN, 0};
+        for (size_t i = 0; i < sign_block; i++) {
+            // equal to a key, which is not below it
+            thresholds.push_back(sign_key(
+                    formula, sums[i], scales[i], of_codes ? of_codes[i] : 0));
+        }
+        for (float threshold : thresholds) {
+            const auto run = [&](const Kernels& k) {
+                return k.filter_signs(
+                        formula,
+                        sums.data(),
+                        scales.data(),
+                        of_codes,
+                        threshold);
+            };
+            EXPECT_EQ(run(scalar), run(simd)) << threshold;
+            below += __builtin_popcountll(run(simd));
+        }
+    }
+    EXPECT_GT(below, sign_block * sign_block / 2);
 }
 
 INSTANTIATE_TEST_SUITE_P(
