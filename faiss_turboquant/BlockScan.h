@@ -75,6 +75,11 @@ inline uint32_t entry_row(uint64_t entry) {
     return static_cast<uint32_t>(entry);
 }
 
+/// the least key above another
+inline float next_key(float key) {
+    return std::nextafter(key, std::numeric_limits<float>::infinity());
+}
+
 /// put the k smallest entries, all different, first
 inline void select_entries(std::vector<uint64_t>& entries, size_t k) {
     hwy::VQSelect(entries.data(), entries.size(), k - 1, hwy::SortAscending());
@@ -84,11 +89,15 @@ inline void sort_entries(std::vector<uint64_t>& entries) {
     hwy::VQSort(entries.data(), entries.size(), hwy::SortAscending());
 }
 
-/** The k smallest of the entries it is given, rows ascending. Entries are
- * collected and thinned out in bulk, not kept in order. */
+/** The k smallest of the entries it is given, rows ascending or, with
+ * keeps_equal, in any order. Entries are collected and thinned out in bulk, not
+ * kept in order. */
 struct Reservoir {
     size_t k;
     size_t limit; ///< entries before they are thinned out
+    /// whether keys that equal the last of k are below the threshold: a smaller
+    /// row may still come
+    bool keeps_equal = false;
     std::vector<uint64_t> entries;
     float threshold = std::numeric_limits<float>::infinity();
 
@@ -123,7 +132,8 @@ struct Reservoir {
             return;
         }
         select_entries(entries, k);
-        threshold = entry_key(entries[k - 1]);
+        const float last = entry_key(entries[k - 1]);
+        threshold = std::min(threshold, keeps_equal ? next_key(last) : last);
         entries.resize(k);
     }
 

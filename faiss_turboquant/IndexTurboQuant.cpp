@@ -15,33 +15,64 @@
 
 namespace faiss {
 
+using faiss_turboquant::batch_queries;
 using faiss_turboquant::CodecType;
 using faiss_turboquant::CodeScanner;
 using faiss_turboquant::fill_result;
 using faiss_turboquant::for_each_query;
 using faiss_turboquant::get_selector;
+using faiss_turboquant::max_filtered_queries;
 using faiss_turboquant::page_queries;
 using faiss_turboquant::PreparedCode;
 using faiss_turboquant::PreparedQuery;
 using faiss_turboquant::QueryBatch;
 using faiss_turboquant::RangeHits;
 using faiss_turboquant::RotationType;
+using faiss_turboquant::SignFilter;
 using faiss_turboquant::TurboQuantizer;
 
 namespace {
 
+/// @param filter  that the queries will ask, or null
 QueryBatch prepare_queries(
-        const TurboQuantizer& tq,
+        const IndexTurboQuant& index,
+        const SignFilter* filter,
         idx_t first,
         idx_t n,
         const float* x) {
+    const TurboQuantizer& tq = index.tq;
     QueryBatch batch(tq);
-    batch.resize(n);
+    batch.resize(n, /*with_signs=*/filter);
     for_each_query(n, [&](idx_t i) {
-        tq.prepare_query(
-                x + (first + i) * tq.d, first + i, batch.row(i), batch[i]);
+        const float* query = x + (first + i) * tq.d;
+        if (!filter) {
+            tq.prepare_query(query, first + i, batch.row(i), batch[i]);
+            return;
+        }
+        thread_local std::vector<int8_t> q;
+        q.resize(tq.rotated_dim());
+        tq.prepare_query(query, first + i, q.data(), batch[i]);
+        tq.arrange_query(q.data(), batch[i]);
+        batch.signs[i] = filter->make_query(
+                q.data(), batch[i].factors, index.sign_margin);
     });
     return batch;
+}
+
+/// of the codes, that are read for many queries at once, at most
+constexpr double max_filtered_part = 1.0 / 16;
+
+/// for n queries
+CodeScanner make_scanner(
+        const IndexTurboQuant& index,
+        idx_t n,
+        const SearchParameters* params) {
+    return CodeScanner(
+            index.tq,
+            index.codes.data(),
+            index.ntotal,
+            index.get_sign_filter(n),
+            get_selector(params, "IndexTurboQuant"));
 }
 
 /// FAISS's functions end the process, or write to the mapping
@@ -188,6 +219,7 @@ void IndexTurboQuant::add_sa_codes(
 
 size_t IndexTurboQuant::remove_ids(const IDSelector& sel) {
     check_can_change(*this, "remove_ids");
+    codes_changed();
     return IndexFlatCodes::remove_ids(sel);
 }
 
@@ -202,7 +234,33 @@ void IndexTurboQuant::merge_from(Index& otherIndex, idx_t add_id) {
 
 void IndexTurboQuant::reset() {
     check_can_change(*this, "reset");
+    codes_changed();
     IndexFlatCodes::reset();
+}
+
+void IndexTurboQuant::permute_entries(const idx_t* perm) {
+    check_can_change(*this, "permute_entries");
+    codes_changed();
+    IndexFlatCodes::permute_entries(perm);
+}
+
+void IndexTurboQuant::codes_changed() {
+    sign_filter_cache_.clear();
+}
+
+std::shared_ptr<const SignFilter> IndexTurboQuant::get_sign_filter(
+        idx_t n) const {
+    FAISS_THROW_IF_NOT_FMT(
+            sign_margin > 0,
+            "IndexTurboQuant: sign_margin = %g is not positive",
+            sign_margin);
+    const bool pays = tq.nbits > 1 && ntotal >= 4096 && codes.is_owned;
+    const bool wanted = use_sign_filter < 0 ? pays : use_sign_filter > 0;
+    if (!wanted || !SignFilter::supports(tq) ||
+        size_t(n) > std::max(batch_queries - 1, max_filtered_queries(tq.d))) {
+        return nullptr;
+    }
+    return sign_filter_cache_.get(tq, codes.data(), ntotal);
 }
 
 void IndexTurboQuant::search(
@@ -214,15 +272,20 @@ void IndexTurboQuant::search(
         const SearchParameters* params) const {
     FAISS_THROW_IF_NOT_FMT(
             k > 0, "IndexTurboQuant: k = %" PRId64 " is not positive", k);
-    const CodeScanner scanner(
-            tq, codes.data(), ntotal, get_selector(params, "IndexTurboQuant"));
-    for (idx_t first = 0; first < n; first += page_queries) {
-        const idx_t page = std::min(page_queries, n - first);
-        scanner.search(
-                prepare_queries(tq, first, page, x),
+    const CodeScanner scanner = make_scanner(*this, n, params);
+    const SignFilter* filter = scanner.filter.get();
+    // many queries ask it if the first one has read few codes by it
+    idx_t page = filter && n >= idx_t(batch_queries) ? 1 : page_queries;
+    for (idx_t first = 0; first < n; first += page, page = page_queries) {
+        page = std::min(page, n - first);
+        const size_t n_read = scanner.search(
+                prepare_queries(*this, filter, first, page, x),
                 k,
                 distances + first * k,
                 labels + first * k);
+        if (n_read > max_filtered_part * page * ntotal) {
+            filter = nullptr;
+        }
         InterruptCallback::check();
     }
 }
@@ -232,11 +295,9 @@ void IndexTurboQuant::search1(
         const float* x,
         ResultHandler& handler,
         SearchParameters* params) const {
-    const CodeScanner scanner(
-            tq, codes.data(), ntotal, get_selector(params, "IndexTurboQuant"));
-    PreparedQuery query;
-    tq.prepare_query(x, 0, nullptr, query);
-    scanner.search1(query, handler);
+    const CodeScanner scanner = make_scanner(*this, 1, params);
+    scanner.search1(
+            prepare_queries(*this, scanner.filter.get(), 0, 1, x), handler);
 }
 #endif
 
@@ -246,13 +307,13 @@ void IndexTurboQuant::range_search(
         float radius,
         RangeSearchResult* result,
         const SearchParameters* params) const {
-    const CodeScanner scanner(
-            tq, codes.data(), ntotal, get_selector(params, "IndexTurboQuant"));
+    const CodeScanner scanner = make_scanner(*this, n, params);
     std::vector<RangeHits> found;
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         auto hits = scanner.range_search(
-                prepare_queries(tq, first, page, x), radius);
+                prepare_queries(*this, scanner.filter.get(), first, page, x),
+                radius);
         std::move(hits.begin(), hits.end(), std::back_inserter(found));
         InterruptCallback::check();
     }

@@ -6,6 +6,7 @@
 
 #include <faiss/utils/AlignedTable.h>
 
+#include <faiss_turboquant/SignFilter.h>
 #include <faiss_turboquant/kernels/kernels.h>
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 
@@ -24,9 +25,11 @@ class QueryBatch {
             // cache
             : stride_(tq.rotated_dim() + 64) {}
 
-    /// make room; what there was is lost
-    void resize(size_t n) {
+    /** Make room; what there was is lost.
+     * @param with_signs  for queries that ask a SignFilter, one by one */
+    void resize(size_t n, bool with_signs = false) {
         n_ = n;
+        signs.resize(with_signs ? n : 0);
         if (queries_.size() < n) {
             queries_.resize(n);
         }
@@ -43,7 +46,7 @@ class QueryBatch {
 
     /// else the queries have `arranged`
     bool has_rows() const {
-        return n_ >= batch_queries;
+        return n_ >= batch_queries && signs.empty();
     }
 
     /// (rotated_dim,), the quantized coordinates of query i, or null: the q of
@@ -59,6 +62,9 @@ class QueryBatch {
     size_t stride() const {
         return stride_;
     }
+
+    /// of each query, where a SignFilter is asked; else empty
+    std::vector<SignQuery> signs;
 
     PreparedQuery& operator[](size_t i) {
         return queries_[i];

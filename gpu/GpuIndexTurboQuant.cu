@@ -124,6 +124,7 @@ void GpuIndexTurboQuant::copyTo(IndexTurboQuant* index) const {
     storage_->export_rows(0, ntotal, tq.code_size, codes.data());
     index->tq = tq;
     index->codes = MaybeOwnedVector<uint8_t>(std::move(codes));
+    index->codes_changed();
     index->code_size = tq.code_size;
     index->d = d;
     index->ntotal = ntotal;

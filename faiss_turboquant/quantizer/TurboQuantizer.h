@@ -206,6 +206,11 @@ struct TurboQuantizer : faiss::Quantizer {
             int8_t* q,
             PreparedQuery& query) const;
 
+    /// query.arranged from the q that prepare_query has written
+    void arrange_query(const int8_t* q, PreparedQuery& query) const {
+        arrange(q, query.arranged);
+    }
+
     /** P x, part by part: each begins at its CodePart::coordinate and is padded
      * with zeros to a multiple of 64. Where there is a sketch, P x as one, then
      * S P x, for the part of the sketch.

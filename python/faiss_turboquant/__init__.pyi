@@ -151,6 +151,10 @@ class TurboQuantizer(faiss.Quantizer):
 
 class IndexTurboQuant(faiss.IndexFlatCodes):
     tq: TurboQuantizer
+    use_sign_filter: int
+    sign_margin: float
+    def codes_changed(self) -> None: ...
+    def permute_entries(self, perm: npt.NDArray[Any], /) -> None: ...
     def __init__(
         self,
         d: int | None = None,

@@ -188,6 +188,16 @@ _FLAT = {
         otherIndex : faiss.Index
         """,
     "reset": """Remove all vectors. The centre stays.""",
+    "permute_entries": """Vector perm[i] becomes number i.
+
+        Parameters
+        ----------
+        perm : array of int64, shape (ntotal,)
+        """,
+    "codes_changed": """To be called after `codes` were changed by hand.
+
+        What searches have derived from them (`use_sign_filter`) is made again.
+        """,
     "sa_code_size": """Bytes of a code, `code_size`.
 
         Returns

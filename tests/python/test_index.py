@@ -499,3 +499,36 @@ def test_constructor_keywords():
 def test_unknown_attributes_are_refused():
     with pytest.raises(AttributeError, match="nprobe"):
         faiss.IndexTurboQuant(20).nprobe = 3
+
+
+def test_sign_filter():
+    """Searches for few queries read few codes and find the same."""
+    d, n = 96, 20_000
+    rng = np.random.default_rng(5)
+    centres = rng.standard_normal((n // 20, d), "float32")
+    xb = np.repeat(centres, 20, axis=0)
+    xb += 0.5 * rng.standard_normal((n, d), "float32")
+    xq = centres[:5] + 0.5 * rng.standard_normal((5, d), "float32")
+    index = faiss.index_factory(d, "TQ4")
+    index.add(xb)
+    index.use_sign_filter = 0
+    expected = [index.search(q[None], 10) for q in xq]
+    index.use_sign_filter = -1
+    for q, (D, I) in zip(xq, expected):
+        found = index.search(q[None], 10)
+        assert np.array_equal(found[0], D) and np.array_equal(found[1], I)
+
+    # ids and codes that move
+    perm = np.arange(n, dtype="int64")[::-1].copy()
+    index.permute_entries(perm)
+    D, I = index.search(xq[:1], 10)
+    assert np.array_equal(I, n - 1 - expected[0][1])
+    codes = faiss.vector_to_array(index.codes).reshape(n, -1)
+    faiss.copy_array_to_vector(codes[::-1].ravel().copy(), index.codes)
+    index.codes_changed()
+    D, I = index.search(xq[:1], 10)
+    assert np.array_equal(I, expected[0][1])
+
+    index.sign_margin = -1
+    with pytest.raises(RuntimeError, match="sign_margin = -1"):
+        index.search(xq[:1], 10)

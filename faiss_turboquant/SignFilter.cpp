@@ -1,0 +1,244 @@
+#include <faiss_turboquant/SignFilter.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+namespace faiss_turboquant {
+
+namespace {
+
+size_t round_up(size_t n, size_t step) {
+    return (n + step - 1) / step * step;
+}
+
+/// grid positions of a code
+using Grid = faiss::AlignedTable<uint8_t, 64>;
+
+/// signs and sums of one code
+struct PackedCode {
+    int32_t magnitudes, squares;
+
+    PackedCode(
+            const TurboQuantizer& tq,
+            const uint8_t* code,
+            Grid& grid,
+            uint8_t* bits,
+            size_t stride) {
+        const Kernels& k = kernels();
+        k.decode(tq.layout(), code, grid.data());
+        k.pack_signs(
+                grid.data(),
+                tq.layout().d,
+                bits,
+                stride,
+                &magnitudes,
+                &squares);
+    }
+};
+
+/** For all signs of four coordinates, the sum of the |q_i| that agree with
+ * them, times factor / 2^fraction, rounded.
+ * @param table  (16,), written */
+void fill_table(
+        const int16_t* q,
+        int32_t factor,
+        int fraction,
+        uint8_t* table) {
+    // the sum of those that are negative, and each q_i whose bit is set
+    int32_t sums[16] = {};
+    for (int j = 0; j < 4; j++) {
+        const int32_t none = std::max<int16_t>(-q[j], 0);
+        for (int bits = 0; bits < 16; bits++) {
+            sums[bits] += none + (bits >> j & 1 ? q[j] : 0);
+        }
+    }
+    for (int bits = 0; bits < 16; bits++) {
+        table[bits] = static_cast<uint8_t>(
+                (sums[bits] * factor + (1 << (fraction - 1))) >> fraction);
+    }
+}
+
+} // namespace
+
+size_t max_filtered_queries(size_t d) {
+    switch (current_level()) {
+        case SimdLevel::amx:
+            return d / 64;
+        case SimdLevel::avx512_vnni:
+            return d / 32;
+        case SimdLevel::avx2_vnni:
+        case SimdLevel::neon_dot:
+            return d / 8;
+        default:
+            return std::numeric_limits<size_t>::max();
+    }
+}
+
+SignFilter::SignFilter(const TurboQuantizer& tq)
+        : d_(tq.d),
+          n_bytes_(round_up((tq.d + 7) / 8, sign_step)),
+          sign_(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f) {}
+
+void SignFilter::extend(
+        const TurboQuantizer& tq,
+        const uint8_t* codes,
+        size_t ntotal) {
+    const size_t n_blocks = (ntotal + sign_block - 1) / sign_block;
+    const bool has_offset = tq.layout().has_offset;
+    bits_.resize(n_blocks * n_bytes_, Row());
+    scales_.resize(n_blocks * sign_block);
+    offsets_.resize(has_offset ? n_blocks * sign_block : 0);
+    double residual = residual_;
+#pragma omp parallel if (ntotal - size_ > 1000)
+    {
+        Grid grid(tq.layout().padded_dim());
+#pragma omp for schedule(static) reduction(max : residual)
+        for (int64_t block = size_ / sign_block; block < int64_t(n_blocks);
+             block++) {
+            const size_t first = block * sign_block;
+            const size_t begin = std::max(first, size_);
+            const size_t end = std::min(first + sign_block, ntotal);
+            float factors[2][sign_block];
+            tq.load_factors(
+                    codes + begin * tq.code_size,
+                    nullptr,
+                    end - begin,
+                    factors[0],
+                    nullptr,
+                    has_offset ? factors[1] : nullptr);
+            for (size_t i = begin; i < end; i++) {
+                uint8_t* bits =
+                        bits_[block * n_bytes_].bytes + sign_place(i - first);
+                const PackedCode packed(
+                        tq, codes + i * tq.code_size, grid, bits, sign_block);
+                const double beta = double(packed.squares) / packed.magnitudes;
+                residual = std::max(
+                        residual, double(d_) - packed.magnitudes / beta);
+                scales_[i] = static_cast<float>(factors[0][i - begin] * beta);
+                if (has_offset) {
+                    offsets_[i] = sign_ * factors[1][i - begin];
+                }
+            }
+        }
+    }
+    residual_ = residual;
+    size_ = ntotal;
+}
+
+bool SignFilter::agrees(const TurboQuantizer& tq, const uint8_t* code, size_t i)
+        const {
+    Grid grid(tq.layout().padded_dim());
+    std::vector<uint8_t> bits(n_bytes_);
+    PackedCode(tq, code, grid, bits.data(), 1);
+    const Row* rows = &bits_[i / sign_block * n_bytes_];
+    for (size_t byte = 0; byte < n_bytes_; byte++) {
+        if (rows[byte].bytes[sign_place(i % sign_block)] != bits[byte]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+SignQuery SignFilter::make_query(
+        const int8_t* q,
+        const QueryFactors& factors,
+        double margin) const {
+    // With e the sum of the |q_i| whose signs agree, <q, s> = 2 e - sum |q_i|.
+    // Entries are e of four coordinates, times `unit`, rounded.
+    const size_t n_tables = 2 * n_bytes_;
+    std::vector<int16_t> padded(n_tables * 4);
+    std::copy_n(q, d_, padded.begin());
+    int64_t sum = 0, squares = 0;
+    int largest = 1;
+    for (size_t i = 0; i < padded.size(); i += 4) {
+        int of_four = 0;
+        for (size_t j = i; j < i + 4; j++) {
+            of_four += std::abs(padded[j]);
+            squares += padded[j] * padded[j];
+        }
+        sum += of_four;
+        largest = std::max(largest, of_four);
+    }
+    const double unit = std::min(
+            double(max_sign_entry) / largest,
+            (65535.0 - n_tables) / std::max<int64_t>(sum, 1));
+
+    SignQuery query;
+    query.tables.resize(n_tables * 16);
+    constexpr int fraction = 16; // bits
+    const auto factor = static_cast<int32_t>(unit * (1 << fraction));
+    for (size_t i = 0; i < n_tables; i++) {
+        fill_table(
+                &padded[i * 4], factor, fraction, query.tables.data() + i * 16);
+    }
+
+    // |q| |r| / beta at most, times a coordinate of a random unit vector, of
+    // which none is above 1
+    const double of_rest = std::sqrt(residual_ * double(squares)) *
+            std::min(1.0, margin / std::sqrt(std::max<double>(d_, 2) - 1));
+    // what rounding adds to <q, s>: n_tables errors of 2 / unit * [-1/2, 1/2]
+    const double of_rounding = std::sqrt(n_tables / 3.0) / unit * margin;
+    const double bound =
+            std::sqrt(of_rest * of_rest + of_rounding * of_rounding);
+    const double multiplier = sign_ * double(factors.multiplier);
+    query.expected.slope = static_cast<float>(multiplier * 2 / unit);
+    query.expected.shift = static_cast<float>(-multiplier * sum);
+    query.expected.bias = sign_ * factors.bias;
+    query.least = query.expected;
+    // the multiplier is negative
+    query.least.shift = static_cast<float>(multiplier * (bound - sum));
+    return query;
+}
+
+SignFilterCache::SignFilterCache(const SignFilterCache& other) {
+    *this = other;
+}
+
+SignFilterCache& SignFilterCache::operator=(const SignFilterCache& other) {
+    if (this != &other) {
+        const std::scoped_lock lock(mutex_, other.mutex_);
+        filter_ = other.filter_;
+    }
+    return *this;
+}
+
+std::shared_ptr<const SignFilter> SignFilterCache::get(
+        const TurboQuantizer& tq,
+        const uint8_t* codes,
+        size_t ntotal) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (filter_ && (filter_->size() > ntotal || has_other_codes(tq, codes))) {
+        filter_.reset();
+    }
+    if (!filter_ || filter_->size() < ntotal) {
+        // others that hold it go on with what they have
+        auto filter = !filter_ ? std::make_shared<SignFilter>(tq)
+                : filter_.use_count() == 1
+                ? filter_
+                : std::make_shared<SignFilter>(*filter_);
+        filter->extend(tq, codes, ntotal);
+        filter_ = filter;
+    }
+    return filter_;
+}
+
+/// a look at one code, another one each time
+bool SignFilterCache::has_other_codes(
+        const TurboQuantizer& tq,
+        const uint8_t* codes) {
+    if (filter_->size() == 0) {
+        return false;
+    }
+    constexpr uint64_t stride = 0x9E3779B97F4A7C15; // of the golden ratio
+    const size_t i = (looks_++ * stride) % filter_->size();
+    return !filter_->agrees(tq, codes + i * tq.code_size, i);
+}
+
+void SignFilterCache::clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    filter_.reset();
+}
+
+} // namespace faiss_turboquant

@@ -1,0 +1,154 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include <faiss/utils/AlignedTable.h>
+
+#include <faiss_turboquant/kernels/kernels.h>
+#include <faiss_turboquant/quantizer/TurboQuantizer.h>
+
+namespace faiss_turboquant {
+
+/// A query as a SignFilter is asked about it.
+struct SignQuery {
+    /// (bytes of a code's signs, 2, 16), for Kernels::filter_signs
+    faiss::AlignedTable<uint8_t, 64> tables;
+    /// to the key that a code's signs let expect
+    SignFormula expected;
+    /// to the least key that it can have
+    SignFormula least;
+};
+
+/** The signs of the coordinates of codes, in blocks that a query reads instead
+ * of most codes: one bit a coordinate and a factor or two a code say that a
+ * code is not among the results, or that it has to be read.
+ *
+ * With v the levels of a code and s their signs, v = beta s + r, where beta =
+ * |v|^2 / <v, s>. The signs give <q, s>. What they leave of <q, v> is <q, r>,
+ * and r is orthogonal to v, in a direction that is random by the rotation:
+ * <q, r> is |q| |r| times a coordinate of a random unit vector, of standard
+ * deviation 1 / sqrt(d - 1). A code is passed over where its distance would
+ * have to be better than its signs say by more than `margin` standard
+ * deviations: the bound of Gao and Long, RaBitQ, SIGMOD 2024, section 3.2. So
+ * a search returns what it returns when it reads every code, but that it misses
+ * a neighbour with a probability below that of a normal deviate above margin:
+ * 1e-3 at 3, 3e-5 at 4, 2e-8 at 5.5.
+ *
+ * In memory only: it is made from codes, of any codec with one part. */
+class SignFilter {
+   public:
+    explicit SignFilter(const TurboQuantizer& tq);
+
+    /// whether it can be made of these codes
+    static bool supports(const TurboQuantizer& tq) {
+        return tq.parts().size() == 1 && !tq.has_sketch();
+    }
+
+    /** Take codes size() .. ntotal - 1.
+     * @param codes  (ntotal, tq.code_size) */
+    void extend(const TurboQuantizer& tq, const uint8_t* codes, size_t ntotal);
+
+    /// codes in it
+    size_t size() const {
+        return size_;
+    }
+
+    /// whether code number i could be this one
+    bool agrees(const TurboQuantizer& tq, const uint8_t* code, size_t i) const;
+
+    /// @param q        (rotated_dim,), the quantized query, from prepare_query
+    /// @param factors  of the query
+    /// @param margin   standard deviations, above 0
+    SignQuery make_query(
+            const int8_t* q,
+            const QueryFactors& factors,
+            double margin) const;
+
+    /// @param sums  (sign_block,), for below() and key(), written
+    void sum_signs(const SignQuery& query, size_t block, uint16_t* sums) const {
+        kernels().sum_signs(
+                bits_[block * n_bytes_].bytes,
+                query.tables.data(),
+                n_bytes_,
+                sums);
+    }
+
+    /** @param formula  of the query
+     *  @param sums     of the block
+     *  @return  bit i is set if the key of code block * sign_block + i is below
+     *           the threshold; bits past size() are unspecified */
+    uint64_t below(
+            const SignFormula& formula,
+            size_t block,
+            const uint16_t* sums,
+            float threshold) const {
+        const size_t first = block * sign_block;
+        return kernels().filter_signs(
+                formula,
+                sums,
+                scales_.data() + first,
+                offsets_.empty() ? nullptr : offsets_.data() + first,
+                threshold);
+    }
+
+    /// @param sum  of code number i
+    float key(const SignFormula& formula, size_t i, uint16_t sum) const {
+        return sign_key(
+                formula, sum, scales_[i], offsets_.empty() ? 0 : offsets_[i]);
+    }
+
+   private:
+    struct alignas(64) Row {
+        uint8_t bytes[sign_block];
+    };
+
+    size_t d_;
+    size_t n_bytes_; ///< of a code's signs, with padding
+    float sign_;     ///< of distances, as keys have it
+    size_t size_ = 0;
+    std::vector<Row> bits_; ///< (blocks, n_bytes)
+    /// (blocks, sign_block), scale of the code times beta
+    std::vector<float> scales_;
+    /// (blocks, sign_block), sign * offset; empty where codes have none
+    std::vector<float> offsets_;
+    /// the largest |r|^2 / beta^2 of any code
+    double residual_ = 0;
+};
+
+/** The most queries at a time that find their results sooner by a SignFilter
+ * than in panels, which they decode together. */
+size_t max_filtered_queries(size_t d);
+
+/** The SignFilter of an index. Made and extended by the first search that wants
+ * it; any number of threads may. */
+class SignFilterCache {
+   public:
+    SignFilterCache() = default;
+    SignFilterCache(const SignFilterCache& other);
+    SignFilterCache& operator=(const SignFilterCache& other);
+
+    /** @param codes  (ntotal, tq.code_size); since the last call, codes may
+     *                have been added behind the others. That these are what
+     *                they were is looked at, at one of them.
+     *  @return  of these codes */
+    std::shared_ptr<const SignFilter> get(
+            const TurboQuantizer& tq,
+            const uint8_t* codes,
+            size_t ntotal);
+
+    /// after any other change of the codes
+    void clear();
+
+   private:
+    bool has_other_codes(const TurboQuantizer& tq, const uint8_t* codes);
+
+    mutable std::mutex mutex_;
+    std::shared_ptr<SignFilter> filter_;
+    uint64_t looks_ = 0;
+};
+
+} // namespace faiss_turboquant
