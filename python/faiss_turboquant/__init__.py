@@ -59,6 +59,7 @@ from .gpu import (
     index_gpu_to_cpu,
 )
 from ._openmp import set_up_openmp as _set_up_openmp
+from ._parameters import install as _install_parameters
 from .swigfaiss_turboquant import (
     CodecType_HalfBit,
     CodecType_Mse,
@@ -131,4 +132,5 @@ def available_simd_levels():
 
 _install()
 _install_contrib()
+_install_parameters()
 _set_up_openmp()

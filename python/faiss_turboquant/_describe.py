@@ -107,7 +107,7 @@ def describe(index):
     RuntimeError
         if there is no TurboQuant inside
     """
-    found = list(_find(index, ()))
+    found = list(find_turboquant(index))
     if not found:
         raise RuntimeError(
             f"describe: there is no TurboQuant inside this {_name(index)}"
@@ -116,14 +116,14 @@ def describe(index):
     return dataclasses.replace(first, others=tuple(others))
 
 
-def _find(index, wrappers):
+def find_turboquant(index, wrappers=()):
     """(index, its wrappers) of each TurboQuant index inside an index."""
     index = _swig.downcast_index(index)
     if isinstance(getattr(index, "tq", None), _swig.TurboQuantizer):
         yield index, wrappers
     inside = (*wrappers, _wrapper(index))
     for i in range(_swig.count_sub_indexes(index)):
-        yield from _find(_swig.sub_index(index, i), inside)
+        yield from find_turboquant(_swig.sub_index(index, i), inside)
 
 
 def _describe_one(index, wrappers):

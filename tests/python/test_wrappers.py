@@ -133,6 +133,33 @@ def test_k_factor(shape, metric, k_factor):
     assert_same(index.search(xq, K, params=params), found)
 
 
+def test_parameters_of_ours(metric):
+    def fields(index):
+        flat = faiss.downcast_index(index)
+        while not isinstance(flat, faiss.IndexTurboQuant):
+            flat = faiss.downcast_index(
+                flat.base_index if hasattr(flat, "base_index") else flat.index
+            )
+        return flat.use_sign_filter, flat.sign_margin
+
+    space = faiss.ParameterSpace()
+    index = faiss.index_factory(D, "IDMap,PCA16,TQ2,RFlat", metric)
+    assert fields(index) == (-1, 5.5)
+    space.set_index_parameter(index, "sign_margin", 4.5)
+    space.set_index_parameters(index, "use_sign_filter=0,k_factor_rf=3")
+    assert fields(index) == (0, 4.5)
+    assert faiss.downcast_index(index.index).k_factor == 3
+    # FAISS's own way, by a number, goes on
+    ivf = faiss.index_factory(D, "IVF4,TQ2", metric)
+    space.initialize(ivf)
+    space.set_index_parameters(ivf, 1)
+    for name in ("sign_margin", "use_sign_filter"):
+        with pytest.raises(RuntimeError, match=f"{name} = 1.*IndexIVF"):
+            space.set_index_parameter(ivf, name, 1)
+    with pytest.raises(RuntimeError, match="no_such"):
+        space.set_index_parameters(index, "no_such=1")
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_round_trips_at_depth(shape, metric, tmp_path):
     index, _ = build(shape, metric)

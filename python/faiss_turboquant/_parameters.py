@@ -1,0 +1,65 @@
+"""faiss.ParameterSpace, made to know what TurboQuant adds."""
+
+import functools
+
+import faiss
+
+from . import swigfaiss_turboquant as _swig
+from ._describe import find_turboquant
+
+_OWN = {"use_sign_filter": int, "sign_margin": float}
+
+
+def _set_own(index, name, value):
+    flat = [
+        each
+        for each, _ in find_turboquant(index)
+        if isinstance(each, _swig.IndexTurboQuant)
+    ]
+    if not flat:
+        raise RuntimeError(
+            f"ParameterSpace: could not set {name} = {value}: there is no "
+            f"IndexTurboQuant inside this {type(index).__name__}"
+        )
+    for each in flat:
+        setattr(each, name, _OWN[name](value))
+
+
+def _set_index_parameter(replaced, self, index, name, value):
+    if name in _OWN:
+        _set_own(index, name, value)
+    else:
+        replaced(self, index, name, value)
+
+
+def _set_index_parameters(replaced, self, index, *parameters):
+    """By a string, "nprobe=4,sign_margin=3", or as FAISS has it."""
+    if len(parameters) != 1 or not isinstance(parameters[0], str):
+        return replaced(self, index, *parameters)
+    others = []
+    for part in parameters[0].split(","):
+        name, _, value = part.partition("=")
+        if name in _OWN:
+            _set_own(index, name, float(value))
+        else:
+            others.append(part)
+    if others:
+        replaced(self, index, ",".join(others))
+
+
+def _replace(name, function):
+    replaced = getattr(faiss.ParameterSpace, name)
+    if hasattr(replaced, "__wrapped__"):
+        return  # this package is imported again
+
+    @functools.wraps(replaced)
+    def method(self, *args):
+        return function(replaced, self, *args)
+
+    setattr(faiss.ParameterSpace, name, method)
+
+
+def install():
+    """Replace two methods of faiss.ParameterSpace."""
+    _replace("set_index_parameter", _set_index_parameter)
+    _replace("set_index_parameters", _set_index_parameters)
