@@ -67,7 +67,7 @@ size_t max_filtered_queries(size_t d) {
         case SimdLevel::amx:
             return d / 64;
         case SimdLevel::avx512_vnni:
-            return d / 32;
+            return d / 16;
         case SimdLevel::avx2_vnni:
         case SimdLevel::neon_dot:
             return d / 8;

@@ -68,13 +68,22 @@ class SignFilter {
             const QueryFactors& factors,
             double margin) const;
 
-    /// @param sums  (sign_block,), for below() and key(), written
-    void sum_signs(const SignQuery& query, size_t block, uint16_t* sums) const {
+    /** @param tables  (n,), of queries
+     *  @param sums    (n, sign_block), for below() and key(), written
+     *  @param stride  from the sums of one query to those of the next */
+    void sum_signs(
+            const uint8_t* const* tables,
+            size_t n,
+            size_t block,
+            uint16_t* sums,
+            size_t stride) const {
         kernels().sum_signs(
                 bits_[block * n_bytes_].bytes,
-                query.tables.data(),
+                tables,
+                n,
                 n_bytes_,
-                sums);
+                sums,
+                stride);
     }
 
     /** @param formula  of the query

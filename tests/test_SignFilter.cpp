@@ -192,7 +192,8 @@ TEST(SignFilter, BoundsHoldForEveryCode) {
                             filter.make_query(q.data(), query.factors, 5.5);
                     for (size_t j = 0; j < n; j++) {
                         uint16_t sums[faiss_turboquant::sign_block];
-                        filter.sum_signs(signs, j / 64, sums);
+                        const uint8_t* tables = signs.tables.data();
+                        filter.sum_signs(&tables, 1, j / 64, sums, 0);
                         const float key = sign *
                                 tq.distance_to_code(
                                         query,

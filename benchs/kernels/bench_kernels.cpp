@@ -176,15 +176,22 @@ void sum_signs(benchmark::State& state, size_t d, SimdLevel level, bool large) {
             large ? large_bytes / block_bytes - 1 : block / sign_block;
     const uint8_t* signs = large_buffer().data();
     signs += 64 - reinterpret_cast<uintptr_t>(signs) % 64; // as in an index
-    std::vector<uint8_t> tables(n_bytes * 32, 1);
-    uint16_t sums[sign_block];
+    const std::vector<uint8_t> table(n_bytes * 32, 1);
+    const std::vector<const uint8_t*> tables(n_queries, table.data());
+    std::vector<uint16_t> sums(n_queries * sign_block);
     for (auto _ : state) {
         for (size_t i = 0; i < n_blocks; i++) {
-            k.sum_signs(signs + i * block_bytes, tables.data(), n_bytes, sums);
-            benchmark::DoNotOptimize(sums);
+            k.sum_signs(
+                    signs + i * block_bytes,
+                    tables.data(),
+                    n_queries,
+                    n_bytes,
+                    sums.data(),
+                    sign_block);
+            benchmark::DoNotOptimize(sums.data());
         }
     }
-    count_items(state, n_blocks * sign_block);
+    count_items(state, n_blocks * sign_block * n_queries);
     count_bytes(state, double(n_blocks * block_bytes));
 }
 
@@ -345,8 +352,12 @@ void add_all() {
         for (size_t d : {384, 1536}) {
             const std::string dim = "/" + std::to_string(d);
             add("dot_panels" + dim + at, dot_panels, d, level);
-            add("sum_signs" + dim + at, sum_signs, d, level, false);
-            add("sum_signs" + dim + at + "/memory", sum_signs, d, level, true);
+            for (size_t queries : {size_t(1), sign_queries}) {
+                const std::string name = "sum_signs" + dim + at +
+                        "/queries:" + std::to_string(queries);
+                add(name, sum_signs, d, level, queries, false);
+                add(name + "/memory", sum_signs, d, level, queries, true);
+            }
             for (const std::string& codec : codecs) {
                 const std::string name = "/" + codec + dim + at;
                 add("dot_codes" + name, dot_codes, codec, d, level, false);

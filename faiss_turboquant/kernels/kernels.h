@@ -153,6 +153,8 @@ constexpr size_t sign_place(size_t i) {
 constexpr size_t sign_step = 4;
 /// so no entry is larger
 constexpr int max_sign_entry = 255 / (2 * sign_step);
+/// queries that Kernels::sum_signs is asked for together
+constexpr size_t sign_queries = 4;
 /// covers the rounding of keys
 constexpr float sign_slack = 1.0f / (1 << 20);
 
@@ -374,18 +376,22 @@ struct Kernels {
             int32_t* squares);
 
     /** Sums of table entries, by the signs of a block of codes.
-     * @param block    (n_bytes, sign_block), from pack_signs; what follows it
-     *                 is prefetched
-     * @param tables   (n_bytes, 2, 16), entries up to max_sign_entry by the
-     *                 low and the high half of a byte; no sum of entries is
-     *                 above 65535
-     * @param n_bytes  a multiple of sign_step
-     * @param sums     (sign_block,), written */
+     * @param block        (n_bytes, sign_block), from pack_signs; what follows
+     *                     it is prefetched
+     * @param tables       (n_queries,), each (n_bytes, 2, 16), entries up to
+     *                     max_sign_entry by the low and the high half of a
+     *                     byte; no sum of entries is above 65535
+     * @param n_queries    sign_queries at a time are fastest
+     * @param n_bytes      a multiple of sign_step
+     * @param sums         (n_queries, sign_block), written
+     * @param sums_stride  from the sums of one query to those of the next */
     void (*sum_signs)(
             const uint8_t* block,
-            const uint8_t* tables,
+            const uint8_t* const* tables,
+            size_t n_queries,
             size_t n_bytes,
-            uint16_t* sums);
+            uint16_t* sums,
+            size_t sums_stride);
 
     /** Which codes of a block have a key, by their signs, below a threshold.
      * @param sums     (sign_block,), from sum_signs

@@ -304,15 +304,20 @@ void pack_signs(
 
 void sum_signs(
         const uint8_t* block,
-        const uint8_t* tables,
+        const uint8_t* const* tables,
+        size_t n_queries,
         size_t n_bytes,
-        uint16_t* sums) {
-    for (size_t i = 0; i < sign_block; i++) {
-        sums[i] = 0;
-        for (size_t byte = 0; byte < n_bytes; byte++) {
-            const uint8_t bits = block[byte * sign_block + sign_place(i)];
-            const uint8_t* table = tables + byte * 32;
-            sums[i] += table[bits & 15] + table[16 + (bits >> 4)];
+        uint16_t* sums,
+        size_t sums_stride) {
+    for (size_t q = 0; q < n_queries; q++) {
+        for (size_t i = 0; i < sign_block; i++) {
+            uint16_t& sum = sums[q * sums_stride + i];
+            sum = 0;
+            for (size_t byte = 0; byte < n_bytes; byte++) {
+                const uint8_t bits = block[byte * sign_block + sign_place(i)];
+                const uint8_t* table = tables[q] + byte * 32;
+                sum += table[bits & 15] + table[16 + (bits >> 4)];
+            }
         }
     }
 }

@@ -516,18 +516,31 @@ TEST_P(LevelTest, SumSigns) {
         SCOPED_TRACE(n_bytes);
         // sums of any table fit in 16 bits
         const int most = std::min<int>(max_sign_entry, 65535 / (2 * n_bytes));
-        std::vector<uint8_t> tables(n_bytes * 32);
-        for (uint8_t& entry : tables) {
+        std::vector<uint8_t> entries(7 * n_bytes * 32);
+        for (uint8_t& entry : entries) {
             entry = rng() % 4 ? most : rng() % (most + 1);
+        }
+        std::vector<const uint8_t*> tables;
+        for (size_t q = 0; q < 7; q++) {
+            tables.push_back(&entries[q * n_bytes * 32]);
         }
         ExactBytes block(n_bytes * sign_block, 0);
         std::generate_n(block.data(), n_bytes * sign_block, std::ref(rng));
-        const auto run = [&](const Kernels& k) {
-            std::vector<uint16_t> sums(sign_block);
-            k.sum_signs(block.data(), tables.data(), n_bytes, sums.data());
-            return sums;
-        };
-        EXPECT_EQ(run(scalar), run(simd));
+        for (size_t n_queries = 1; n_queries <= 7; n_queries++) {
+            const auto run = [&](const Kernels& k) {
+                const size_t stride = sign_block + 8;
+                std::vector<uint16_t> sums(n_queries * stride);
+                k.sum_signs(
+                        block.data(),
+                        tables.data(),
+                        n_queries,
+                        n_bytes,
+                        sums.data(),
+                        stride);
+                return sums;
+            };
+            EXPECT_EQ(run(scalar), run(simd));
+        }
     }
 }
 

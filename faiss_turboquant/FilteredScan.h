@@ -1,0 +1,329 @@
+#pragma once
+
+/** The scan of codes by their signs, for queries one by one. */
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include <faiss_turboquant/BlockScan.h>
+#include <faiss_turboquant/IdFilter.h>
+#include <faiss_turboquant/QueryBatch.h>
+#include <faiss_turboquant/SignFilter.h>
+
+namespace faiss_turboquant {
+
+/** The results of a query in a part of the codes. Parts share what they know.
+ */
+struct SharedReservoir : Reservoir {
+    /// the k-th best key that any part has found
+    std::atomic<float>* last_key;
+
+    SharedReservoir(size_t k, std::atomic<float>* last_key)
+            : Reservoir(k), last_key(last_key) {}
+
+    /// tell the other parts, and take over what they know
+    void share_threshold() {
+        shrink();
+        float shared = last_key->load(std::memory_order_relaxed);
+        if (entries.size() == k) {
+            const float own = entry_key(
+                    *std::max_element(entries.begin(), entries.end()));
+            while (own < shared &&
+                   !last_key->compare_exchange_weak(
+                           shared, own, std::memory_order_relaxed)) {
+            }
+        }
+        // an equal key of a smaller row may be here
+        threshold = std::min(threshold, next_key(shared));
+    }
+};
+
+/** Takes queries through codes by their signs, a run of codes at a time. Codes
+ * that look best by their signs are read first, so that there is a threshold;
+ * then those that may be below it. Where these are more than half of a run,
+ * reading all codes is faster: for some time it does so, then tries again. */
+template <class Collector>
+class FilteredScan {
+   public:
+    /** @param filter      of all codes
+     *  @param codes       all of them
+     *  @param selected    of all ids, or empty
+     *  @param queries     whose [first, first + nq) are searched for
+     *  @param collectors  (nq,), as of BlockScan */
+    FilteredScan(
+            const TurboQuantizer& tq,
+            const SignFilter& filter,
+            const uint8_t* codes,
+            const IdFilter::Bitmap& selected,
+            const QueryBatch& queries,
+            size_t first,
+            size_t nq,
+            Collector* collectors)
+            : code_size_(tq.code_size),
+              filter_(filter),
+              codes_(codes),
+              selected_(selected),
+              queries_(queries),
+              first_query_(first),
+              collectors_(collectors),
+              states_(nq),
+              max_run_(nq == 1 ? longest_run : shared_run(tq.d)),
+              scan_(tq) {
+        if constexpr (is_reservoir) {
+            for (size_t q = 0; q < nq; q++) {
+                collectors[q].keeps_equal = true;
+            }
+        }
+    }
+
+    /** Codes [begin, end); begin is a multiple of sign_block. Collectors get
+     * their numbers less begin.
+     * @return  how many were read, those of each query */
+    size_t scan(size_t begin, size_t end) {
+        begin_ = begin;
+        size_t n_read = 0;
+        for (first_ = begin; first_ < end; first_ = end_) {
+            end_ = std::min(end, first_ + run_codes());
+            select_run();
+            std::vector<size_t> asking;
+            for (size_t q = 0; q < states_.size(); q++) {
+                State& state = states_[q];
+                if (state.pause == 0) {
+                    asking.push_back(q);
+                    continue;
+                }
+                state.pause -= std::min(state.pause, end_ - first_);
+                start(q);
+                n_read += read_all();
+            }
+            for (size_t i = 0; i < asking.size(); i += sign_queries) {
+                const size_t n = std::min(sign_queries, asking.size() - i);
+                sum_signs(&asking[i], n);
+                for (size_t j = 0; j < n; j++) {
+                    sums_ = all_sums_.data() + j * max_run_;
+                    n_read += scan_run(asking[i + j]);
+                }
+            }
+        }
+        return n_read;
+    }
+
+   private:
+    /// a word for a block of signs
+    using Bitmap = IdFilter::Bitmap;
+    static_assert(sign_block == 64, "a word of a bitmap");
+
+    /// codes of a run
+    static constexpr size_t longest_run = 16384;
+    /// of one after which it is seen whether signs are of use
+    static constexpr size_t trial_run = 2048;
+    /// codes that are read without a look at the signs
+    static constexpr size_t first_pause = 8192, longest_pause = 1 << 20;
+    /// codes that are read to have a threshold, besides as many as there are
+    /// results
+    static constexpr size_t more_codes = 16;
+    /// else thresholds do not depend on what has been found
+    static constexpr bool is_reservoir =
+            std::is_base_of_v<Reservoir, Collector>;
+
+    /// of a query
+    struct State {
+        bool on_trial = true;
+        size_t pause = 0; ///< codes that are left of it
+        size_t next_pause = first_pause;
+    };
+
+    /// codes whose signs fit in the second-level cache, for queries to share
+    static size_t shared_run(size_t d) {
+        return std::clamp(
+                second_level_cache() / 2 / (d / 8 + 1) / sign_block *
+                        sign_block,
+                trial_run,
+                longest_run);
+    }
+
+    size_t run_codes() const {
+        for (const State& state : states_) {
+            if (state.pause == 0 && state.on_trial) {
+                return trial_run;
+            }
+        }
+        return max_run_;
+    }
+
+    /// those of the run that are selected
+    void select_run() {
+        of_run_.clear();
+        for (size_t i = first_; i < end_; i += sign_block) {
+            const uint64_t word = selected_.empty() ? ~0ull : selected_[i / 64];
+            const size_t n = end_ - i;
+            of_run_.push_back(n < 64 ? word & ((1ull << n) - 1) : word);
+        }
+    }
+
+    /// of n queries, whose numbers are given
+    void sum_signs(const size_t* numbers, size_t n) {
+        const uint8_t* tables[sign_queries];
+        for (size_t i = 0; i < n; i++) {
+            tables[i] = query(numbers[i]).tables.data();
+        }
+        all_sums_.resize(sign_queries * max_run_);
+        for (size_t i = 0; i < of_run_.size(); i++) {
+            if (of_run_[i]) {
+                filter_.sum_signs(
+                        tables,
+                        n,
+                        first_ / sign_block + i,
+                        all_sums_.data() + i * sign_block,
+                        max_run_);
+            }
+        }
+    }
+
+    /// begin with query q
+    void start(size_t q) {
+        q_ = q;
+        unread_ = of_run_;
+        has_gaps_ = !selected_.empty();
+        scan_.start(queries_, first_query_ + q, 1, &collectors_[q]);
+        share_threshold();
+    }
+
+    size_t scan_run(size_t q) {
+        start(q);
+        size_t n_read = 0;
+        if constexpr (is_reservoir) {
+            n_read += read_best();
+        }
+        size_t seen = 0, left = 0;
+        candidates_.resize(unread_.size());
+        for (size_t i = 0; i < unread_.size(); i++) {
+            const uint64_t unread = unread_[i];
+            const float threshold = collectors_[q].threshold;
+            candidates_[i] =
+                    unread ? unread & below(query(q).least, i, threshold) : 0;
+            seen += __builtin_popcountll(unread);
+            left += __builtin_popcountll(candidates_[i]);
+        }
+        State& state = states_[q];
+        state.on_trial = 2 * left > seen;
+        if (state.on_trial) {
+            state.pause = state.next_pause;
+            state.next_pause = std::min(2 * state.next_pause, longest_pause);
+            return n_read + read_all();
+        }
+        state.next_pause = first_pause;
+        return n_read + read(candidates_);
+    }
+
+    const SignQuery& query(size_t q) const {
+        return queries_.signs[first_query_ + q];
+    }
+
+    /// of block i of the run
+    uint64_t below(const SignFormula& formula, size_t i, float threshold)
+            const {
+        return filter_.below(
+                formula,
+                first_ / sign_block + i,
+                sums_ + i * sign_block,
+                threshold);
+    }
+
+    /// read the codes that look best by their signs
+    size_t read_best() {
+        const SignFormula& expected = query(q_).expected;
+        Reservoir best(collectors_[q_].k + more_codes);
+        best.threshold = collectors_[q_].threshold;
+        for (size_t i = 0; i < unread_.size(); i++) {
+            if (!unread_[i]) {
+                continue;
+            }
+            uint64_t bits = unread_[i] & below(expected, i, best.threshold);
+            float keys[sign_block];
+            uint32_t rows[sign_block];
+            size_t n = 0;
+            for (; bits; bits &= bits - 1, n++) {
+                rows[n] = i * sign_block + __builtin_ctzll(bits);
+                keys[n] =
+                        filter_.key(expected, first_ + rows[n], sums_[rows[n]]);
+            }
+            best.add(keys, rows, n);
+        }
+        best.shrink();
+        candidates_.assign(unread_.size(), 0);
+        for (uint64_t entry : best.entries) {
+            const uint32_t row = entry_row(entry);
+            candidates_[row / 64] |= 1ull << row % 64;
+            unread_[row / 64] &= ~(1ull << row % 64);
+        }
+        has_gaps_ = true;
+        const size_t n_read = read(candidates_);
+        share_threshold();
+        return n_read;
+    }
+
+    void share_threshold() {
+        if constexpr (is_reservoir) {
+            collectors_[q_].share_threshold();
+        }
+    }
+
+    size_t read_all() {
+        if (has_gaps_) {
+            return read(unread_);
+        }
+        for (size_t i = first_; i < end_; i += block_codes) {
+            scan_.scan_block(
+                    codes_ + begin_ * code_size_,
+                    i - begin_,
+                    nullptr,
+                    std::min(block_codes, end_ - i));
+        }
+        return end_ - first_;
+    }
+
+    /// codes of the run
+    size_t read(const Bitmap& wanted) {
+        rows_.clear();
+        for (size_t i = 0; i < wanted.size(); i++) {
+            const size_t row = first_ - begin_ + i * sign_block;
+            for (uint64_t bits = wanted[i]; bits; bits &= bits - 1) {
+                rows_.push_back(row + __builtin_ctzll(bits));
+            }
+        }
+        scan_.scan(codes_ + begin_ * code_size_, rows_.data(), rows_.size());
+        return rows_.size();
+    }
+
+    const size_t code_size_;
+    const SignFilter& filter_;
+    const uint8_t* const codes_;
+    const IdFilter::Bitmap& selected_;
+    const QueryBatch& queries_;
+    const size_t first_query_;
+    Collector* const collectors_;
+    std::vector<State> states_;
+    const size_t max_run_;
+    BlockScan<Collector> scan_;
+
+    size_t begin_ = 0;
+    size_t first_ = 0, end_ = 0;     ///< codes of the run
+    Bitmap of_run_;                  ///< those that are selected
+    std::vector<uint16_t> all_sums_; ///< (sign_queries, max_run)
+
+    // of the query that is at it
+    size_t q_ = 0;
+    const uint16_t* sums_ = nullptr; ///< codes of the run
+    Bitmap unread_;                  ///< codes that are to be read
+    bool has_gaps_ = false;          ///< whether these are not all
+    Bitmap candidates_;
+    std::vector<uint32_t> rows_;
+};
+
+} // namespace faiss_turboquant
