@@ -1,7 +1,9 @@
 #include <faiss_turboquant/SignFilter.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -14,6 +16,7 @@
 #include <faiss/impl/IDSelector.h>
 
 #include <faiss_turboquant/CodeScanner.h>
+#include <faiss_turboquant/FilteredScan.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
 #include <faiss_turboquant/clone_index.h>
 #include <faiss_turboquant/index_factory.h>
@@ -127,8 +130,44 @@ TEST(SignFilter, ManyRuns) {
     }
 }
 
+TEST(SignFilter, EqualKeysInAnyOrder) {
+    using faiss_turboquant::entry_row;
+    // rows 0, 1, .. backwards, all with one key
+    faiss_turboquant::Reservoir reservoir(3);
+    reservoir.keeps_equal = true;
+    for (uint32_t row = 500; row-- > 0;) {
+        const float key = 2;
+        if (key < reservoir.threshold) {
+            reservoir.add(&key, &row, 1);
+        }
+    }
+    const auto entries = reservoir.take_sorted();
+    ASSERT_EQ(3u, entries.size());
+    for (uint32_t row = 0; row < 3; row++) {
+        EXPECT_EQ(row, entry_row(entries[row]));
+    }
+
+    // what another part has found
+    std::atomic<float> last_key{std::numeric_limits<float>::infinity()};
+    faiss_turboquant::SharedReservoir first(2, &last_key);
+    faiss_turboquant::SharedReservoir second(2, &last_key);
+    const float keys[] = {5, 1, 3};
+    const uint32_t rows[] = {7, 8, 9};
+    first.add(keys, rows, 1);
+    first.share_threshold();
+    second.share_threshold();
+    EXPECT_TRUE(std::isinf(second.threshold)); // one key is not two
+    first.add(keys + 1, rows + 1, 2);
+    first.share_threshold();
+    EXPECT_EQ(3, last_key);
+    second.share_threshold();
+    EXPECT_GT(second.threshold, 3);
+    EXPECT_LT(second.threshold, 3.000001f);
+    EXPECT_EQ(3, last_key);
+}
+
 TEST(SignFilter, EqualVectorsAreOrderedById) {
-    const size_t d = 32, n = 6000;
+    const size_t d = 32, n = 40000;
     // each one many times
     std::vector<float> x = clustered(50, d, 1);
     for (size_t i = 50 * d; i < n * d; i++) {
@@ -138,7 +177,7 @@ TEST(SignFilter, EqualVectorsAreOrderedById) {
     const int before = omp_get_max_threads();
     for (int n_threads : {1, 4}) {
         omp_set_num_threads(n_threads);
-        for (idx_t k : {1, 50, 119, 120, 300}) {
+        for (idx_t k : {1, 50, 799, 800, 1000}) {
             expect_same_results(*index, clustered(3, d, 2), k);
         }
     }
