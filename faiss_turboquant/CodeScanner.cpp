@@ -263,20 +263,22 @@ size_t CodeScanner::search(
     return n_read;
 }
 
-std::vector<RangeHits> CodeScanner::range_search(
+size_t CodeScanner::range_search(
         const QueryBatch& queries,
-        float radius) const {
+        float radius,
+        std::vector<RangeHits>& results) const {
     const bool is_l2 = tq.metric_type == faiss::METRIC_L2;
     const size_t nq = queries.size();
-    std::vector<RangeHits> results(nq);
+    const size_t before = results.size();
+    results.resize(before + nq);
     // no squared distance is below 0, even if its estimate is
     if (nq == 0 || ntotal == 0 || (is_l2 && !(radius > 0))) {
-        return results;
+        return 0;
     }
     const TaskGrid grid(nq, ntotal, group_queries(tq.rotated_dim()));
     std::vector<std::vector<std::pair<uint32_t, float>>> found(
             nq * grid.nslices);
-    run_tasks<RangeCollector>(
+    const size_t n_read = run_tasks<RangeCollector>(
             *this,
             selected_,
             queries,
@@ -290,13 +292,13 @@ std::vector<RangeHits> CodeScanner::range_search(
     for (size_t q = 0; q < nq; q++) {
         for (size_t slice = 0; slice < grid.nslices; slice++) {
             for (const auto& [row, key] : found[q * grid.nslices + slice]) {
-                results[q].emplace_back(
+                results[before + q].emplace_back(
                         slice * grid.slice_size + row,
                         distance_of_key(is_l2, key));
             }
         }
     }
-    return results;
+    return n_read;
 }
 
 #if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14

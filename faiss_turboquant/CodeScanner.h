@@ -50,9 +50,12 @@ struct CodeScanner {
 
     /** All codes with a distance below radius (L2) or above it (inner
      * product).
-     * @return  one vector a query: (id, distance), by ascending id */
-    std::vector<RangeHits> range_search(const QueryBatch& queries, float radius)
-            const;
+     * @param results  one more for each query: (id, distance), by ascending id
+     * @return  codes that were read, those of each query */
+    size_t range_search(
+            const QueryBatch& queries,
+            float radius,
+            std::vector<RangeHits>& results) const;
 
 #if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
     /** Give a handler every code that beats its threshold, by ascending id, on

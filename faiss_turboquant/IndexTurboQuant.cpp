@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cinttypes>
 #include <cmath>
-#include <iterator>
 #include <typeinfo>
 
 #include <faiss/impl/AuxIndexStructures.h>
@@ -73,6 +72,29 @@ CodeScanner make_scanner(
             index.ntotal,
             index.get_sign_filter(n),
             get_selector(params, "IndexTurboQuant"));
+}
+
+/** Search for n queries, a page at a time, with scan(first, batch), which
+ * returns how many codes were read, those of each query. */
+template <class F>
+void for_each_page(
+        const IndexTurboQuant& index,
+        const CodeScanner& scanner,
+        idx_t n,
+        const float* x,
+        F scan) {
+    const SignFilter* filter = scanner.filter.get();
+    // many queries ask it if the first one has read few codes by it
+    idx_t page = filter && n >= idx_t(batch_queries) ? 1 : page_queries;
+    for (idx_t first = 0; first < n; first += page, page = page_queries) {
+        page = std::min(page, n - first);
+        const size_t n_read =
+                scan(first, prepare_queries(index, filter, first, page, x));
+        if (n_read > max_filtered_part * page * index.ntotal) {
+            filter = nullptr;
+        }
+        InterruptCallback::check();
+    }
 }
 
 /// FAISS's functions end the process, or write to the mapping
@@ -273,21 +295,11 @@ void IndexTurboQuant::search(
     FAISS_THROW_IF_NOT_FMT(
             k > 0, "IndexTurboQuant: k = %" PRId64 " is not positive", k);
     const CodeScanner scanner = make_scanner(*this, n, params);
-    const SignFilter* filter = scanner.filter.get();
-    // many queries ask it if the first one has read few codes by it
-    idx_t page = filter && n >= idx_t(batch_queries) ? 1 : page_queries;
-    for (idx_t first = 0; first < n; first += page, page = page_queries) {
-        page = std::min(page, n - first);
-        const size_t n_read = scanner.search(
-                prepare_queries(*this, filter, first, page, x),
-                k,
-                distances + first * k,
-                labels + first * k);
-        if (n_read > max_filtered_part * page * ntotal) {
-            filter = nullptr;
-        }
-        InterruptCallback::check();
-    }
+    for_each_page(
+            *this, scanner, n, x, [&](idx_t first, const QueryBatch& batch) {
+                return scanner.search(
+                        batch, k, distances + first * k, labels + first * k);
+            });
 }
 
 #if FAISS_VERSION_MAJOR > 1 || FAISS_VERSION_MINOR >= 14
@@ -309,14 +321,9 @@ void IndexTurboQuant::range_search(
         const SearchParameters* params) const {
     const CodeScanner scanner = make_scanner(*this, n, params);
     std::vector<RangeHits> found;
-    for (idx_t first = 0; first < n; first += page_queries) {
-        const idx_t page = std::min(page_queries, n - first);
-        auto hits = scanner.range_search(
-                prepare_queries(*this, scanner.filter.get(), first, page, x),
-                radius);
-        std::move(hits.begin(), hits.end(), std::back_inserter(found));
-        InterruptCallback::check();
-    }
+    for_each_page(*this, scanner, n, x, [&](idx_t, const QueryBatch& batch) {
+        return scanner.range_search(batch, radius, found);
+    });
     fill_result(found, *result);
 }
 

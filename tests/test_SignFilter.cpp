@@ -313,20 +313,22 @@ TEST(SignFilter, RangeSearch) {
     const size_t d = 48, n = 5000;
     for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
         const auto index = index_of("TQ2", d, metric, clustered(n, d, 1));
-        const auto queries = clustered(2, d, 2);
+        const auto queries = clustered(7, d, 2);
         const Results best = search_with(*index, 0, queries, 30);
         const float everything = metric == METRIC_L2 ? 1e9 : -1e9;
         for (float radius : {best.D[5], best.D[29], everything}) {
-            faiss::RangeSearchResult with(2), without(2);
-            index->use_sign_filter = 1;
-            index->range_search(2, queries.data(), radius, &with);
-            index->use_sign_filter = 0;
-            index->range_search(2, queries.data(), radius, &without);
-            ASSERT_EQ(without.lims[2], with.lims[2]);
-            ASSERT_GT(with.lims[2], 0u);
-            for (size_t i = 0; i < with.lims[2]; i++) {
-                EXPECT_EQ(without.labels[i], with.labels[i]);
-                EXPECT_EQ(without.distances[i], with.distances[i]);
+            for (idx_t n : {2, 7}) { // the latter with AVX2, not with AVX-512
+                faiss::RangeSearchResult with(n), without(n);
+                index->use_sign_filter = 1;
+                index->range_search(n, queries.data(), radius, &with);
+                index->use_sign_filter = 0;
+                index->range_search(n, queries.data(), radius, &without);
+                ASSERT_EQ(without.lims[n], with.lims[n]);
+                ASSERT_GT(with.lims[n], 0u);
+                for (size_t i = 0; i < with.lims[n]; i++) {
+                    EXPECT_EQ(without.labels[i], with.labels[i]);
+                    EXPECT_EQ(without.distances[i], with.distances[i]);
+                }
             }
         }
     }
