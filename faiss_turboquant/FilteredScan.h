@@ -89,15 +89,15 @@ class FilteredScan {
         size_t n_read = 0;
         for (first_ = begin; first_ < end; first_ = end_) {
             end_ = std::min(end, first_ + run_codes());
-            select_run();
+            const bool is_sparse = select_run() < few_codes * of_run_.size();
             std::vector<size_t> asking;
             for (size_t q = 0; q < states_.size(); q++) {
-                State& state = states_[q];
-                if (state.pause == 0) {
+                size_t& pause = states_[q].pause;
+                if (pause == 0 && !is_sparse) {
                     asking.push_back(q);
                     continue;
                 }
-                state.pause -= std::min(state.pause, end_ - first_);
+                pause -= std::min(pause, end_ - first_);
                 start(q);
                 n_read += read_all();
             }
@@ -124,6 +124,8 @@ class FilteredScan {
     static constexpr size_t trial_run = 2048;
     /// codes that are read without a look at the signs
     static constexpr size_t first_pause = 8192, longest_pause = 1 << 20;
+    /// of a block, that are read sooner than the block's signs
+    static constexpr size_t few_codes = 16;
     /// codes that are read to have a threshold, besides as many as there are
     /// results
     static constexpr size_t more_codes = 16;
@@ -156,14 +158,17 @@ class FilteredScan {
         return max_run_;
     }
 
-    /// those of the run that are selected
-    void select_run() {
+    /// those of the run that are selected. Returns how many.
+    size_t select_run() {
+        size_t n_selected = 0;
         of_run_.clear();
         for (size_t i = first_; i < end_; i += sign_block) {
             const uint64_t word = selected_.empty() ? ~0ull : selected_[i / 64];
             const size_t n = end_ - i;
             of_run_.push_back(n < 64 ? word & ((1ull << n) - 1) : word);
+            n_selected += __builtin_popcountll(of_run_.back());
         }
+        return n_selected;
     }
 
     /// of n queries, whose numbers are given
@@ -172,7 +177,7 @@ class FilteredScan {
         for (size_t i = 0; i < n; i++) {
             tables[i] = query(numbers[i]).tables.data();
         }
-        all_sums_.resize(sign_queries * max_run_);
+        all_sums_.resize(n * max_run_);
         for (size_t i = 0; i < of_run_.size(); i++) {
             if (of_run_[i]) {
                 filter_.sum_signs(
@@ -315,7 +320,7 @@ class FilteredScan {
     size_t begin_ = 0;
     size_t first_ = 0, end_ = 0;     ///< codes of the run
     Bitmap of_run_;                  ///< those that are selected
-    std::vector<uint16_t> all_sums_; ///< (sign_queries, max_run)
+    std::vector<uint16_t> all_sums_; ///< (up to sign_queries, max_run)
 
     // of the query that is at it
     size_t q_ = 0;

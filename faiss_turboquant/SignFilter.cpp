@@ -38,28 +38,6 @@ struct PackedCode {
     }
 };
 
-/** For all signs of four coordinates, the sum of the |q_i| that agree with
- * them, times factor / 2^fraction, rounded.
- * @param table  (16,), written */
-void fill_table(
-        const int16_t* q,
-        int32_t factor,
-        int fraction,
-        uint8_t* table) {
-    // the sum of those that are negative, and each q_i whose bit is set
-    int32_t sums[16] = {};
-    for (int j = 0; j < 4; j++) {
-        const int32_t none = std::max<int16_t>(-q[j], 0);
-        for (int bits = 0; bits < 16; bits++) {
-            sums[bits] += none + (bits >> j & 1 ? q[j] : 0);
-        }
-    }
-    for (int bits = 0; bits < 16; bits++) {
-        table[bits] = static_cast<uint8_t>(
-                (sums[bits] * factor + (1 << (fraction - 1))) >> fraction);
-    }
-}
-
 } // namespace
 
 size_t max_filtered_queries(size_t d) {
@@ -148,10 +126,10 @@ SignQuery SignFilter::make_query(
     // With e the sum of the |q_i| whose signs agree, <q, s> = 2 e - sum |q_i|.
     // Entries are e of four coordinates, times `unit`, rounded.
     const size_t n_tables = 2 * n_bytes_;
-    std::vector<int16_t> padded(n_tables * 4);
+    std::vector<int8_t> padded(n_tables * 4);
     std::copy_n(q, d_, padded.begin());
     int64_t sum = 0, squares = 0;
-    int largest = 1;
+    int largest = 64; // keeps the factor in 16 bits
     for (size_t i = 0; i < padded.size(); i += 4) {
         int of_four = 0;
         for (size_t j = i; j < i + 4; j++) {
@@ -161,18 +139,17 @@ SignQuery SignFilter::make_query(
         sum += of_four;
         largest = std::max(largest, of_four);
     }
-    const double unit = std::min(
+    const double most = std::min(
             double(max_sign_entry) / largest,
             (65535.0 - n_tables) / std::max<int64_t>(sum, 1));
+    const auto factor = static_cast<int16_t>(most * (1 << sign_fraction));
+    const double unit = double(factor) / (1 << sign_fraction);
 
     SignQuery query;
     query.tables.resize(n_tables * 16);
-    constexpr int fraction = 16; // bits
-    const auto factor = static_cast<int32_t>(unit * (1 << fraction));
-    for (size_t i = 0; i < n_tables; i++) {
-        fill_table(
-                &padded[i * 4], factor, fraction, query.tables.data() + i * 16);
-    }
+    const auto half = static_cast<int16_t>(0.5 / unit);
+    kernels().fill_sign_tables(
+            padded.data(), n_tables, factor, half, query.tables.data());
 
     // |q| |r| / beta at most, times a coordinate of a random unit vector, of
     // which none is above 1

@@ -155,6 +155,8 @@ constexpr size_t sign_step = 4;
 constexpr int max_sign_entry = 255 / (2 * sign_step);
 /// queries that Kernels::sum_signs is asked for together
 constexpr size_t sign_queries = 4;
+/// bits of the fraction of Kernels::fill_sign_tables' factor
+constexpr int sign_fraction = 16;
 /// covers the rounding of keys
 constexpr float sign_slack = 1.0f / (1 << 20);
 
@@ -374,6 +376,20 @@ struct Kernels {
             size_t stride,
             int32_t* magnitudes,
             int32_t* squares);
+
+    /** Tables for sum_signs: for all signs of four coordinates, the sum of the
+     * |q_i| that agree with them, and half, times factor / 2^sign_fraction,
+     * rounded down.
+     * @param q       (4 n,), quantized
+     * @param factor  such that no entry is above max_sign_entry
+     * @param half    of a step between entries
+     * @param tables  (n, 16), written */
+    void (*fill_sign_tables)(
+            const int8_t* q,
+            size_t n,
+            int16_t factor,
+            int16_t half,
+            uint8_t* tables);
 
     /** Sums of table entries, by the signs of a block of codes.
      * @param block        (n_bytes, sign_block), from pack_signs; what follows

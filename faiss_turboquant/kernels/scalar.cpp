@@ -302,6 +302,23 @@ void pack_signs(
     }
 }
 
+void fill_sign_tables(
+        const int8_t* q,
+        size_t n,
+        int16_t factor,
+        int16_t half,
+        uint8_t* tables) {
+    for (size_t i = 0; i < n; i++, q += 4, tables += 16) {
+        for (int signs = 0; signs < 16; signs++) {
+            int32_t sum = half;
+            for (int j = 0; j < 4; j++) {
+                sum += std::max(signs >> j & 1 ? q[j] : -q[j], 0);
+            }
+            tables[signs] = sum * factor >> sign_fraction;
+        }
+    }
+}
+
 void sum_signs(
         const uint8_t* block,
         const uint8_t* const* tables,
@@ -361,6 +378,7 @@ const Kernels& scalar_kernels() {
             dot_panels,
             select,
             pack_signs,
+            fill_sign_tables,
             sum_signs,
             filter_signs,
     };

@@ -38,6 +38,50 @@ void pack_signs(
     *squares = hn::ReduceSum(di32, sum_of_squares.sum);
 }
 
+void fill_sign_tables(
+        const int8_t* q,
+        size_t n,
+        int16_t factor,
+        int16_t half,
+        uint8_t* tables) {
+    const hn::CappedTag<int16_t, 16> d16;
+    const hn::Rebind<uint8_t, decltype(d16)> d8;
+    constexpr size_t lanes = HWY_MAX_LANES_D(decltype(d16));
+    const auto factors = hn::Set(d16, factor);
+    for (size_t part = 0; part < 16; part += lanes) {
+        // the signs of an entry are the bits of its number
+        const auto number = hn::Iota(d16, static_cast<int16_t>(part));
+        const auto has = [&](int j) HWY_ATTR {
+            return hn::VecFromMask(
+                    d16,
+                    hn::TestBit(
+                            number,
+                            hn::Set(d16, static_cast<int16_t>(1 << j))));
+        };
+        const auto has0 = has(0), has1 = has(1), has2 = has(2), has3 = has(3);
+        for (size_t i = 0; i < n; i++) {
+            const int16_t q0 = q[4 * i], q1 = q[4 * i + 1], q2 = q[4 * i + 2],
+                          q3 = q[4 * i + 3];
+            // those of negative coordinates, then those whose bit is set
+            const int16_t none = half - std::min<int16_t>(q0, 0) -
+                    std::min<int16_t>(q1, 0) - std::min<int16_t>(q2, 0) -
+                    std::min<int16_t>(q3, 0);
+            const auto sum01 =
+                    hn::Add(hn::And(hn::Set(d16, q0), has0),
+                            hn::And(hn::Set(d16, q1), has1));
+            const auto sum23 =
+                    hn::Add(hn::And(hn::Set(d16, q2), has2),
+                            hn::And(hn::Set(d16, q3), has3));
+            const auto sum = hn::Add(hn::Add(sum01, sum23), hn::Set(d16, none));
+            static_assert(sign_fraction == 16, "the high half of a product");
+            hn::StoreU(
+                    hn::DemoteTo(d8, hn::MulHigh(sum, factors)),
+                    d8,
+                    tables + 16 * i + part);
+        }
+    }
+}
+
 using U16 = hn::Vec<decltype(du16)>;
 constexpr size_t N16 = N8 / 2;
 

@@ -1399,17 +1399,18 @@ constexpr SimdLevel level() {
 
 const Kernels& table() {
     static const Kernels kernels = {
-            level(),         hadamard,
-            rotation_round,  matvec,
-            sum_of_squares,  dot,
-            subtract,        scale,
-            encode,          decode,
-            quantize_query,  query_size,
-            arrange_query,   dot_codes,
-            decode_panel,    max_tile_queries,
-            /*quad_step=*/2, dot_panels_of<max_tile_queries>,
-            select,          pack_signs,
-            sum_signs,       filter_signs,
+            level(),          hadamard,
+            rotation_round,   matvec,
+            sum_of_squares,   dot,
+            subtract,         scale,
+            encode,           decode,
+            quantize_query,   query_size,
+            arrange_query,    dot_codes,
+            decode_panel,     max_tile_queries,
+            /*quad_step=*/2,  dot_panels_of<max_tile_queries>,
+            select,           pack_signs,
+            fill_sign_tables, sum_signs,
+            filter_signs,
     };
     return kernels;
 }

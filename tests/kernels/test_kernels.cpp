@@ -510,6 +510,30 @@ TEST_P(LevelTest, PackSigns) {
     }
 }
 
+TEST_P(LevelTest, FillSignTables) {
+    std::mt19937 rng(9);
+    for (size_t n : {1, 2, 3, 96}) {
+        std::vector<int8_t> q(4 * n);
+        for (int8_t& value : q) {
+            value = rng() % 4 ? int(rng() % 255) - 127 : 127;
+        }
+        for (int16_t half : {0, 8}) {
+            const int16_t factor = 65536 * 31 / (4 * 127 + half);
+            const auto run = [&](const Kernels& k) {
+                ExactBytes tables(16 * n, 1);
+                k.fill_sign_tables(q.data(), n, factor, half, tables.data());
+                return std::vector<uint8_t>(
+                        tables.data(), tables.data() + 16 * n);
+            };
+            EXPECT_EQ(run(scalar), run(simd));
+            const auto tables = run(simd);
+            EXPECT_LE(
+                    *std::max_element(tables.begin(), tables.end()),
+                    max_sign_entry);
+        }
+    }
+}
+
 TEST_P(LevelTest, SumSigns) {
     std::mt19937 rng(5);
     for (size_t n_bytes : {4, 8, 12, 48, 192, 2048}) {
