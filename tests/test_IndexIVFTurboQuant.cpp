@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -338,6 +339,58 @@ TEST(IndexIVFTurboQuant, EqualDistancesOfManyListsAreOrderedById) {
             EXPECT_EQ(r.D[i], r.D[0]);
             EXPECT_EQ(r.I[i], idx_t(i)) << k;
         }
+    }
+}
+
+/// more than the lists that a result can have the number of, and a list that is
+/// cut into tasks
+TEST(IndexIVFTurboQuant, SearchOfAHundredThousandLists) {
+    constexpr size_t d = 8, nlist = (1 << 17) + 3000, n = nlist + 40000;
+    constexpr size_t nq = 5, k = 50;
+    const auto centres = gaussian(nlist, d, 1);
+    const auto xb = gaussian(n, d, 2), xq = gaussian(nq, d, 3);
+    faiss::IndexFlatIP quantizer(d);
+    quantizer.add(nlist, centres.data());
+    IndexIVFTurboQuant index(&quantizer, d, nlist, 2, METRIC_INNER_PRODUCT);
+    index.is_trained = true;
+    std::vector<idx_t> lists(n, 77);
+    std::iota(lists.begin(), lists.begin() + nlist, 0);
+    index.add_core(n, xb.data(), nullptr, lists.data());
+
+    const auto search_lists = [&](size_t begin, size_t end) {
+        faiss::SearchParametersIVF params;
+        params.nprobe = end - begin;
+        std::vector<idx_t> keys(nq * params.nprobe);
+        const std::vector<float> distances(keys.size());
+        for (size_t i = 0; i < keys.size(); i++) {
+            keys[i] = begin + i % params.nprobe;
+        }
+        Results r{std::vector<float>(nq * k), std::vector<idx_t>(nq * k)};
+        index.search_preassigned(
+                nq,
+                xq.data(),
+                k,
+                keys.data(),
+                distances.data(),
+                r.D.data(),
+                r.I.data(),
+                false,
+                &params);
+        return r;
+    };
+    const Results a = search_lists(0, nlist / 2);
+    const Results b = search_lists(nlist / 2, nlist);
+    const Results all = search_lists(0, nlist);
+    for (size_t q = 0; q < nq; q++) {
+        std::vector<std::pair<float, idx_t>> expected, found;
+        for (size_t i = q * k; i < (q + 1) * k; i++) {
+            expected.emplace_back(-a.D[i], a.I[i]);
+            expected.emplace_back(-b.D[i], b.I[i]);
+            found.emplace_back(-all.D[i], all.I[i]);
+        }
+        std::sort(expected.begin(), expected.end());
+        expected.resize(k);
+        EXPECT_EQ(found, expected) << q;
     }
 }
 

@@ -769,6 +769,7 @@ size_t TurboQuantizer::arranged_at(size_t part) const {
 
 void TurboQuantizer::rotate_query(const float* x, size_t row, float* rotated)
         const {
+    prefetch_next_row(x, d);
     rotate(x, rotated);
     const double squared = kernels().sum_of_squares(rotated, plain_dim());
     FAISS_THROW_IF_NOT_FMT(
