@@ -264,6 +264,7 @@ const auto codecs = testing::Values(
         Codec{1, 8},
         Codec{4, 8},
         Codec{3, 0, half_bit},
+        Codec{2, 8, half_bit},
         Codec{1, 0, prod},
         Codec{4, 0, prod});
 // those that tell most of what the centroids leave
@@ -273,6 +274,7 @@ const auto accurate_codecs = testing::Values(
         Codec{1, 8},
         Codec{4, 8},
         Codec{3, 0, half_bit},
+        Codec{3, 8, half_bit},
         Codec{4, 0, prod});
 const auto metrics = testing::Values(METRIC_L2, METRIC_INNER_PRODUCT);
 
