@@ -140,7 +140,7 @@ class BestResults {
                 n_visits[q]++;
             }
         }
-        const size_t most = limit_ + Reservoir(k_of_task(k)).limit;
+        const size_t most = limit_ + k_of_task(k);
         size_t room = 0, visits = 0;
         for (size_t q = 0; q < nq; q++) {
             best_[q].first = room;
@@ -164,7 +164,7 @@ class BestResults {
     }
 
     /// @param task   position in Probes::tasks
-    /// @param found  entries of a key and a row of the task
+    /// @param found  entries of a key and a row of the task, k_of_task at most
     void add(size_t q, size_t task, const std::vector<uint64_t>& found) {
         Best& best = best_[q];
         if (best.n_visits == max_visits) {
@@ -436,6 +436,9 @@ ListScanner::Stats ListScanner::search(
                 if (i + 1 < task.n) {
                     best.prefetch(queries[i + 1]);
                 }
+                // else it would depend on the threshold that the list started
+                // from which of equal entries it gives
+                reservoir.shrink();
                 const std::lock_guard<std::mutex> lock(locks[queries[i]]);
                 best.add(queries[i], t, reservoir.entries);
                 return reservoir.entries.size();

@@ -344,6 +344,59 @@ TEST(IndexIVFTurboQuant, EqualDistancesOfManyListsAreOrderedById) {
     }
 }
 
+/// ids that are in no order in the lists: of equal codes of a list, the k
+/// stored first are candidates, of which the least ids are taken
+TEST(IndexIVFTurboQuant, EqualDistancesOfUnorderedIds) {
+    constexpr size_t d = 24, nlist = 4, n = 4000, k = 150;
+    const auto different = gaussian(40, d, 1), xq = gaussian(70, d, 2);
+    faiss::IndexFlatL2 quantizer(d);
+    quantizer.add(nlist, gaussian(nlist, d, 3).data());
+    IndexIVFTurboQuant index(&quantizer, d, nlist, 3, METRIC_INNER_PRODUCT);
+    index.is_trained = true;
+    index.nprobe = nlist;
+    std::vector<float> xb;
+    std::vector<idx_t> ids(n), lists(n);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), std::mt19937(4));
+    for (size_t i = 0; i < n; i++) {
+        const auto x = row(different, d, i / 100);
+        xb.insert(xb.end(), x.begin(), x.end());
+        lists[i] = i / 100 % 3; // one list is empty
+    }
+    index.add_core(n, xb.data(), ids.data(), lists.data());
+
+    const Results r = search(index, xq, k);
+    std::unique_ptr<faiss::InvertedListScanner> scanner(
+            index.get_InvertedListScanner());
+    for (size_t q = 0; q < 70; q++) {
+        std::vector<std::pair<float, idx_t>> all;
+        scanner->set_query(&xq[q * d]);
+        for (size_t l = 0; l < nlist; l++) {
+            const size_t size = index.invlists->list_size(l);
+            std::vector<std::pair<float, idx_t>> of_list; // of rows
+            scanner->set_list(l, 0);
+            for (size_t i = 0; i < size; i++) {
+                const uint8_t* code =
+                        index.invlists->get_codes(l) + i * index.code_size;
+                of_list.emplace_back(-scanner->distance_to_code(code), i);
+            }
+            std::sort(of_list.begin(), of_list.end());
+            of_list.resize(std::min(size, k));
+            for (const auto& [distance, i] : of_list) {
+                all.emplace_back(distance, index.invlists->get_ids(l)[i]);
+            }
+        }
+        std::sort(all.begin(), all.end());
+        for (size_t i = 0; i < k; i++) {
+            EXPECT_EQ(r.D[q * k + i], -all[i].first);
+            EXPECT_EQ(r.I[q * k + i], all[i].second) << q << " " << i;
+        }
+        const Results alone = search(index, row(xq, d, q), k);
+        EXPECT_TRUE(std::equal(
+                alone.I.begin(), alone.I.end(), r.I.begin() + q * k));
+    }
+}
+
 /// more than the lists that a result can have the number of, and a list that is
 /// cut into tasks
 TEST(IndexIVFTurboQuant, SearchOfAHundredThousandLists) {
