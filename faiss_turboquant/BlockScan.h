@@ -75,13 +75,13 @@ inline uint32_t entry_row(uint64_t entry) {
     return static_cast<uint32_t>(entry);
 }
 
-/// put the k smallest of n entries, all different, first
-inline void select_entries(uint64_t* entries, size_t n, size_t k) {
-    hwy::VQSelect(entries, n, k - 1, hwy::SortAscending());
+/// put the k smallest entries, all different, first
+inline void select_entries(std::vector<uint64_t>& entries, size_t k) {
+    hwy::VQSelect(entries.data(), entries.size(), k - 1, hwy::SortAscending());
 }
 
-inline void sort_entries(uint64_t* entries, size_t n) {
-    hwy::VQSort(entries, n, hwy::SortAscending());
+inline void sort_entries(std::vector<uint64_t>& entries) {
+    hwy::VQSort(entries.data(), entries.size(), hwy::SortAscending());
 }
 
 /** The k smallest of the entries it is given, rows ascending. Entries are
@@ -122,14 +122,14 @@ struct Reservoir {
         if (entries.size() <= k) {
             return;
         }
-        select_entries(entries.data(), entries.size(), k);
+        select_entries(entries, k);
         threshold = entry_key(entries[k - 1]);
         entries.resize(k);
     }
 
     std::vector<uint64_t> take_sorted() {
         shrink();
-        sort_entries(entries.data(), entries.size());
+        sort_entries(entries);
         return std::move(entries);
     }
 };

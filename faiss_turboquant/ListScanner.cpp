@@ -15,6 +15,7 @@
 #include <faiss/impl/FaissAssert.h>
 #include <faiss/invlists/DirectMap.h>
 #include <hwy/cache_control.h>
+#include <hwy/contrib/sort/vqsort.h>
 
 #include <faiss_turboquant/BlockScan.h>
 #include <faiss_turboquant/IdFilter.h>
@@ -235,7 +236,7 @@ class BestResults {
 
     void shrink(Best& best) {
         uint64_t* entries = entries_of(best);
-        select_entries(entries, best.size, k_);
+        hwy::VQSelect(entries, best.size, k_ - 1, hwy::SortAscending());
         const uint64_t kth = entries[k_ - 1] >> 32;
         bool has_ties = false;
         for (size_t i = k_; i < best.size; i++) {
@@ -283,7 +284,7 @@ class BestResults {
     /// by key, then by label
     void sort(Best& best) {
         uint64_t* entries = entries_of(best);
-        sort_entries(entries, best.size);
+        hwy::VQSort(entries, best.size, hwy::SortAscending());
         bool has_ties = false;
         for (size_t i = 1; i < best.size; i++) {
             has_ties |= entries[i - 1] >> 32 == entries[i] >> 32;
