@@ -14,6 +14,8 @@
 
 #include <faiss/impl/FaissAssert.h>
 #include <faiss/invlists/DirectMap.h>
+#include <hwy/cache_control.h>
+#include <hwy/contrib/sort/vqsort.h>
 
 #include <faiss_turboquant/BlockScan.h>
 #include <faiss_turboquant/IdFilter.h>
@@ -25,8 +27,9 @@ namespace {
 
 using faiss::idx_t;
 
-/// codes of a task: a long list is shared by several threads
-constexpr size_t slice_codes = 32768;
+/// codes of a task, 2^slice_bits: a long list is shared by several threads
+constexpr int slice_bits = 15;
+constexpr size_t slice_codes = size_t(1) << slice_bits;
 /// bytes of reservoirs a thread may hold
 constexpr size_t reservoir_bytes = size_t(64) << 20;
 
@@ -94,6 +97,14 @@ Probes group_by_list(
     return probes;
 }
 
+/// have n elements read while there is other work
+template <class T>
+void prefetch(const T* from, size_t n) {
+    for (size_t i = 0; i < n; i += 64 / sizeof(T)) {
+        hwy::Prefetch(from + i);
+    }
+}
+
 /// for each of a few results of many queries, a lock that few share
 class QueryLocks {
    public:
@@ -105,118 +116,208 @@ class QueryLocks {
     std::array<std::mutex, 256> locks_;
 };
 
-/** The k best of a query from all its lists, by key, then by label. */
+/** The k best of each query from all its lists, by key, then by label.
+ *
+ * By the time that a query meets its next list, all that belongs to it has left
+ * the nearer caches. So it is little: entries, with the number of a visit, that
+ * is a task of the query's, in front of the row. Labels are looked up last. */
 class BestResults {
    public:
-    /// what is not below this cannot be among the k best
-    float threshold() const {
-        return threshold_.load(std::memory_order_relaxed);
+    BestResults(
+            const ListScanner& scanner,
+            const Probes& probes,
+            size_t nq,
+            size_t k)
+            : scanner_(scanner),
+              probes_(probes),
+              k_(k),
+              limit_(k + k / 4 + 16),
+              best_(nq) {
+        std::vector<size_t> n_codes(nq), n_visits(nq);
+        for (const Task& task : probes.tasks) {
+            for (size_t i = 0; i < task.n; i++) {
+                const uint32_t q = probes.queries[task.first + i];
+                n_codes[q] += task.end - task.begin;
+                n_visits[q]++;
+            }
+        }
+        const size_t most = limit_ + k_of_task(k);
+        size_t room = 0, visits = 0;
+        for (size_t q = 0; q < nq; q++) {
+            best_[q].first = room;
+            best_[q].first_visit = visits;
+            room += std::min(n_codes[q], most);
+            visits += n_visits[q];
+        }
+        // in one piece, of which only what is used is written
+        entries_.reset(new uint64_t[room]);
+        visits_.reset(new uint32_t[visits]);
     }
 
-    /// @param found         entries of a key and a row
-    /// @param label_of_row  label_of_row(row)
-    template <class LabelOfRow>
-    void add(
-            size_t k,
-            const std::vector<uint64_t>& found,
-            LabelOfRow label_of_row) {
-        const size_t size = entries_.size(), first = labels_.size();
-        entries_.resize(size + found.size());
-        labels_.resize(first + found.size());
+    /// of a task, which has no more codes
+    static size_t k_of_task(size_t k) {
+        return std::min(k, slice_codes);
+    }
+
+    /// what is not below this cannot be among the k best
+    float threshold(size_t q) const {
+        return best_[q].threshold.load(std::memory_order_relaxed);
+    }
+
+    /// @param task   position in Probes::tasks
+    /// @param found  entries of a key and a row of the task, k_of_task at most
+    void add(size_t q, size_t task, const std::vector<uint64_t>& found) {
+        Best& best = best_[q];
+        if (best.n_visits == max_visits) {
+            forget_visits(best);
+        }
+        uint64_t* end = entries_of(best) + best.size;
+        const uint64_t visit = uint64_t(best.n_visits) << slice_bits;
+        visits_of(best)[best.n_visits++] = static_cast<uint32_t>(task);
         for (size_t i = 0; i < found.size(); i++) {
-            entries_[size + i] = found[i] >> 32 << 32 | (first + i);
-            labels_[first + i] = label_of_row(entry_row(found[i]));
+            end[i] = found[i] | visit;
         }
+        best.size += found.size();
         // the first threshold as soon as there is one: without it all is kept
-        if (entries_.size() >= (has_threshold_ ? limit(k) : k)) {
-            shrink(k);
+        const bool has_threshold = std::isfinite(threshold(q));
+        if (best.size >= (has_threshold ? limit_ : k_)) {
+            shrink(best);
         }
+    }
+
+    /// what add() is going to read of a query, or the first of it
+    void prefetch(size_t q) const {
+        faiss_turboquant::prefetch(
+                entries_of(best_[q]), std::min<size_t>(limit_, 256));
     }
 
     /// write(key, label) for up to k results, best first
     template <class Write>
-    void write_sorted(size_t k, Write write) {
-        sort();
-        for (size_t i = 0; i < std::min(k, entries_.size()); i++) {
-            write(entry_key(entries_[i]), label(entries_[i]));
+    void write_sorted(size_t q, Write write) {
+        Best& best = best_[q];
+        sort(best);
+        const uint64_t* entries = entries_of(best);
+        for (size_t i = 0; i < std::min(k_, best.size); i++) {
+            write(entry_key(entries[i]), label(best, entries[i]));
         }
     }
 
    private:
-    /// entries before they are thinned out
-    static size_t limit(size_t k) {
-        return k + k / 4 + 16;
+    /// visits that entries can number
+    static constexpr size_t max_visits = size_t(1) << (32 - slice_bits);
+
+    /// of a query
+    struct Best {
+        size_t first;       ///< entry
+        size_t first_visit; ///< of which each is a position in Probes::tasks
+        size_t size = 0;    ///< entries
+        size_t n_visits = 0;
+        std::atomic<float> threshold{std::numeric_limits<float>::infinity()};
+    };
+
+    uint64_t* entries_of(const Best& best) const {
+        return entries_.get() + best.first;
+    }
+    uint32_t* visits_of(const Best& best) {
+        return visits_.get() + best.first_visit;
     }
 
-    /// labels before those of entries that are gone are dropped
-    static size_t label_limit(size_t k) {
-        return 4 * limit(k);
+    static uint32_t visit_of(uint64_t entry) {
+        return entry_row(entry) >> slice_bits;
     }
 
-    idx_t label(uint64_t entry) const {
-        return labels_[entry_row(entry)];
+    idx_t label(const Best& best, uint64_t entry) {
+        const Task& task = probes_.tasks[visits_of(best)[visit_of(entry)]];
+        const size_t at = task.begin + entry_row(entry) % slice_codes;
+        return scanner_.store_pairs
+                ? idx_t(faiss::lo_build(task.list_no, at))
+                : scanner_.lists.get_single_id(task.list_no, at);
     }
 
-    void shrink(size_t k) {
-        select_entries(entries_, k);
-        const uint64_t kth = entries_[k - 1] >> 32;
-        const bool has_ties = std::any_of(
-                entries_.begin() + k, entries_.end(), [&](uint64_t entry) {
-                    return entry >> 32 == kth;
-                });
+    void shrink(Best& best) {
+        uint64_t* entries = entries_of(best);
+        hwy::VQSelect(entries, best.size, k_ - 1, hwy::SortAscending());
+        const uint64_t kth = entries[k_ - 1] >> 32;
+        bool has_ties = false;
+        for (size_t i = k_; i < best.size; i++) {
+            has_ties |= entries[i] >> 32 == kth;
+        }
         if (has_ties) {
-            sort();
+            sort(best);
         }
-        entries_.resize(k);
-        if (labels_.size() >= label_limit(k)) {
-            drop_labels();
-        }
+        best.size = k_;
         // one that equals the k-th best may still win by its label
-        threshold_.store(
+        best.threshold.store(
                 std::nextafter(
-                        entry_key(entries_[k - 1]),
+                        entry_key(entries[k_ - 1]),
                         std::numeric_limits<float>::infinity()),
                 std::memory_order_relaxed);
-        has_threshold_ = true;
     }
 
     /// all but those of the entries
-    void drop_labels() {
-        std::vector<idx_t> kept(entries_.size());
-        for (size_t i = 0; i < kept.size(); i++) {
-            kept[i] = label(entries_[i]);
-            entries_[i] = entries_[i] >> 32 << 32 | i;
+    void forget_visits(Best& best) {
+        uint64_t* entries = entries_of(best);
+        std::vector<uint32_t> kept(best.size);
+        std::transform(entries, entries + best.size, kept.begin(), visit_of);
+        std::sort(kept.begin(), kept.end());
+        kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+        FAISS_THROW_IF_NOT_FMT(
+                kept.size() < max_visits,
+                "IndexIVFTurboQuant: k = %zd results are of more than %zd "
+                "lists",
+                k_,
+                max_visits);
+        for (size_t i = 0; i < best.size; i++) {
+            const auto at = std::lower_bound(
+                    kept.begin(), kept.end(), visit_of(entries[i]));
+            const uint64_t visit = at - kept.begin();
+            entries[i] = entries[i] >> 32 << 32 | visit << slice_bits |
+                    entry_row(entries[i]) % slice_codes;
         }
-        labels_.assign(kept.begin(), kept.end());
+        uint32_t* visits = visits_of(best);
+        for (size_t i = 0; i < kept.size(); i++) {
+            visits[i] = visits[kept[i]];
+        }
+        best.n_visits = kept.size();
     }
 
     /// by key, then by label
-    void sort() {
-        sort_entries(entries_);
-        for (auto begin = entries_.begin(); begin != entries_.end();) {
-            const auto end =
-                    std::find_if(begin + 1, entries_.end(), [&](uint64_t e) {
-                        return e >> 32 != *begin >> 32;
-                    });
-            if (end - begin > 1) {
-                std::sort(begin, end, [&](uint64_t a, uint64_t b) {
-                    return label(a) < label(b);
+    void sort(Best& best) {
+        uint64_t* entries = entries_of(best);
+        hwy::VQSort(entries, best.size, hwy::SortAscending());
+        bool has_ties = false;
+        for (size_t i = 1; i < best.size; i++) {
+            has_ties |= entries[i - 1] >> 32 == entries[i] >> 32;
+        }
+        if (!has_ties) {
+            return;
+        }
+        for (auto begin = entries, end = begin + best.size; begin != end;) {
+            const auto next = std::find_if(begin, end, [&](uint64_t entry) {
+                return entry >> 32 != *begin >> 32;
+            });
+            if (next - begin > 1) {
+                std::sort(begin, next, [&](uint64_t a, uint64_t b) {
+                    return label(best, a) < label(best, b);
                 });
             }
-            begin = end;
+            begin = next;
         }
     }
 
-    std::vector<uint64_t> entries_; ///< of a key and a position in labels_
-    std::vector<idx_t> labels_;
-    std::atomic<float> threshold_{std::numeric_limits<float>::infinity()};
-    bool has_threshold_ = false;
+    const ListScanner& scanner_;
+    const Probes& probes_;
+    size_t k_;
+    size_t limit_; ///< entries before they are thinned out
+    std::vector<Best> best_;
+    std::unique_ptr<uint64_t[]> entries_;
+    std::unique_ptr<uint32_t[]> visits_;
 };
 
 /** Run all tasks.
  * @param start   start(query, collector): make a collector ready
- * @param finish  finish(query, collector, label_of_row): take its results;
- *                called by several threads at a time */
+ * @param finish  finish(task, i, collector, label_of_row): take the results of
+ *                query i of the task; called by several threads at a time */
 template <class Collector, class Make, class Start, class Finish>
 ListScanner::Stats run_tasks(
         const ListScanner& scanner,
@@ -266,6 +367,9 @@ ListScanner::Stats run_tasks(
                 }
                 batch.resize(task.n);
                 for (size_t i = 0; i < task.n; i++) {
+                    if (i + 1 < task.n) {
+                        prefetch(rotated + queries[i + 1] * padded, padded);
+                    }
                     tq.prepare_residual_query(
                             rotated + queries[i] * padded,
                             scanner.rotated_centres + task.list_no * padded,
@@ -281,14 +385,12 @@ ListScanner::Stats run_tasks(
                         filter ? rows.data() : nullptr,
                         n);
                 for (size_t i = 0; i < task.n; i++) {
-                    nkept += finish(
-                            queries[i], collectors[i], [&](uint32_t row) {
-                                const size_t at = task.begin + row;
-                                return scanner.store_pairs
-                                        ? idx_t(faiss::lo_build(
-                                                  task.list_no, at))
-                                        : ids[at];
-                            });
+                    nkept += finish(t, i, collectors[i], [&](uint32_t row) {
+                        const size_t at = task.begin + row;
+                        return scanner.store_pairs
+                                ? idx_t(faiss::lo_build(task.list_no, at))
+                                : ids[at];
+                    });
                 }
             } catch (...) {
 #pragma omp critical(faiss_turboquant_lists)
@@ -313,14 +415,13 @@ ListScanner::Stats ListScanner::search(
         float* distances,
         idx_t* labels) const {
     const bool is_l2 = tq.metric_type == faiss::METRIC_L2;
-    // no list gives more results than a task has codes
-    const size_t k_of_task = std::min(k, slice_codes);
+    const size_t k_of_task = BestResults::k_of_task(k);
     const size_t max_group = std::clamp<size_t>(
             reservoir_bytes / Reservoir::bytes(k_of_task),
             1,
             group_queries(tq.rotated_dim()));
     const Probes probes = group_by_list(lists, nq, keys, nprobe, max_group);
-    std::vector<BestResults> best(nq);
+    BestResults best(*this, probes, nq, k);
     QueryLocks locks;
     const Stats stats = run_tasks<Reservoir>(
             *this,
@@ -328,11 +429,19 @@ ListScanner::Stats ListScanner::search(
             rotated,
             [&] { return Reservoir(k_of_task); },
             [&](size_t q, Reservoir& reservoir) {
-                reservoir.restart(best[q].threshold());
+                reservoir.restart(best.threshold(q));
             },
-            [&](size_t q, Reservoir& reservoir, auto label_of_row) {
-                const std::lock_guard<std::mutex> lock(locks[q]);
-                best[q].add(k, reservoir.entries, label_of_row);
+            [&](size_t t, size_t i, Reservoir& reservoir, auto) {
+                const Task& task = probes.tasks[t];
+                const uint32_t* queries = &probes.queries[task.first];
+                if (i + 1 < task.n) {
+                    best.prefetch(queries[i + 1]);
+                }
+                // else it would depend on the threshold that the list started
+                // from which of equal entries it gives
+                reservoir.shrink();
+                const std::lock_guard<std::mutex> lock(locks[queries[i]]);
+                best.add(queries[i], t, reservoir.entries);
                 return reservoir.entries.size();
             });
 
@@ -341,14 +450,14 @@ ListScanner::Stats ListScanner::search(
             distances,
             nq * k,
             (is_l2 ? 1 : -1) * std::numeric_limits<float>::max());
-    for (size_t q = 0; q < nq; q++) {
+    for_each_query(nq, [&](idx_t q) {
         size_t at = q * k;
-        best[q].write_sorted(k, [&](float key, idx_t label) {
+        best.write_sorted(q, [&](float key, idx_t label) {
             distances[at] = distance_of_key(is_l2, key);
             labels[at] = label;
             at++;
         });
-    }
+    });
     return stats;
 }
 
@@ -378,7 +487,11 @@ ListScanner::Stats ListScanner::range_search(
                 return RangeCollector{is_l2 ? radius : -radius, {}};
             },
             [](size_t, RangeCollector& collector) { collector.hits.clear(); },
-            [&](size_t q, RangeCollector& collector, auto label_of_row) {
+            [&](size_t t,
+                size_t i,
+                RangeCollector& collector,
+                auto label_of_row) {
+                const size_t q = probes.queries[probes.tasks[t].first + i];
                 const std::lock_guard<std::mutex> lock(locks[q]);
                 for (const auto& [row, key] : collector.hits) {
                     hits[q].emplace_back(

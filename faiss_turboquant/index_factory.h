@@ -7,8 +7,9 @@ namespace faiss_turboquant {
 
 /** faiss::index_factory that knows the TurboQuant codecs: TQ1, TQ2, TQ3, TQ4
  * (bits per coordinate), and with trellis codes TQ1t to TQ4t, of 2^8 states, or
- * of 2^10 and 2^12 as in TQ2t10, TQ2t12; TQ2.5 and TQ3.5; TQ1mse to TQ4mse, the
- * paper's Algorithm 1, and TQ1prod to TQ4prod, its Algorithm 2.
+ * of 2^10 and 2^12 as in TQ2t10, TQ2t12; the same of 1.5, 2.5 and 3.5 bits, as
+ * in TQ2.5 and TQ2.5t; TQ1mse to TQ4mse, the paper's Algorithm 1, and TQ1prod
+ * to TQ4prod, its Algorithm 2.
  *
  * A codec stands alone ("TQ4") and inside FAISS's wrappers, which FAISS parses
  * by its own rules: "IDMap,TQ4", "TQ4,IDMap2", "PCA64,TQ4", "L2norm,RR,TQ4",

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -263,6 +264,7 @@ const auto codecs = testing::Values(
         Codec{1, 8},
         Codec{4, 8},
         Codec{3, 0, half_bit},
+        Codec{2, 8, half_bit},
         Codec{1, 0, prod},
         Codec{4, 0, prod});
 // those that tell most of what the centroids leave
@@ -272,6 +274,7 @@ const auto accurate_codecs = testing::Values(
         Codec{1, 8},
         Codec{4, 8},
         Codec{3, 0, half_bit},
+        Codec{3, 8, half_bit},
         Codec{4, 0, prod});
 const auto metrics = testing::Values(METRIC_L2, METRIC_INNER_PRODUCT);
 
@@ -338,6 +341,111 @@ TEST(IndexIVFTurboQuant, EqualDistancesOfManyListsAreOrderedById) {
             EXPECT_EQ(r.D[i], r.D[0]);
             EXPECT_EQ(r.I[i], idx_t(i)) << k;
         }
+    }
+}
+
+/// ids that are in no order in the lists: of equal codes of a list, the k
+/// stored first are candidates, of which the least ids are taken
+TEST(IndexIVFTurboQuant, EqualDistancesOfUnorderedIds) {
+    constexpr size_t d = 24, nlist = 4, n = 4000, k = 150;
+    const auto different = gaussian(40, d, 1), xq = gaussian(70, d, 2);
+    faiss::IndexFlatL2 quantizer(d);
+    quantizer.add(nlist, gaussian(nlist, d, 3).data());
+    IndexIVFTurboQuant index(&quantizer, d, nlist, 3, METRIC_INNER_PRODUCT);
+    index.is_trained = true;
+    index.nprobe = nlist;
+    std::vector<float> xb;
+    std::vector<idx_t> ids(n), lists(n);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), std::mt19937(4));
+    for (size_t i = 0; i < n; i++) {
+        const auto x = row(different, d, i / 100);
+        xb.insert(xb.end(), x.begin(), x.end());
+        lists[i] = i / 100 % 3; // one list is empty
+    }
+    index.add_core(n, xb.data(), ids.data(), lists.data());
+
+    const Results r = search(index, xq, k);
+    std::unique_ptr<faiss::InvertedListScanner> scanner(
+            index.get_InvertedListScanner());
+    for (size_t q = 0; q < 70; q++) {
+        std::vector<std::pair<float, idx_t>> all;
+        scanner->set_query(&xq[q * d]);
+        for (size_t l = 0; l < nlist; l++) {
+            const size_t size = index.invlists->list_size(l);
+            std::vector<std::pair<float, idx_t>> of_list; // of rows
+            scanner->set_list(l, 0);
+            for (size_t i = 0; i < size; i++) {
+                const uint8_t* code =
+                        index.invlists->get_codes(l) + i * index.code_size;
+                of_list.emplace_back(-scanner->distance_to_code(code), i);
+            }
+            std::sort(of_list.begin(), of_list.end());
+            of_list.resize(std::min(size, k));
+            for (const auto& [distance, i] : of_list) {
+                all.emplace_back(distance, index.invlists->get_ids(l)[i]);
+            }
+        }
+        std::sort(all.begin(), all.end());
+        for (size_t i = 0; i < k; i++) {
+            EXPECT_EQ(r.D[q * k + i], -all[i].first);
+            EXPECT_EQ(r.I[q * k + i], all[i].second) << q << " " << i;
+        }
+        const Results alone = search(index, row(xq, d, q), k);
+        EXPECT_TRUE(std::equal(
+                alone.I.begin(), alone.I.end(), r.I.begin() + q * k));
+    }
+}
+
+/// more than the lists that a result can have the number of, and a list that is
+/// cut into tasks
+TEST(IndexIVFTurboQuant, SearchOfAHundredThousandLists) {
+    constexpr size_t d = 8, nlist = (1 << 17) + 3000, n = nlist + 40000;
+    constexpr size_t nq = 5, k = 50;
+    const auto centres = gaussian(nlist, d, 1);
+    const auto xb = gaussian(n, d, 2), xq = gaussian(nq, d, 3);
+    faiss::IndexFlatIP quantizer(d);
+    quantizer.add(nlist, centres.data());
+    IndexIVFTurboQuant index(&quantizer, d, nlist, 2, METRIC_INNER_PRODUCT);
+    index.is_trained = true;
+    std::vector<idx_t> lists(n, 77);
+    std::iota(lists.begin(), lists.begin() + nlist, 0);
+    index.add_core(n, xb.data(), nullptr, lists.data());
+
+    const auto search_lists = [&](size_t begin, size_t end) {
+        faiss::SearchParametersIVF params;
+        params.nprobe = end - begin;
+        std::vector<idx_t> keys(nq * params.nprobe);
+        const std::vector<float> distances(keys.size());
+        for (size_t i = 0; i < keys.size(); i++) {
+            keys[i] = begin + i % params.nprobe;
+        }
+        Results r{std::vector<float>(nq * k), std::vector<idx_t>(nq * k)};
+        index.search_preassigned(
+                nq,
+                xq.data(),
+                k,
+                keys.data(),
+                distances.data(),
+                r.D.data(),
+                r.I.data(),
+                false,
+                &params);
+        return r;
+    };
+    const Results a = search_lists(0, nlist / 2);
+    const Results b = search_lists(nlist / 2, nlist);
+    const Results all = search_lists(0, nlist);
+    for (size_t q = 0; q < nq; q++) {
+        std::vector<std::pair<float, idx_t>> expected, found;
+        for (size_t i = q * k; i < (q + 1) * k; i++) {
+            expected.emplace_back(-a.D[i], a.I[i]);
+            expected.emplace_back(-b.D[i], b.I[i]);
+            found.emplace_back(-all.D[i], all.I[i]);
+        }
+        std::sort(expected.begin(), expected.end());
+        expected.resize(k);
+        EXPECT_EQ(found, expected) << q;
     }
 }
 

@@ -89,8 +89,13 @@ const char* const other_codecs[] = {
         "TQ2mse",
         "TQ3mse",
         "TQ4mse",
+        "TQ1.5",
         "TQ2.5",
         "TQ3.5",
+        "TQ1.5t",
+        "TQ2.5t",
+        "TQ3.5t",
+        "TQ2.5t10",
         "TQ1prod",
         "TQ2prod",
         "TQ3prod",
@@ -461,7 +466,7 @@ TEST(IndexTurboQuant, DistanceComputerOrder) {
     const size_t d = 70, n = 60;
     const auto xb = gaussian(n, d, 1);
     for (const char* codec :
-         {"TQ3", "TQ3t", "TQ3mse", "TQ2.5", "TQ1prod", "TQ3prod"}) {
+         {"TQ3", "TQ3t", "TQ3mse", "TQ2.5", "TQ2.5t", "TQ1prod", "TQ3prod"}) {
         for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
             IndexTurboQuant index = index_of(codec, d, metric);
             index.train(n, xb.data());
@@ -578,18 +583,29 @@ TEST(IndexTurboQuant, BadInputIsRefused) {
                     0,
                     faiss_turboquant::CodecType(77)),
             "codec type 77");
-    for (int nbits : {1, 4}) {
+    for (int memory : {0, 8}) {
         EXPECT_REFUSED(
                 IndexTurboQuant(
                         d,
-                        nbits,
+                        4,
                         METRIC_L2,
                         faiss_turboquant::RotationType::Hadamard,
                         1,
-                        0,
+                        memory,
                         faiss_turboquant::CodecType::HalfBit),
-                "half a bit more goes with nbits = 2 and 3");
+                "half a bit more goes with nbits = 1 to 3");
     }
+    faiss_turboquant::TurboQuantizer two_trellises(
+            d,
+            2,
+            METRIC_L2,
+            faiss_turboquant::RotationType::Hadamard,
+            1,
+            8,
+            faiss_turboquant::CodecType::HalfBit);
+    two_trellises.second_codebook =
+            faiss_turboquant::Codebook::trellis_coded(2, 10);
+    EXPECT_REFUSED(two_trellises.set_derived_values(), "memory 8 and 10");
     EXPECT_REFUSED(
             IndexTurboQuant(
                     4097,

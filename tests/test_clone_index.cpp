@@ -91,6 +91,7 @@ TEST(CloneIndex, FactoryIndexes) {
               "TQ2t",
               "TQ2mse",
               "TQ2.5",
+              "TQ2.5t",
               "TQ1prod",
               "TQ3prod",
               "TQ4",

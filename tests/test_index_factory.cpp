@@ -118,8 +118,12 @@ TEST(IndexFactory, NamesOfCodecs) {
           "TQ4t12",
           "TQ1mse",
           "TQ4mse",
+          "TQ1.5",
           "TQ2.5",
           "TQ3.5",
+          "TQ1.5t",
+          "TQ2.5t10",
+          "TQ3.5t12",
           "TQ1prod",
           "TQ3prod"}) {
         IndexPtr flat(faiss_turboquant::index_factory(16, name));
@@ -348,8 +352,8 @@ TEST(IndexFactory, UnknownCodecs) {
                  {"TQ04", "\"TQ04\"", "nearest valid: TQ4"},
                  {"TQ5t", "\"TQ5t\"", "TQ1t, TQ2t, TQ3t, TQ4t"},
                  {"TQ2t9", "\"TQ2t9\"", "nearest valid: TQ2t"},
-                 {"TQ1.5", "\"TQ1.5\"", "nearest valid: TQ2.5, TQ3.5"},
-                 {"TQ2.5t", "\"TQ2.5t\"", "nearest valid: TQ2.5"},
+                 {"TQ4.5", "\"TQ4.5\"", "nearest valid: TQ1.5, TQ2.5, TQ3.5"},
+                 {"TQ2.5t9", "\"TQ2.5t9\"", "nearest valid: TQ2.5t"},
                  {"TQ5mse", "\"TQ5mse\"", "TQ1mse, TQ2mse, TQ3mse, TQ4mse"},
                  {"TQ3tmse", "\"TQ3tmse\"", "nearest valid: TQ3mse"},
                  {"TQ2tprod", "\"TQ2tprod\"", "nearest valid: TQ2prod"},

@@ -40,6 +40,7 @@ def default_names(d, quick=False):
         + [f"TQ{b}{TRAINED}" for b in bits]
         + [f"TQ{b}t" for b in bits]
         + [f"TQ{b}t{TRAINED}" for b in bits]
+        + [f"TQ{b}.5t" for b in (1, 2, 3)]
         # not rotated inside, so RR goes in front, as for RaBitQ
         + [f"RR,SQtqmse{b}" for b in bits]
         + [f"RR,SQtq{b}" for b in (2, 3, 4)]

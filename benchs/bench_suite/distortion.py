@@ -39,7 +39,7 @@ def paper_bound(bits):
 def default_names():
     kinds = ("", "t", "mse", "prod")
     names = [f"TQ{b}{kind}" for b in (1, 2, 3, 4) for kind in kinds]
-    return names + ["TQ2.5", "TQ3.5"]
+    return names + [f"TQ{b}.5{kind}" for b in (1, 2, 3) for kind in ("", "t")]
 
 
 def parse_codec(name):

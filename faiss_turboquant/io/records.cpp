@@ -75,6 +75,24 @@ std::unique_ptr<Index> read_plain_flat(BlockReader& f, bool is_view) {
     return flat;
 }
 
+/// names of the records of flat indexes and of inverted files, by what they
+/// tell
+struct RecordNames {
+    const char* flat;
+    const char* ivf;
+    QuantizerFields fields;
+};
+
+constexpr RecordNames record_names[] = {
+        {"TQfl", "TQIv", QuantizerFields::Scaled},
+        {"TQfc", "TQIc", QuantizerFields::Codec},
+        {"TQft", "TQIt", QuantizerFields::TwoTrellises},
+};
+
+const RecordNames& names_of(const TurboQuantizer& tq) {
+    return record_names[static_cast<int>(fields_of(tq))];
+}
+
 /// FAISS would map inverted lists, but only of a file of its own
 int without_mapping(int io_flags) {
     const bool map_lists =
@@ -344,11 +362,11 @@ void write_record(BlockWriter& f, const Index* index, int io_flags) {
         write_by_faiss(f, index, io_flags);
     } else if (auto flat = dynamic_cast<const IndexTurboQuant*>(index)) {
         check(*flat);
-        tag(has_codec_field(flat->tq) ? "TQfc" : "TQfl");
+        tag(names_of(flat->tq).flat);
         write_flat(f, *flat);
     } else if (auto ivf = dynamic_cast<const IndexIVFTurboQuant*>(index)) {
         check(*ivf);
-        tag(has_codec_field(ivf->tq) ? "TQIc" : "TQIv");
+        tag(names_of(ivf->tq).ivf);
         write_ivf(f, *ivf, io_flags);
     } else if (auto ivf = dynamic_cast<const IndexIVF*>(index)) {
         check(*ivf);
@@ -401,16 +419,20 @@ std::unique_ptr<Index> read_record(BlockReader& f, int io_flags, int depth) {
     }
     const auto tag = read_value<uint32_t>(f, "the name of a record");
     auto is = [&](const char* name) { return tag == fourcc(name); };
+    for (const RecordNames& names : record_names) {
+        if (is(names.flat)) {
+            return read_flat(f, names.fields);
+        }
+        if (is(names.ivf)) {
+            return read_ivf(f, names.fields, io_flags, depth);
+        }
+    }
     if (is("TQfa")) {
         return read_by_faiss(f, io_flags);
     } else if (is("TQFl")) {
         return read_plain_flat(f, false);
     } else if (is("TQFv")) {
         return read_plain_flat(f, true);
-    } else if (is("TQfl") || is("TQfc")) {
-        return read_flat(f, is("TQfc"));
-    } else if (is("TQIv") || is("TQIc")) {
-        return read_ivf(f, is("TQIc"), io_flags, depth);
     } else if (is("TQIq")) {
         return read_ivf_of_faiss(f, io_flags, depth);
     } else if (is("TQMp")) {

@@ -15,6 +15,7 @@ namespace faiss_turboquant {
 namespace {
 
 constexpr auto last_codec = static_cast<uint8_t>(CodecType::Prod);
+constexpr auto half_bit = static_cast<uint8_t>(CodecType::HalfBit);
 
 /// by ascending id: an index has one file, not one per order of a hash table
 void write_direct_map(faiss::IOWriter& f, const faiss::DirectMap& map) {
@@ -49,25 +50,47 @@ void read_levels(BoundedReader& f, Codebook& codebook) {
     read_items(f, codebook.positions, npositions, "codebook positions");
 }
 
+void write_trellis(faiss::IOWriter& f, const Codebook& codebook) {
+    const Trellis& trellis = codebook.trellis;
+    write_value<uint8_t>(f, trellis.memory);
+    if (trellis.memory > 0) {
+        write_bytes(f, trellis.taps, sizeof(trellis.taps));
+        write_value<uint8_t>(f, trellis.sign_mask);
+        write_value<float>(f, codebook.trellis_error);
+    }
+}
+
+/// @param least_memory  0 where there may be none
+void read_trellis(BoundedReader& f, Codebook& codebook, uint8_t least_memory) {
+    Trellis& trellis = codebook.trellis;
+    trellis.memory = read_within<uint8_t>(
+            f, "trellis memory", least_memory, Trellis::max_memory);
+    if (trellis.memory > 0) {
+        for (uint16_t& taps : trellis.taps) {
+            taps = read_value<uint16_t>(f, "trellis taps");
+        }
+        trellis.sign_mask = read_value<uint8_t>(f, "trellis sign mask");
+        codebook.trellis_error = read_value<float>(f, "trellis error");
+    }
+}
+
 } // namespace
 
 void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
-    if (has_codec_field(tq)) {
+    const QuantizerFields fields = fields_of(tq);
+    if (fields != QuantizerFields::Scaled) {
         write_value<uint8_t>(f, static_cast<uint8_t>(tq.codec));
     }
     write_value<uint8_t>(f, tq.nbits);
     write_value<uint8_t>(f, static_cast<uint8_t>(tq.rotation.type));
     write_value<uint64_t>(f, tq.rotation.seed);
     write_levels(f, tq.codebook);
-    const Trellis& trellis = tq.codebook.trellis;
-    write_value<uint8_t>(f, trellis.memory);
-    if (trellis.memory > 0) {
-        write_bytes(f, trellis.taps, sizeof(trellis.taps));
-        write_value<uint8_t>(f, trellis.sign_mask);
-        write_value<float>(f, tq.codebook.trellis_error);
-    }
+    write_trellis(f, tq.codebook);
     if (tq.has_second_codebook()) {
         write_levels(f, tq.second_codebook);
+    }
+    if (fields == QuantizerFields::TwoTrellises) {
+        write_trellis(f, tq.second_codebook);
     }
     write_value<uint8_t>(f, tq.has_centre());
     write_items(f, tq.centre);
@@ -77,14 +100,18 @@ void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq) {
 void read_quantizer(
         BoundedReader& f,
         const faiss::Index& index,
-        bool has_codec,
+        QuantizerFields fields,
         TurboQuantizer& tq) {
     if (size_t(index.d) > TurboQuantizer::max_dim) {
         throw_bad_value(f, "d", std::to_string(index.d));
     }
     tq.d = index.d;
     tq.metric_type = index.metric_type;
-    if (has_codec) {
+    const bool two_trellises = fields == QuantizerFields::TwoTrellises;
+    if (two_trellises) {
+        tq.codec = static_cast<CodecType>(
+                read_within<uint8_t>(f, "codec type", half_bit, half_bit));
+    } else if (fields == QuantizerFields::Codec) {
         tq.codec = static_cast<CodecType>(
                 read_within<uint8_t>(f, "codec type", 1, last_codec));
     }
@@ -100,18 +127,12 @@ void read_quantizer(
 #endif
     tq.rotation = Rotation(rotation_type, tq.d, seed);
     read_levels(f, tq.codebook);
-    Trellis& trellis = tq.codebook.trellis;
-    trellis.memory =
-            read_within<uint8_t>(f, "trellis memory", 0, Trellis::max_memory);
-    if (trellis.memory > 0) {
-        for (uint16_t& taps : trellis.taps) {
-            taps = read_value<uint16_t>(f, "trellis taps");
-        }
-        trellis.sign_mask = read_value<uint8_t>(f, "trellis sign mask");
-        tq.codebook.trellis_error = read_value<float>(f, "trellis error");
-    }
+    read_trellis(f, tq.codebook, two_trellises);
     if (tq.has_second_codebook()) {
         read_levels(f, tq.second_codebook);
+    }
+    if (two_trellises) {
+        read_trellis(f, tq.second_codebook, 1);
     }
     tq.centre.clear();
     if (read_bool(f, "has_centre")) {
@@ -129,13 +150,13 @@ void write_flat(BlockWriter& f, const faiss::IndexTurboQuant& index) {
 
 std::unique_ptr<faiss::IndexTurboQuant> read_flat(
         BlockReader& f,
-        bool has_codec) {
+        QuantizerFields fields) {
     auto index = std::make_unique<faiss::IndexTurboQuant>();
     read_header(f, *index);
     if (!index->is_trained) {
         throw_bad_value(f, "is_trained", "false");
     }
-    read_quantizer(f, *index, has_codec, index->tq);
+    read_quantizer(f, *index, fields, index->tq);
     index->code_size = index->tq.code_size;
     if (uint64_t(index->ntotal) > f.left() / index->code_size) {
         throw_cut_short(f.name, "codes");
@@ -163,7 +184,7 @@ void write_ivf(
 
 std::unique_ptr<faiss::IndexIVFTurboQuant> read_ivf(
         BlockReader& f,
-        bool has_codec,
+        QuantizerFields fields,
         int io_flags,
         int depth) {
     auto index = std::make_unique<faiss::IndexIVFTurboQuant>();
@@ -175,7 +196,7 @@ std::unique_ptr<faiss::IndexIVFTurboQuant> read_ivf(
     index->quantizer_trains_alone =
             read_within<uint8_t>(f, "quantizer_trains_alone", 0, 2);
     index->tq.by_residual = true;
-    read_quantizer(f, *index, has_codec, index->tq);
+    read_quantizer(f, *index, fields, index->tq);
     index->code_size = index->tq.code_size;
     read_vector(f, index->centre_scales, "centre_scales");
     index->quantizer = read_record(f, io_flags, depth).release();

@@ -8,29 +8,37 @@
 
 namespace faiss_turboquant {
 
-/// whether a record says which codec it has; without, it is
-/// CodecType::Scaled. Records of the two kinds have different names.
-inline bool has_codec_field(const TurboQuantizer& tq) {
-    return tq.codec != CodecType::Scaled;
+/// what a record tells of a quantizer; each kind of records has its name
+enum class QuantizerFields {
+    Scaled,       ///< those of CodecType::Scaled
+    Codec,        ///< which codec it is, too
+    TwoTrellises, ///< and, of CodecType::HalfBit, the trellis of each part
+};
+
+inline QuantizerFields fields_of(const TurboQuantizer& tq) {
+    return tq.codec == CodecType::Scaled ? QuantizerFields::Scaled
+            : tq.second_codebook.trellis.memory > 0
+            ? QuantizerFields::TwoTrellises
+            : QuantizerFields::Codec;
 }
 
 /// the fields of the quantizer that are not derived from others
 void write_quantizer(faiss::IOWriter& f, const TurboQuantizer& tq);
 
 /** @param index      of which d and metric_type are the quantizer's
- *  @param has_codec  has_codec_field of what was written
+ *  @param fields     fields_of what was written
  *  @param tq         with its by_residual
  *  @throws faiss::FaissException as read_index does */
 void read_quantizer(
         BoundedReader& f,
         const faiss::Index& index,
-        bool has_codec,
+        QuantizerFields fields,
         TurboQuantizer& tq);
 
 void write_flat(BlockWriter& f, const faiss::IndexTurboQuant& index);
 std::unique_ptr<faiss::IndexTurboQuant> read_flat(
         BlockReader& f,
-        bool has_codec);
+        QuantizerFields fields);
 
 void write_ivf(
         BlockWriter& f,
@@ -38,7 +46,7 @@ void write_ivf(
         int io_flags);
 std::unique_ptr<faiss::IndexIVFTurboQuant> read_ivf(
         BlockReader& f,
-        bool has_codec,
+        QuantizerFields fields,
         int io_flags,
         int depth);
 

@@ -262,18 +262,22 @@ TurboQuantizer::TurboQuantizer(
             "TurboQuant: nbits = %d is not in 1 .. 4",
             nbits);
     rotation = Rotation(rotation_type, d, seed);
-    if (memory != 0) {
-        codebook = Codebook::trellis_coded(nbits, memory);
-    } else if (codec == CodecType::HalfBit) {
-        codebook = Codebook::lloyd_max(d, std::min(nbits + 1, 4));
-        second_codebook = Codebook::lloyd_max(d, nbits);
+    const auto levels = [&](int bits) {
+        return memory == 0 ? Codebook::lloyd_max(d, bits)
+                           : Codebook::trellis_coded(bits, memory);
+    };
+    if (codec == CodecType::HalfBit) {
+        codebook = levels(std::min(nbits + 1, 4));
+        second_codebook = levels(nbits);
+    } else if (memory != 0) {
+        codebook = levels(nbits);
     } else if (codec == CodecType::Prod && nbits == 1) {
         codebook = Codebook::sketch_signs();
     } else if (codec == CodecType::Prod) {
         codebook = Codebook::lloyd_max(d, nbits - 1);
         second_codebook = Codebook::sketch_signs();
     } else {
-        codebook = Codebook::lloyd_max(d, nbits);
+        codebook = levels(nbits);
     }
     set_derived_values();
 }
@@ -293,8 +297,8 @@ void TurboQuantizer::set_derived_values() {
             "TurboQuant: there is no codec type %d",
             int(codec));
     FAISS_THROW_IF_NOT_FMT(
-            codec != CodecType::HalfBit || nbits == 2 || nbits == 3,
-            "TurboQuant: half a bit more goes with nbits = 2 and 3, not %d",
+            codec != CodecType::HalfBit || nbits <= 3,
+            "TurboQuant: half a bit more goes with nbits = 1 to 3, not %d",
             nbits);
     FAISS_THROW_IF_NOT_FMT(
             metric_type == faiss::METRIC_L2 ||
@@ -317,18 +321,30 @@ void TurboQuantizer::set_derived_values() {
                 std::isfinite(c), "TurboQuant: the centre is not finite");
     }
     FAISS_THROW_IF_NOT_FMT(
-            memory() == 0 || codec == CodecType::Scaled,
+            memory() == 0 || has_estimator_scale(),
             "TurboQuant: codec type %d does not go with a trellis",
             int(codec));
+    FAISS_THROW_IF_NOT_FMT(
+            codec != CodecType::HalfBit ||
+                    second_codebook.trellis.memory == memory(),
+            "TurboQuant: the trellises of the two parts have memory %d and %d",
+            memory(),
+            second_codebook.trellis.memory);
     std::vector<CodePart> parts;
     if (codec == CodecType::HalfBit) {
         const size_t half = (d + 1) / 2;
         parts.push_back(make_part(*this, codebook, nbits + 1, half, 0));
         parts.push_back(make_part(
                 *this, second_codebook, nbits, d - half, round_up(half)));
-        expected_error_ =
-                (double(half) * codebook.mean_squared_error(d) +
-                 double(d - half) * second_codebook.mean_squared_error(d)) /
+        // levels are those of a vector of d coordinates, and each part begins a
+        // path through its trellis
+        const auto total_error = [&](const Codebook& levels, size_t n) {
+            return double(n) *
+                    levels.mean_squared_error(
+                            memory() > 0 ? std::max<size_t>(n, 1) : d);
+        };
+        expected_error_ = (total_error(codebook, half) +
+                           total_error(second_codebook, d - half)) /
                 double(d);
     } else if (codec == CodecType::Prod && nbits == 1) {
         parts.push_back(make_part(*this, codebook, 1, d, round_up(d)));
@@ -366,12 +382,12 @@ void TurboQuantizer::set_derived_values() {
 }
 
 std::string TurboQuantizer::codec_name() const {
-    const std::string name = "TQ" + std::to_string(nbits);
+    std::string name = "TQ" + std::to_string(nbits);
+    if (codec == CodecType::HalfBit) {
+        name += ".5";
+    }
     if (codec == CodecType::Mse) {
         return name + "mse";
-    }
-    if (codec == CodecType::HalfBit) {
-        return name + ".5";
     }
     if (codec == CodecType::Prod) {
         return name + "prod";
@@ -769,6 +785,7 @@ size_t TurboQuantizer::arranged_at(size_t part) const {
 
 void TurboQuantizer::rotate_query(const float* x, size_t row, float* rotated)
         const {
+    prefetch_next_row(x, d);
     rotate(x, rotated);
     const double squared = kernels().sum_of_squares(rotated, plain_dim());
     FAISS_THROW_IF_NOT_FMT(

@@ -54,8 +54,8 @@ enum class CodecType : uint8_t {
     /// TQ1mse .. TQ4mse: the levels times the norm (Zandieh et al.,
     /// TurboQuant, 2025, Algorithm 1)
     Mse = 1,
-    /// TQ2.5, TQ3.5: as Scaled, with nbits + 1 bits for the first half of the
-    /// rotated coordinates and nbits for the others
+    /// TQ1.5 .. TQ3.5, TQ1.5t .. TQ3.5t: as Scaled, with nbits + 1 bits for the
+    /// first half of the rotated coordinates and nbits for the others
     HalfBit = 2,
     /// TQ1prod .. TQ4prod: nbits - 1 bits as Mse, and the signs of a sketch of
     /// what they leave (Zandieh et al., TurboQuant, 2025, Algorithm 2)
@@ -97,7 +97,7 @@ enum class CodecType : uint8_t {
  * is the only part (QJL).
  */
 struct TurboQuantizer : faiss::Quantizer {
-    /// bits per coordinate, 1 to 4; with HalfBit 2 or 3, and half a bit more
+    /// bits per coordinate, 1 to 4; with HalfBit 1 to 3, and half a bit more
     int nbits = 4;
     CodecType codec = CodecType::Scaled;
     faiss::MetricType metric_type = faiss::METRIC_L2;
@@ -115,7 +115,8 @@ struct TurboQuantizer : faiss::Quantizer {
      *  @param metric  METRIC_L2 or METRIC_INNER_PRODUCT
      *  @param memory  0 for scalar levels, else a trellis of 2^memory states
      *                 (Codebook::trellis_coded)
-     *  @param codec   a trellis goes with CodecType::Scaled only
+     *  @param codec   a trellis goes with Scaled and HalfBit only; with the
+     *                 latter each part has one
      *  @throws faiss::FaissException on any other value */
     TurboQuantizer(
             size_t d,
@@ -134,7 +135,7 @@ struct TurboQuantizer : faiss::Quantizer {
     int memory() const {
         return codebook.trellis.memory;
     }
-    /// the factory string of such codes: "TQ4", "TQ2t", "TQ4t12", "TQ3.5"
+    /// the factory string of such codes: "TQ4", "TQ2t", "TQ4t12", "TQ3.5t"
     std::string codec_name() const;
     /// whether second_codebook is of use
     bool has_second_codebook() const {

@@ -157,7 +157,7 @@ def _add_keywords(cls):
             2^8 states (`TQ4t`).
         codec : int
             `faiss_turboquant.CodecType_Scaled`; `CodecType_HalfBit` for half a
-            bit more than 2 or 3 (`TQ2.5`); `CodecType_Mse` and
+            bit more than 1, 2 or 3 (`TQ2.5`, `TQ2.5t`); `CodecType_Mse` and
             `CodecType_Prod` for the paper's Algorithms 1 and 2 (`TQ4mse`,
             `TQ4prod`).
         """

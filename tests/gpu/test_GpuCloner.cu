@@ -266,9 +266,12 @@ TEST(GpuCloner, RefusesOtherIndexesByName) {
             index_cpu_to_gpu(provider(), 0, gpu.get()), "GpuIndexTurboQuant");
     const IndexTurboQuant large(20000, 1);
     EXPECT_REFUSED(index_cpu_to_gpu(provider(), 0, &large), "20000");
-    const std::unique_ptr<faiss::Index> mse(
-            faiss_turboquant::index_factory(8, "IDMap,TQ3mse"));
-    EXPECT_REFUSED(index_cpu_to_gpu(provider(), 0, mse.get()), "TQ3mse");
+    for (const char* codec : {"TQ3mse", "TQ2.5t"}) {
+        const std::string description = std::string("IDMap,") + codec;
+        const std::unique_ptr<faiss::Index> other(
+                faiss_turboquant::index_factory(8, description.c_str()));
+        EXPECT_REFUSED(index_cpu_to_gpu(provider(), 0, other.get()), codec);
+    }
     EXPECT_REFUSED(index_cpu_to_gpu(provider(), 0, nullptr), "null");
     EXPECT_REFUSED(index_cpu_to_gpu(nullptr, 0, &large), "null");
     EXPECT_REFUSED(index_cpu_to_gpu(provider(), 99, gpu.get()), "device 99");

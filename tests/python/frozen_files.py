@@ -27,13 +27,15 @@ INEXACT = ("PCA", "Flat", "L2norm")
 CODECS = [
     *("TQ1", "TQ2", "TQ3", "TQ4"),
     *("TQ1t", "TQ2t", "TQ3t", "TQ4t", "TQ2t10"),
-    *("TQ2.5", "TQ3.5"),
+    *("TQ1.5", "TQ2.5", "TQ3.5"),
+    *("TQ1.5t", "TQ2.5t", "TQ3.5t"),
     *("TQ1mse", "TQ4mse", "TQ1prod", "TQ3prod"),
 ]
 SHAPES = [
     "IVF3,TQ4",
     "IVF3,TQ2t",
     "IVF3,TQ2.5",
+    "IVF3,TQ2.5t",
     "IVF3,TQ3prod",
     "IVF3(TQ4),TQ2",
     "IVF3(TQ4),Flat",

@@ -15,7 +15,7 @@ CODECS = [
     f"TQ{bits}{kind}"
     for bits in (1, 2, 3, 4)
     for kind in ("", "t", "t10", "t12", "mse", "prod")
-] + ["TQ2.5", "TQ3.5"]
+] + [f"TQ{bits}.5{kind}" for bits in (1, 2, 3) for kind in ("", "t", "t12")]
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -198,7 +198,7 @@ def test_a_whole_run(tmp_path):
         assert result["n"] == 100
         names = [row["name"] for row in result["rows"]]
         assert sorted(names + skipped) == [
-            "TQ1", "TQ1prod", "TQ2", "TQ2.5", "TQ2t"
+            "TQ1", "TQ1.5", "TQ1.5t", "TQ1prod", "TQ2", "TQ2.5", "TQ2.5t", "TQ2t"
         ]
         for row in result["rows"]:
             low = distortion.shannon_bound(row["bits"])

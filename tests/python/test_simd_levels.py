@@ -55,7 +55,8 @@ for d, nbits, (metric, centre, memory) in itertools.product(
     print(d, nbits, metric, centre, memory, digest.hexdigest())
 for d, codec, metric in itertools.product(
     (8, 65, 384),
-    ("TQ1", "TQ3", "TQ4", "TQ2t", "TQ2mse", "TQ2.5", "TQ3.5", "TQ1prod", "TQ4prod"),
+    ("TQ1", "TQ3", "TQ4", "TQ2t", "TQ2mse", "TQ1.5", "TQ3.5", "TQ2.5t", "TQ1prod")
+    + ("TQ4prod",),
     (faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT),
 ):
     digest = hashlib.sha256()
@@ -105,7 +106,7 @@ def test_levels():
 
 def test_scalar_level(scalar):
     assert scalar[-1] == "scalar"
-    assert len(scalar) == 13 * 4 * 5 + 3 * 9 * 2 + 1
+    assert len(scalar) == 13 * 4 * 5 + 3 * 10 * 2 + 1
     assert len(set(scalar)) == len(scalar)
 
 
