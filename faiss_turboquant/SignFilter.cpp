@@ -147,7 +147,8 @@ SignQuery SignFilter::make_query(
 
     SignQuery query;
     query.tables.resize(n_tables * 16);
-    const auto half = static_cast<int16_t>(0.5 / unit);
+    const auto half = static_cast<int16_t>(
+            std::nearbyint(0.5 / unit * (1 << half_fraction)));
     kernels().fill_sign_tables(
             padded.data(), n_tables, factor, half, query.tables.data());
 

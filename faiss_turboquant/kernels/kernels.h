@@ -155,8 +155,8 @@ constexpr size_t sign_step = 4;
 constexpr int max_sign_entry = 255 / (2 * sign_step);
 /// queries that Kernels::sum_signs is asked for together
 constexpr size_t sign_queries = 4;
-/// bits of the fraction of Kernels::fill_sign_tables' factor
-constexpr int sign_fraction = 16;
+/// bits of the fraction of Kernels::fill_sign_tables' factor, and of half
+constexpr int sign_fraction = 16, half_fraction = 4;
 /// covers the rounding of keys
 constexpr float sign_slack = 1.0f / (1 << 20);
 
@@ -378,8 +378,8 @@ struct Kernels {
             int32_t* squares);
 
     /** Tables for sum_signs: for all signs of four coordinates, the sum of the
-     * |q_i| that agree with them, and half, times factor / 2^sign_fraction,
-     * rounded down.
+     * |q_i| that agree with them, and half / 2^half_fraction, times factor /
+     * 2^sign_fraction, rounded down.
      * @param q       (4 n,), quantized
      * @param factor  such that no entry is above max_sign_entry
      * @param half    of a step between entries

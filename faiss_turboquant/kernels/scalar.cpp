@@ -310,11 +310,12 @@ void fill_sign_tables(
         uint8_t* tables) {
     for (size_t i = 0; i < n; i++, q += 4, tables += 16) {
         for (int signs = 0; signs < 16; signs++) {
-            int32_t sum = half;
+            int32_t sum = 0;
             for (int j = 0; j < 4; j++) {
                 sum += std::max(signs >> j & 1 ? q[j] : -q[j], 0);
             }
-            tables[signs] = sum * factor >> sign_fraction;
+            sum = (sum << half_fraction) + half;
+            tables[signs] = sum * factor >> (sign_fraction + half_fraction);
         }
     }
 }

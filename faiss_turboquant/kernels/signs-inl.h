@@ -60,8 +60,9 @@ void fill_sign_tables(
         };
         const auto has0 = has(0), has1 = has(1), has2 = has(2), has3 = has(3);
         for (size_t i = 0; i < n; i++) {
-            const int16_t q0 = q[4 * i], q1 = q[4 * i + 1], q2 = q[4 * i + 2],
-                          q3 = q[4 * i + 3];
+            constexpr int unit = 1 << half_fraction;
+            const int16_t q0 = q[4 * i] * unit, q1 = q[4 * i + 1] * unit,
+                          q2 = q[4 * i + 2] * unit, q3 = q[4 * i + 3] * unit;
             // those of negative coordinates, then those whose bit is set
             const int16_t none = half - std::min<int16_t>(q0, 0) -
                     std::min<int16_t>(q1, 0) - std::min<int16_t>(q2, 0) -
@@ -74,10 +75,9 @@ void fill_sign_tables(
                             hn::And(hn::Set(d16, q3), has3));
             const auto sum = hn::Add(hn::Add(sum01, sum23), hn::Set(d16, none));
             static_assert(sign_fraction == 16, "the high half of a product");
-            hn::StoreU(
-                    hn::DemoteTo(d8, hn::MulHigh(sum, factors)),
-                    d8,
-                    tables + 16 * i + part);
+            const auto entries =
+                    hn::ShiftRight<half_fraction>(hn::MulHigh(sum, factors));
+            hn::StoreU(hn::DemoteTo(d8, entries), d8, tables + 16 * i + part);
         }
     }
 }

@@ -517,8 +517,8 @@ TEST_P(LevelTest, FillSignTables) {
         for (int8_t& value : q) {
             value = rng() % 4 ? int(rng() % 255) - 127 : 127;
         }
-        for (int16_t half : {0, 8}) {
-            const int16_t factor = 65536 * 31 / (4 * 127 + half);
+        for (int16_t half : {0, 130}) {
+            const int16_t factor = 65536 * 31 / (4 * 127 + half / 16);
             const auto run = [&](const Kernels& k) {
                 ExactBytes tables(16 * n, 1);
                 k.fill_sign_tables(q.data(), n, factor, half, tables.data());
