@@ -773,6 +773,8 @@ void GpuIndexIVFTurboQuant::search(
                 Output<idx_t> page_labels(
                         resources, labels + first * k, page * k);
                 if (!search.is_empty()) {
+                    reset_thresholds(
+                            thresholds.data(), page, resources.stream());
                     scan_top_k(
                             state_->storage.codes(0, selection.rows()),
                             search.probes.plan,
@@ -780,7 +782,6 @@ void GpuIndexIVFTurboQuant::search(
                             search.image.data(),
                             search.factors.data(),
                             reservoirs,
-                            page,
                             resources.stream());
                 }
                 merge_tasks(
