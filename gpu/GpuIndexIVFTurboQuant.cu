@@ -101,6 +101,7 @@ struct Probes {
         for_each_probe([&](uint32_t, idx_t list) { firsts[list + 1]++; });
         const size_t n_probed = nlist -
                 std::count(firsts.begin() + 1, firsts.end(), uint32_t(0));
+        const uint32_t most = *std::max_element(firsts.begin(), firsts.end());
         std::partial_sum(firsts.begin(), firsts.end(), firsts.begin());
         std::vector<uint32_t> queries(firsts.back());
         std::vector<uint32_t> at(firsts.begin(), firsts.end() - 1);
@@ -111,6 +112,7 @@ struct Probes {
         plan = plan_list_scan(
                 layout,
                 double(queries.size()) / std::max<size_t>(1, n_probed),
+                most,
                 device);
         const uint32_t group_size = plan.group_size();
         const auto groups_of = [&](size_t list) {

@@ -381,6 +381,7 @@ int blocks_at_once(
 ScanPlan plan_list_scan(
         const DeviceLayout& layout,
         double queries_of_list,
+        size_t most_queries,
         int device) {
     const bool has_wgmma = compute_capability(device) == 9;
     ScanPlan plan;
@@ -403,8 +404,11 @@ ScanPlan plan_list_scan(
         plan.units *= 2;
     }
     plan.stream = plan_stream(layout, plan, device);
-    plan.in_place = decodes_in_place(
-            layout.nbits, layout.has_trellis(), plan.stream.warps > 0);
+    plan.by_bits = most_queries == 1 && plan.stream.warps > 0 &&
+            counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
+    plan.in_place = !plan.by_bits &&
+            decodes_in_place(
+                    layout.nbits, layout.has_trellis(), plan.stream.warps > 0);
     return plan;
 }
 
@@ -421,12 +425,7 @@ ScanPlan plan_scan(
             plan.units = 2;
         }
     } else {
-        plan = plan_list_scan(layout, double(nq), device);
-    }
-    if (nq == 1 && plan.stream.warps > 0 &&
-        counts_bits(layout.nbits, layout.has_trellis(), layout.shipped)) {
-        plan.in_place = false;
-        plan.by_bits = true;
+        plan = plan_list_scan(layout, double(nq), nq, device);
     }
     plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
     // Blocks come in waves of all that run at once. Until a block's thresholds

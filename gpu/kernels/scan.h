@@ -50,7 +50,7 @@ constexpr int batch_parts = 4;
 struct ScanPlan {
     int units = 1; ///< of Fragment
     bool in_place = false;
-    bool by_bits = false; ///< of one query, see counts_bits
+    bool by_bits = false; ///< groups of one query, see counts_bits
     StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
@@ -108,10 +108,12 @@ struct ScanTasks {
 
 /** How lists are searched for groups of slots: n_slices and slice_rows are left
  * out.
- * @param queries_of_list  on average */
+ * @param queries_of_list  on average
+ * @param most_queries     of a list */
 ScanPlan plan_list_scan(
         const DeviceLayout& layout,
         double queries_of_list,
+        size_t most_queries,
         int device);
 
 /// how many blocks of a plan run at once
