@@ -10,7 +10,10 @@
  * in registers, and what is better than the query's threshold goes into the
  * block's reservoir of that query, which is thinned out to the k best when it
  * is full. Blocks share thresholds: the k-th best of any part of the codes is
- * no better than that of all. */
+ * no better than that of all; a sample of them gives the first.
+ *
+ * Of large batches on compute capability 9.0, some warps decode for others that
+ * multiply, see batch_kernel.cuh. */
 
 #include <cstddef>
 #include <cstdint>
