@@ -101,6 +101,7 @@ struct Probes {
         for_each_probe([&](uint32_t, idx_t list) { firsts[list + 1]++; });
         const size_t n_probed = nlist -
                 std::count(firsts.begin() + 1, firsts.end(), uint32_t(0));
+        const uint32_t most = *std::max_element(firsts.begin(), firsts.end());
         std::partial_sum(firsts.begin(), firsts.end(), firsts.begin());
         std::vector<uint32_t> queries(firsts.back());
         std::vector<uint32_t> at(firsts.begin(), firsts.end() - 1);
@@ -111,6 +112,7 @@ struct Probes {
         plan = plan_list_scan(
                 layout,
                 double(queries.size()) / std::max<size_t>(1, n_probed),
+                most,
                 device);
         const uint32_t group_size = plan.group_size();
         const auto groups_of = [&](size_t list) {
@@ -773,6 +775,8 @@ void GpuIndexIVFTurboQuant::search(
                 Output<idx_t> page_labels(
                         resources, labels + first * k, page * k);
                 if (!search.is_empty()) {
+                    reset_thresholds(
+                            thresholds.data(), page, resources.stream());
                     scan_top_k(
                             state_->storage.codes(0, selection.rows()),
                             search.probes.plan,
@@ -780,7 +784,6 @@ void GpuIndexIVFTurboQuant::search(
                             search.image.data(),
                             search.factors.data(),
                             reservoirs,
-                            page,
                             resources.stream());
                 }
                 merge_tasks(

@@ -64,6 +64,33 @@ struct DeviceQueries {
     InputCheck check;
 };
 
+/// what is of interest in a search, as far as a sample of the codes tells
+void begin_thresholds(
+        const GpuResources& resources,
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        const DeviceQueries& queries,
+        int k,
+        const DeviceArray<Entry>& thresholds) {
+    const cudaStream_t stream = resources.stream();
+    const ScanPlan sample = plan_sample(plan, codes.n);
+    if (sample.n_slices == 0) {
+        reset_thresholds(thresholds.data(), thresholds.size(), stream);
+        return;
+    }
+    const uint32_t rows = sample.n_slices * sample.slice_rows;
+    const size_t nq = thresholds.size();
+    const DeviceArray<float> keys(resources, nq * rows);
+    scan_distances(
+            codes,
+            sample,
+            queries.image.data(),
+            queries.factors.data(),
+            {keys.data(), uint32_t(nq), rows, true},
+            stream);
+    find_thresholds(keys.data(), rows, k, nq, thresholds.data(), stream);
+}
+
 } // namespace
 
 GpuIndexTurboQuant::GpuIndexTurboQuant(
@@ -198,8 +225,11 @@ void GpuIndexTurboQuant::search(
     const DeviceCodes codes = storage_->codes(ntotal, selection.rows());
     const int k_found = int(std::min(k, ntotal));
     const size_t capacity = reservoir_capacity(k_found);
-    const auto reservoir_bytes = [&](const ScanPlan& plan) {
-        return plan.n_slices * plan.padded_nq() * capacity * sizeof(Entry);
+    const auto bytes_of = [&](const ScanPlan& plan) {
+        const ScanPlan sample = plan_sample(plan, uint32_t(ntotal));
+        const size_t sample_rows = sample.n_slices * sample.slice_rows;
+        return plan.n_reservoirs() * capacity * sizeof(Entry) +
+                plan.padded_nq() * sample_rows * sizeof(float);
     };
     bool goes_to_host =
             selection.rows() != nullptr; // its upload has to end first
@@ -207,7 +237,7 @@ void GpuIndexTurboQuant::search(
     for (idx_t first = 0; first < n;) {
         idx_t page = std::min(page_queries, n - first);
         ScanPlan plan = plan_scan(layout, ntotal, page, resources.device);
-        while (page > 1 && reservoir_bytes(plan) > resources.workspace_limit) {
+        while (page > 1 && bytes_of(plan) > resources.workspace_limit) {
             page = (page + 1) / 2;
             plan = plan_scan(layout, ntotal, page, resources.device);
         }
@@ -216,7 +246,7 @@ void GpuIndexTurboQuant::search(
         Output<float> page_distances(
                 resources, distances + first * k, page * k);
         Output<idx_t> page_labels(resources, labels + first * k, page * k);
-        const size_t n_reservoirs = plan.n_slices * plan.padded_nq();
+        const size_t n_reservoirs = plan.n_reservoirs();
         const DeviceArray<Entry> entries(resources, n_reservoirs * capacity);
         const DeviceArray<uint32_t> counts(resources, n_reservoirs);
         const DeviceArray<Entry> thresholds(resources, plan.padded_nq());
@@ -227,6 +257,8 @@ void GpuIndexTurboQuant::search(
                 counts.data(),
                 thresholds.data()};
         if (ntotal > 0) {
+            begin_thresholds(
+                    resources, codes, plan, queries, k_found, thresholds);
             scan_top_k(
                     codes,
                     plan,
@@ -234,7 +266,6 @@ void GpuIndexTurboQuant::search(
                     queries.image.data(),
                     queries.factors.data(),
                     reservoirs,
-                    plan.padded_nq(),
                     resources.stream());
         }
         merge_slices(
@@ -337,7 +368,7 @@ void GpuIndexTurboQuant::compute_distances(
                     plan,
                     queries.image.data(),
                     queries.factors.data(),
-                    {of_page.data, uint32_t(page)},
+                    {of_page.data, uint32_t(page), uint32_t(ntotal), false},
                     resources.stream());
         }
         of_page.deliver();

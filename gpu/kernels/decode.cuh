@@ -187,19 +187,11 @@ struct RowDecoder {
     /// coded words of this step behind those that come before them
     uint32_t coded[back + units];
 
-    /// before the first step
-    template <bool is_shared>
-    __device__ void start(
-            const DeviceLayout& layout,
-            const uint8_t* row,
-            int t) {
-        if constexpr (has_trellis) {
-            // before byte 0 come the last bytes, shifted by a bit
-            const int steps = layout.dims / (dims_unit * units);
-            const Raw last = load<is_shared>(layout, row, steps - 1, t);
-            for (int i = 0; i < units; i++) {
-                previous[i] = last.words[0][i] << 1 & 0xfefefefe;
-            }
+    /// with a trellis, before the first step. last: of the last step
+    __device__ void start(const Raw& last) {
+        // before byte 0 come the last bytes, shifted by a bit
+        for (int i = 0; i < units; i++) {
+            previous[i] = last.words[0][i] << 1 & 0xfefefefe;
         }
     }
 
@@ -271,6 +263,25 @@ struct RowDecoder {
                 const uint32_t x = raw.words[0][unit] << (3 - a);
                 for_constants<2>([&](auto h) {
                     out[2 * a + h] = spread_top_bits(half<h>(x));
+                });
+            }
+        }
+    }
+
+    /// the same, but grid positions at one bit, too
+    __device__ void decode_positions(
+            const DeviceLayout& layout,
+            const Raw& raw,
+            int unit,
+            uint32_t (&out)[8]) const {
+        if constexpr (has_trellis || nbits > 1) {
+            decode(layout, raw, unit, out);
+        } else {
+            const uint32_t table = layout.table[0];
+            for (int a = 0; a < 4; a++) {
+                const uint32_t fields = raw.words[0][unit] >> a & 0x11111111;
+                for_constants<2>([&](auto h) {
+                    out[2 * a + h] = look_up(table, table, half<h>(fields));
                 });
             }
         }

@@ -703,14 +703,16 @@ struct ScalarLaunch {
 struct QueryWords {
     uint32_t* words;
     int group_size, in_tile;
-    bool by_bits;
+    bool by_bits, by_lanes;
 
     __device__ QueryWords(
             const DeviceLayout& layout,
             uint8_t* image,
             const ImageOrder& order,
             size_t q)
-            : group_size(order.group_size), by_bits(order.by_bits) {
+            : group_size(order.group_size),
+              by_bits(order.by_bits),
+              by_lanes(order.is_batch) {
         const int tile = by_bits ? 1 : group_size ? group_size : 8;
         in_tile = int(q % tile);
         words = reinterpret_cast<uint32_t*>(image) +
@@ -722,11 +724,12 @@ struct QueryWords {
         if (by_bits) {
             return words[i];
         }
-        return words
-                [group_size
-                         ? ((i / 16 * 4 + i % 4) * group_size + in_tile) * 4 +
-                                 i / 4 % 4
-                         : i / 16 * 128 + in_tile * 16 + i % 16];
+        if (group_size == 0) {
+            return words[i / 16 * 128 + in_tile * 16 + i % 16];
+        }
+        const int t = i / 4 % 4, word = i % 4;
+        const int outer = by_lanes ? t : word, inner = by_lanes ? word : t;
+        return words[((i / 16 * 4 + outer) * group_size + in_tile) * 4 + inner];
     }
 };
 
@@ -841,10 +844,13 @@ __device__ void write_query(
     if (threadIdx.x == 0) {
         const double multiplier =
                 length * (double(largest) / 127) * layout.half_level;
+        const uint32_t base = order.is_batch
+                ? DeviceLayout().base
+                : layout.base_of(order.in_place || order.by_bits);
         const float sign = layout.is_l2 ? 1 : -1;
         // rounding is symmetric, so the sign may go in first
         factors = {
-                layout.base_of(order.in_place || order.by_bits) * uint32_t(sum),
+                base * uint32_t(sum),
                 sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
                 sign * float(bias)};
     }

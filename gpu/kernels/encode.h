@@ -78,13 +78,15 @@ struct DeviceQueryFactors {
 /** The order of queries in an image, four words of each lane being a fragment
  * of `Fragment`. For the matrix instructions of a warp: [eight
  * queries][fragment][query][lane of the row][word]. For those of four warps:
- * [group][fragment][word][query][lane of the row]. By bits, a query is eight
+ * [group][fragment][word][query][lane of the row], or, in batches,
+ * [group][fragment][lane of the row][query][word]. By bits, a query is eight
  * codes of one bit, those of bit b of its integers, in the order in which lanes
  * read codes: [query][step][b][lane of the row][word of `units`]. */
 struct ImageOrder {
     int units = 1;         ///< of Fragment
     bool in_place = false; ///< of Fragment
     bool by_bits = false;  ///< see ScanPlan
+    bool is_batch = false; ///< likewise
     int group_size = 0;    ///< 0 for the first order
 };
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include <gpu/kernels/scan_kernel.cuh>
+#include <gpu/kernels/scan_kernels.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {
@@ -10,7 +10,10 @@ namespace gpu {
 namespace {
 
 constexpr int merge_threads = 512;
+constexpr int threshold_threads = 256;
 constexpr int merge_batch = 4; ///< entries of a thread at a time
+
+using Batch = BatchShape<batch_group>;
 
 const ScanKernels& kernels_of(const DeviceLayout& layout) {
     static const ScanKernels* const scalar[] = {
@@ -36,6 +39,9 @@ const ScanKernels& kernels_of(const DeviceLayout& layout) {
 
 ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
     const ScanKernels& kernels = kernels_of(layout);
+    if (plan.is_batch) {
+        return kernels.batch[plan.units / 2];
+    }
     if (plan.uses_wgmma) {
         return kernels.wgmma[plan.group_tiles / 16];
     }
@@ -56,9 +62,14 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
 }
 
 int threads_of(const ScanPlan& plan) {
-    return plan.stream.warps > 0 ? 32 * plan.stream.warps
-            : plan.uses_wgmma    ? ScanShape<16, true, false>::threads
-                                 : ScanShape<16, false, false>::threads;
+    return plan.is_batch            ? Batch::threads
+            : plan.stream.warps > 0 ? 32 * plan.stream.warps
+            : plan.uses_wgmma       ? ScanShape<16, true, false>::threads
+                                    : ScanShape<16, false, false>::threads;
+}
+
+unsigned cluster_size(const ScanPlan& plan) {
+    return plan.is_batch ? Batch::blocks : 1;
 }
 
 size_t image_size(const DeviceLayout& layout, int group_tiles) {
@@ -69,8 +80,19 @@ int tile_size(const DeviceLayout& layout) {
     return tile_rows * layout.row_size();
 }
 
+/// the first number
+int compute_capability(int device) {
+    int major = 0;
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &major, cudaDevAttrComputeCapabilityMajor, device));
+    return major;
+}
+
 /// of a block
 size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
+    if (plan.is_batch) {
+        return Batch::stages * Batch::stage_size;
+    }
     return image_size(layout, plan.group_tiles) +
             size_t(plan.stream.warps) * plan.stream.tiles * tile_size(layout);
 }
@@ -108,14 +130,16 @@ StreamPlan plan_stream(
 
 /// all slices, as ScanPlan has them
 struct Slices {
-    size_t padded_nq;
-    int n_slices;
+    static constexpr bool orders_entries = true; ///< is_less is as integers
+    ScanPlan plan;
 
     __device__ int count(size_t) const {
-        return n_slices;
+        return plan.n_slices * plan.parts();
     }
     __device__ size_t reservoir(size_t q, int i) const {
-        return i * padded_nq + q;
+        const int parts = plan.parts(), group_size = plan.group_size();
+        const size_t block = i / parts * size_t(plan.n_groups) + q / group_size;
+        return (block * parts + i % parts) * group_size + q % group_size;
     }
     __device__ int64_t label(Entry entry) const {
         return uint32_t(entry);
@@ -126,6 +150,7 @@ struct Slices {
 };
 
 struct Tasks {
+    static constexpr bool orders_entries = false;
     ReservoirsOfQueries of_queries;
 
     __device__ int count(size_t q) const {
@@ -145,9 +170,42 @@ struct Tasks {
     }
 };
 
+/** The k-th least of the least keys of parts of a sample: k rows are at least
+ * as good. With four parts for each of the k, it is little more than the k-th
+ * least of all. */
+__global__ void __launch_bounds__(threshold_threads) threshold_kernel(
+        const float* keys,
+        uint32_t rows,
+        int k,
+        int parts,
+        Entry* thresholds) {
+    extern __shared__ Entry buffer[];
+    // neighbours are in one part
+    const float4* of_query =
+            reinterpret_cast<const float4*>(keys + size_t(blockIdx.x) * rows);
+    for (int part = threadIdx.x; part < parts; part += threshold_threads) {
+        float least = INFINITY;
+#pragma unroll 8
+        for (uint32_t i = part; i < rows / 4; i += parts) {
+            const float4 x = __ldcs(of_query + i);
+            // of those that are not NaN
+            least = fminf(least, fminf(fminf(x.x, x.y), fminf(x.z, x.w)));
+        }
+        // others of the same key may be better by their ids
+        buffer[part] =
+                least <= FLT_MAX ? pack_entry(least, ~uint32_t(0)) : no_entry;
+    }
+    __syncthreads();
+    block_sort(buffer, parts, [](Entry a, Entry b) { return a < b; });
+    if (threadIdx.x == 0) {
+        thresholds[blockIdx.x] = buffer[k - 1];
+    }
+}
+
 template <class Sources>
 __global__ void __launch_bounds__(merge_threads) merge_kernel(
         Reservoirs r,
+        int most, // entries of a reservoir
         Sources sources,
         bool is_l2,
         int k_out,
@@ -156,6 +214,7 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
         int64_t* labels) {
     extern __shared__ Entry buffer[];
     __shared__ int count;
+    __shared__ uint32_t histogram[radix_size];
     const size_t q = blockIdx.x;
     Entry last = r.thresholds[q];
     if (threadIdx.x == 0) {
@@ -164,7 +223,14 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
     __syncthreads();
     // sorts, and keeps the k best
     const auto thin_out = [&] {
-        const int n = count;
+        int n = count;
+        if (Sources::orders_entries && n > 2 * r.k && r.k > 0) {
+            if (threadIdx.x < 32) {
+                warp_keep(buffer, n, warp_select(buffer, n, r.k, histogram));
+            }
+            n = r.k;
+            __syncthreads();
+        }
         int size = 1;
         while (size < n) {
             size *= 2;
@@ -186,8 +252,7 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
         }
         __syncthreads();
     };
-    // a reservoir has at most k
-    const int total = sources.count(q) * r.k;
+    const int total = sources.count(q) * most;
     for (int begin = 0; begin < total; begin += merge_batch * merge_threads) {
         Entry loaded[merge_batch];
 #pragma unroll
@@ -195,8 +260,8 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
             loaded[b] = no_entry;
             const int i = begin + b * merge_threads + threadIdx.x;
             if (i < total) {
-                const int rank = i % r.k;
-                const size_t reservoir = sources.reservoir(q, i / r.k);
+                const int rank = i % most;
+                const size_t reservoir = sources.reservoir(q, i / most);
                 if (rank < r.counts[reservoir]) {
                     loaded[b] = r.entries[reservoir * r.capacity + rank];
                 }
@@ -228,6 +293,7 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
 template <class Sources>
 void merge(
         const Reservoirs& reservoirs,
+        const ScanPlan& plan,
         const Sources& sources,
         size_t nq,
         bool is_l2,
@@ -241,9 +307,18 @@ void merge(
         buffer_size *= 2;
     }
     const size_t shared = buffer_size * sizeof(Entry);
+    const int most =
+            plan.is_batch ? reservoirs.limit(Batch::part_rows) : reservoirs.k;
     allow_shared_memory(merge_kernel<Sources>);
     merge_kernel<<<nq, merge_threads, shared, stream>>>(
-            reservoirs, sources, is_l2, k_out, buffer_size, distances, labels);
+            reservoirs,
+            most,
+            sources,
+            is_l2,
+            k_out,
+            buffer_size,
+            distances,
+            labels);
     TQ_CUDA(cudaGetLastError());
 }
 
@@ -252,10 +327,21 @@ void launch(const ScanArgs& args, const ScanPlan& plan, cudaStream_t stream) {
     const ScanKernel kernel = kernel_of(layout, plan);
     const size_t shared = shared_size(layout, plan);
     allow_shared_memory(kernel);
+    cudaLaunchConfig_t config = {};
     const int blocks = args.tasks.tasks ? int(args.tasks.n)
                                         : plan.n_groups * plan.n_slices;
-    kernel<<<blocks, threads_of(plan), shared, stream>>>(args);
-    TQ_CUDA(cudaGetLastError());
+    config.gridDim = blocks * cluster_size(plan);
+    config.blockDim = threads_of(plan);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {cluster_size(plan), 1, 1};
+    if (plan.is_batch) {
+        config.attrs = &cluster;
+        config.numAttrs = 1;
+    }
+    TQ_CUDA(cudaLaunchKernelEx(&config, kernel, args));
 }
 
 ScanArgs make_args(
@@ -270,6 +356,7 @@ ScanArgs make_args(
     args.factors = factors;
     args.n_groups = plan.n_groups;
     args.slice_rows = plan.slice_rows;
+    args.slice_stride = plan.slice_stride;
     args.stream_tiles = plan.stream.tiles;
     args.tasks = tasks;
     return args;
@@ -288,21 +375,20 @@ int blocks_at_once(
             &sms, cudaDevAttrMultiProcessorCount, device));
     TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
             &per_sm, kernel, threads_of(plan), shared_size(layout, plan)));
-    return sms * per_sm;
+    return sms * per_sm / cluster_size(plan);
 }
 
 ScanPlan plan_list_scan(
         const DeviceLayout& layout,
         double queries_of_list,
+        size_t most_queries,
         int device) {
-    int major = 0;
-    TQ_CUDA(cudaDeviceGetAttribute(
-            &major, cudaDevAttrComputeCapabilityMajor, device));
+    const bool has_wgmma = compute_capability(device) == 9;
     ScanPlan plan;
     for (const int tiles : {4, 8, 16}) {
         ScanPlan larger;
         larger.group_tiles = tiles;
-        larger.uses_wgmma = major == 9 && tiles >= 8;
+        larger.uses_wgmma = has_wgmma && tiles >= 8;
         if (queries_of_list > 4 * tiles &&
             int(shared_size(layout, larger)) <=
                     available_shared(layout, larger, device)) {
@@ -318,8 +404,11 @@ ScanPlan plan_list_scan(
         plan.units *= 2;
     }
     plan.stream = plan_stream(layout, plan, device);
-    plan.in_place = decodes_in_place(
-            layout.nbits, layout.has_trellis(), plan.stream.warps > 0);
+    plan.by_bits = most_queries == 1 && plan.stream.warps > 0 &&
+            counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
+    plan.in_place = !plan.by_bits &&
+            decodes_in_place(
+                    layout.nbits, layout.has_trellis(), plan.stream.warps > 0);
     return plan;
 }
 
@@ -328,11 +417,15 @@ ScanPlan plan_scan(
         uint32_t n,
         size_t nq,
         int device) {
-    ScanPlan plan = plan_list_scan(layout, double(nq), device);
-    if (nq == 1 && plan.stream.warps > 0 &&
-        counts_bits(layout.nbits, layout.has_trellis(), layout.shipped)) {
-        plan.in_place = false;
-        plan.by_bits = true;
+    ScanPlan plan;
+    if (nq > max_group && compute_capability(device) == 9) {
+        plan.is_batch = true;
+        plan.group_tiles = batch_group / 8;
+        if (kernels_of(layout).batch[1] && layout.dims % (2 * dims_unit) == 0) {
+            plan.units = 2;
+        }
+    } else {
+        plan = plan_list_scan(layout, double(nq), nq, device);
     }
     plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
     // Blocks come in waves of all that run at once. Until a block's thresholds
@@ -354,11 +447,49 @@ ScanPlan plan_scan(
     plan.slice_rows =
             round_up(std::max(1u, ceil_div(n, uint32_t(plan.n_slices))), rows);
     plan.n_slices = int(ceil_div(n, plan.slice_rows));
+    plan.slice_stride = plan.slice_rows;
     return plan;
+}
+
+ScanPlan plan_sample(const ScanPlan& plan, uint32_t n) {
+    // the k-th best of one row in 64 has 64 k - 1 better ones
+    constexpr uint32_t least = 2048, most = 16384, unit = max_round_rows;
+    ScanPlan sample = plan;
+    sample.n_slices = 0;
+    if (plan.group_tiles == 1 || n < 8 * least) {
+        return sample;
+    }
+    const uint32_t rows = std::clamp(n / 64, least, most);
+    sample.n_slices = std::min<int>(plan.n_slices, rows / unit);
+    sample.slice_rows = round_up(rows / sample.n_slices, unit);
+    sample.slice_stride = n / sample.n_slices;
+    return sample;
 }
 
 size_t reservoir_capacity(int k) {
     return round_up(2 * k, 32) + max_check_rows;
+}
+
+void reset_thresholds(Entry* thresholds, size_t nq, cudaStream_t stream) {
+    static_assert(no_entry == ~Entry(0));
+    TQ_CUDA(cudaMemsetAsync(thresholds, 0xff, nq * sizeof(Entry), stream));
+}
+
+void find_thresholds(
+        const float* keys,
+        uint32_t rows,
+        int k,
+        size_t nq,
+        Entry* thresholds,
+        cudaStream_t stream) {
+    int parts = threshold_threads;
+    while (parts < 4 * k) {
+        parts *= 2;
+    }
+    allow_shared_memory(threshold_kernel);
+    threshold_kernel<<<nq, threshold_threads, parts * sizeof(Entry), stream>>>(
+            keys, rows, k, parts, thresholds);
+    TQ_CUDA(cudaGetLastError());
 }
 
 void scan_top_k(
@@ -368,10 +499,7 @@ void scan_top_k(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs,
-        size_t nq,
         cudaStream_t stream) {
-    TQ_CUDA(cudaMemsetAsync(
-            reservoirs.thresholds, 0xff, nq * sizeof(Entry), stream));
     ScanArgs args = make_args(codes, plan, tasks, image, factors);
     args.reservoirs = reservoirs;
     launch(args, plan, stream);
@@ -414,8 +542,16 @@ void merge_slices(
         float* distances,
         int64_t* labels,
         cudaStream_t stream) {
-    const Slices slices = {plan.padded_nq(), plan.n_slices};
-    merge(reservoirs, slices, nq, is_l2, k_out, distances, labels, stream);
+    const Slices slices = {plan};
+    merge(reservoirs,
+          plan,
+          slices,
+          nq,
+          is_l2,
+          k_out,
+          distances,
+          labels,
+          stream);
 }
 
 void merge_tasks(
@@ -428,7 +564,7 @@ void merge_tasks(
         int64_t* labels,
         cudaStream_t stream) {
     const Tasks tasks = {of_queries};
-    merge(reservoirs, tasks, nq, is_l2, k_out, distances, labels, stream);
+    merge(reservoirs, {}, tasks, nq, is_l2, k_out, distances, labels, stream);
 }
 
 } // namespace gpu

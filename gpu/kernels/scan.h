@@ -10,7 +10,10 @@
  * in registers, and what is better than the query's threshold goes into the
  * block's reservoir of that query, which is thinned out to the k best when it
  * is full. Blocks share thresholds: the k-th best of any part of the codes is
- * no better than that of all. */
+ * no better than that of all; a sample of them gives the first.
+ *
+ * Of large batches on compute capability 9.0, some warps decode for others that
+ * multiply, see batch_kernel.cuh. */
 
 #include <cstddef>
 #include <cstdint>
@@ -42,26 +45,43 @@ struct StreamPlan {
     int tiles = 0; ///< of each
 };
 
+/// of a cluster of blocks with many queries: those that have reservoirs of
+/// their own, see batch_kernel.cuh
+constexpr int batch_parts = 4;
+
 /// how a page of queries is cut into blocks
 struct ScanPlan {
     int units = 1; ///< of Fragment
     bool in_place = false;
-    bool by_bits = false; ///< of one query, see counts_bits
+    bool by_bits = false; ///< groups of one query, see counts_bits
     StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
+    bool is_batch = false; ///< a cluster of blocks in place of one
     int n_groups = 0;
     int n_slices = 0;
     uint32_t slice_rows = 0;
+    uint32_t slice_stride = 0; ///< from one's begin to the next one's
 
     TQ_HOST_DEVICE int group_size() const {
         return 8 * group_tiles;
     }
     ImageOrder image_order() const {
-        return {units, in_place, by_bits, uses_wgmma ? group_size() : 0};
+        return {units,
+                in_place,
+                by_bits,
+                is_batch,
+                uses_wgmma || is_batch ? group_size() : 0};
     }
     TQ_HOST_DEVICE size_t padded_nq() const {
         return size_t(n_groups) * group_size();
+    }
+    /// that a query has of a slice
+    TQ_HOST_DEVICE int parts() const {
+        return is_batch ? batch_parts : 1;
+    }
+    size_t n_reservoirs() const {
+        return n_slices * parts() * padded_nq();
     }
 };
 
@@ -70,6 +90,10 @@ ScanPlan plan_scan(
         uint32_t n,
         size_t nq,
         int device);
+
+/** How a page is compared with a sample, for bounds of its k best to begin
+ * with: n_slices is 0 where that is not worth while. */
+ScanPlan plan_sample(const ScanPlan& plan, uint32_t n);
 
 /// what a block does in inverted files: a part of a list, for a group of slots
 struct ScanTask {
@@ -87,10 +111,12 @@ struct ScanTasks {
 
 /** How lists are searched for groups of slots: n_slices and slice_rows are left
  * out.
- * @param queries_of_list  on average */
+ * @param queries_of_list  on average
+ * @param most_queries     of a list */
 ScanPlan plan_list_scan(
         const DeviceLayout& layout,
         double queries_of_list,
+        size_t most_queries,
         int device);
 
 /// how many blocks of a plan run at once
@@ -107,9 +133,10 @@ constexpr int max_k = 2048;
 struct Reservoirs {
     int k = 0;
     int capacity = 0;
-    Entry* entries = nullptr;    ///< (blocks, group_size, capacity)
-    uint32_t* counts = nullptr;  ///< (blocks, group_size)
-    Entry* thresholds = nullptr; ///< (nq,): the last entry of interest
+    Entry* entries = nullptr;    ///< (blocks, parts, group_size, capacity)
+    uint32_t* counts = nullptr;  ///< (blocks, parts, group_size)
+    Entry* thresholds = nullptr; ///< (nq,): the last entry of interest, which
+                                 ///< becomes less while blocks find others
 
     /// entries from which a reservoir is thinned out before the next rows: the
     /// sooner, the fewer entries are taken in by old thresholds
@@ -129,12 +156,27 @@ struct RangeSink {
 
 /// every distance
 struct DistanceSink {
-    float* distances = nullptr; ///< (nq, n)
+    float* distances = nullptr; ///< (nq, rows)
     uint32_t nq = 0;
+    uint32_t rows = 0;     ///< of all slices
+    bool are_keys = false; ///< in place of distances
 };
 
-/** The k best of each slice, or task.
- * @param nq  thresholds */
+/// thresholds (nq,) that exclude nothing
+void reset_thresholds(Entry* thresholds, size_t nq, cudaStream_t stream);
+
+/** Thresholds from the keys of a sample.
+ * @param keys        (nq, rows), by scan_distances
+ * @param thresholds  (nq,), written */
+void find_thresholds(
+        const float* keys,
+        uint32_t rows,
+        int k,
+        size_t nq,
+        Entry* thresholds,
+        cudaStream_t stream);
+
+/// the k best of each slice, or task
 void scan_top_k(
         const DeviceCodes& codes,
         const ScanPlan& plan,
@@ -142,7 +184,6 @@ void scan_top_k(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs,
-        size_t nq,
         cudaStream_t stream);
 
 /// @param nq  counts

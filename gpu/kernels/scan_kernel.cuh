@@ -68,7 +68,7 @@ struct ScanArgs {
     const uint8_t* image;
     const DeviceQueryFactors* factors;
     int n_groups;
-    uint32_t slice_rows;
+    uint32_t slice_rows, slice_stride;
     int stream_tiles;
     ScanTasks tasks;
     // one of them; the others are empty
@@ -86,6 +86,7 @@ struct ScanKernels {
     ScanKernel by_bits[3];  ///< and of one query, see counts_bits
     ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
     ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
+    ScanKernel batch[2];    ///< 32 tiles; units 1, 2; or null
 };
 
 #ifdef __CUDACC__
@@ -240,15 +241,49 @@ struct GroupState {
 };
 
 /// without tasks: groups of the first slice, of the next, ..
-__device__ inline ScanTask task_of_block(const ScanArgs& args, int group_size) {
+__device__ inline ScanTask task_at(
+        const ScanArgs& args,
+        int group_size,
+        uint32_t index) {
     if (args.tasks.tasks) {
-        return args.tasks.tasks[blockIdx.x];
+        return args.tasks.tasks[index];
     }
-    const uint32_t group = blockIdx.x % args.n_groups;
-    const uint32_t begin = blockIdx.x / args.n_groups * args.slice_rows;
+    const uint32_t group = index % args.n_groups;
+    const uint32_t begin = index / args.n_groups * args.slice_stride;
     return {begin,
             begin + min(args.slice_rows, args.codes.n - begin),
             group * group_size};
+}
+
+/** Writes keys of a query to a DistanceSink.
+ * @param index  of the task
+ * @param row    of the first key
+ * @param keys   of rows that are `stride` apart */
+template <int stride, int n>
+__device__ inline void write_distances(
+        const ScanArgs& args,
+        const ScanTask& task,
+        uint32_t index,
+        uint32_t query,
+        uint32_t row,
+        const float (&keys)[n]) {
+    const DistanceSink& sink = args.all;
+    const uint32_t q = task.first_slot + query;
+    if (q >= sink.nq) {
+        return;
+    }
+    const uint32_t column =
+            index / args.n_groups * args.slice_rows + (row - task.begin);
+    float* at = sink.distances + size_t(q) * sink.rows + column;
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+        if (row + i * stride < task.end) {
+            __stcs(at + i * stride,
+                   sink.are_keys                     ? keys[i]
+                           : args.codes.layout.is_l2 ? fmaxf(keys[i], 0.0f)
+                                                     : 0.0f - keys[i]);
+        }
+    }
 }
 
 /// any for an empty slot, where nothing is found
@@ -260,7 +295,7 @@ __device__ inline uint32_t query_of_slot(const ScanArgs& args, uint32_t slot) {
     return query == no_query ? 0 : query;
 }
 
-__device__ __noinline__ inline void collect(
+__device__ inline void collect(
         const RangeSink& range,
         size_t query,
         float key,
@@ -269,6 +304,32 @@ __device__ __noinline__ inline void collect(
     if (range.entries) {
         range.entries[range.begins[query] + at] = pack_entry(key, row);
     }
+}
+
+/** Thin out a reservoir of more than k, by a warp.
+ * @param query       of the page
+ * @param histogram   of the warp's own
+ * @param lower_last  bool(Entry): lowers what is the last entry of interest, if
+ *                    it is greater */
+template <class LowerLast>
+__device__ inline void thin_out_one(
+        const Reservoirs& r,
+        Entry* entries,
+        int& count,
+        uint32_t query,
+        uint32_t* histogram,
+        const LowerLast& lower_last) {
+    const int n = count;
+    const Entry last = warp_select(entries, n, r.k, histogram);
+    warp_keep(entries, n, last);
+    if (threadIdx.x % 32 == 0) {
+        count = r.k;
+        if (lower_last(last)) {
+            // one of the same key may be better by its id
+            atomicMin(&r.thresholds[query], last | ~uint32_t(0));
+        }
+    }
+    __syncwarp();
 }
 
 /// thin out the reservoirs that hold more than `limit`
@@ -281,23 +342,22 @@ __device__ __noinline__ void thin_out(
     __shared__ uint32_t histograms[std::min(warps, group_size)][radix_size];
     const int warp = threadIdx.x / 32;
     for (int q = warp; q < group_size; q += blockDim.x / 32) {
-        const int n = state.counts[q];
-        if (n <= limit) {
-            continue;
+        if (state.counts[q] > limit) {
+            thin_out_one(
+                    r,
+                    reservoirs + size_t(q) * r.capacity,
+                    state.counts[q],
+                    state.queries[q],
+                    histograms[warp],
+                    [&](Entry last) {
+                        const bool is_lower = last < state.last[q];
+                        if (is_lower) {
+                            state.last[q] = last;
+                            state.last_key[q] = entry_key(last);
+                        }
+                        return is_lower;
+                    });
         }
-        Entry* entries = reservoirs + size_t(q) * r.capacity;
-        const Entry last = warp_select(entries, n, r.k, histograms[warp]);
-        warp_keep(entries, n, last);
-        if (threadIdx.x % 32 == 0) {
-            state.counts[q] = r.k;
-            if (last < state.last[q]) {
-                state.last[q] = last;
-                state.last_key[q] = entry_key(last);
-                // one of the same key may be better by its id
-                atomicMin(&r.thresholds[state.queries[q]], last | ~uint32_t(0));
-            }
-        }
-        __syncwarp();
     }
     __syncthreads();
 }
@@ -338,7 +398,7 @@ __global__ void __launch_bounds__(
     // few queries have room for what they find in several rounds
     const int rounds_per_check =
             group_tiles == 1 ? max_check_rows / round_rows : 1;
-    const ScanTask task = task_of_block(args, group_size);
+    const ScanTask task = task_at(args, group_size, blockIdx.x);
     const int steps = layout.dims / (dims_unit * units);
     const int fragments = layout.dims / 64;
     const bool is_top_k = args.reservoirs.k > 0;
@@ -355,9 +415,16 @@ __global__ void __launch_bounds__(
         state.factors[q] = args.factors[slot];
         state.queries[q] = query_of_slot(args, slot);
         state.counts[q] = 0;
+        Entry last = no_entry;
+        if (is_top_k) {
+            last = *const_cast<volatile Entry*>(
+                    &args.reservoirs.thresholds[state.queries[q]]);
+        }
+        state.last[q] = last;
         // keys that are not finite are never of interest
-        state.last[q] = no_entry;
-        state.last_key[q] = is_top_k ? FLT_MAX : args.range.last;
+        state.last_key[q] = !is_top_k ? args.range.last
+                : last == no_entry    ? FLT_MAX
+                                      : entry_key(last);
     }
     if constexpr (uses_wgmma) {
         fence_image();
@@ -487,15 +554,18 @@ __global__ void __launch_bounds__(
             for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    decoders[m][i].template start<is_streamed>(
-                            layout, rows[m][i], t);
+                    if constexpr (Decoder::has_trellis) {
+                        decoders[m][i].start(
+                                Decoder::template load<is_streamed>(
+                                        layout, rows[m][i], steps - 1, t));
+                    }
                 }
             }
             const uint4* fragment = image + lane;
             const auto* planes =
                     reinterpret_cast<const PlaneWords<units>*>(image) + lane;
-            uint64_t descriptor = query_descriptor(
-                    uint32_t(__cvta_generic_to_shared(image)), group_size);
+            uint64_t descriptor =
+                    operand_descriptor(shared_address(image), group_size);
             // load_next: into `raw`, which has been decoded then
             const auto multiply_step = [&](const auto& raw,
                                            const auto& load_next) {
@@ -656,11 +726,8 @@ __global__ void __launch_bounds__(
             };
             if (args.all.distances) {
                 for_each_key([&](int query, uint32_t row, float key, float) {
-                    const uint32_t q = task.first_slot + query;
-                    if (q < args.all.nq && row < end) {
-                        __stcs(args.all.distances + size_t(q) * codes.n + row,
-                               layout.is_l2 ? fmaxf(key, 0.0f) : 0.0f - key);
-                    }
+                    write_distances<1>(
+                            args, task, blockIdx.x, query, row, {key});
                 });
             } else {
                 for_each_key([&](int query,
@@ -718,49 +785,7 @@ __global__ void __launch_bounds__(
     }
 }
 
-/// kernels for one tile of queries
-template <int nbits, int trellis, int units>
-constexpr void add_few(ScanKernels& kernels) {
-    constexpr int i = units / 2;
-    kernels.few[i] = scan_kernel<nbits, trellis, units, 1, false, false, false>;
-    kernels.streamed[i] =
-            scan_kernel<nbits, trellis, units, 1, false, true, false>;
-    if constexpr (counts_bits(nbits, trellis != no_trellis, trellis)) {
-        kernels.by_bits[i] =
-                scan_kernel<nbits, trellis, units, 1, false, true, true>;
-    }
-}
-
-/// kernels of a codec, for a file of its own
-template <int nbits, int trellis>
-constexpr ScanKernels make_scan_kernels() {
-    constexpr int most_units = few_units(nbits, trellis != no_trellis);
-    ScanKernels kernels = {};
-    add_few<nbits, trellis, 1>(kernels);
-    if constexpr (most_units >= 2) {
-        add_few<nbits, trellis, 2>(kernels);
-    }
-    if constexpr (most_units >= 4) {
-        add_few<nbits, trellis, 4>(kernels);
-    }
-    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false, false>;
-    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false, false>;
-    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false, false>;
-    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false, false>;
-    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false, false>;
-    return kernels;
-}
-
 #endif // __CUDACC__
-
-extern const ScanKernels scan_kernels_tq1, scan_kernels_tq2, scan_kernels_tq3,
-        scan_kernels_tq4;
-/// trellises of memory 8, with taps known to the compiler
-extern const ScanKernels scan_kernels_tq1t, scan_kernels_tq2t,
-        scan_kernels_tq3t, scan_kernels_tq4t;
-/// any other trellis
-extern const ScanKernels scan_kernels_tq1t_any, scan_kernels_tq2t_any,
-        scan_kernels_tq3t_any, scan_kernels_tq4t_any;
 
 } // namespace gpu
 } // namespace faiss_turboquant

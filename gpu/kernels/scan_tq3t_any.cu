@@ -1,4 +1,4 @@
-#include <gpu/kernels/scan_kernel.cuh>
+#include <gpu/kernels/scan_kernels.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {

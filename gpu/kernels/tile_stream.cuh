@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include <gpu/kernels/device_layout.h>
+#include <gpu/kernels/barrier.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {
@@ -29,30 +30,6 @@ class TileStream {
     static constexpr int copying_lanes = 32;
 #endif
 
-    static __device__ uint32_t shared_address(const void* p) {
-        return uint32_t(__cvta_generic_to_shared(p));
-    }
-
-    /// whether all of the copy into the slot is there
-    __device__ bool has_arrived() const {
-        uint32_t result;
-        asm volatile(
-                "{\n"
-                ".reg .pred arrived;\n"
-#if __CUDA_ARCH__ >= 900
-                "mbarrier.try_wait.parity.shared::cta.b64 "
-#else
-                "mbarrier.test_wait.parity.shared.b64 "
-#endif
-                "arrived, [%1], %2;\n"
-                "selp.u32 %0, 1, 0, arrived;\n"
-                "}"
-                : "=r"(result)
-                : "r"(arrivals_ + 8 * slot_), "r"(parity_)
-                : "memory");
-        return result;
-    }
-
    public:
     /** By all threads of a block, which wait for each other before they copy.
      * @param tiles     (n_tiles, tile_size) of the warp's own
@@ -68,10 +45,7 @@ class TileStream {
               n_tiles_(n_tiles),
               tile_size_(tile_size) {
         if (threadIdx.x % 32 < n_tiles) {
-            asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(
-                                 arrivals_ + 8 * (threadIdx.x % 32)),
-                         "r"(copying_lanes)
-                         : "memory");
+            init_barrier(arrivals_ + 8 * (threadIdx.x % 32), copying_lanes);
         }
 #if __CUDA_ARCH__ >= 900
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -87,18 +61,8 @@ class TileStream {
         __syncwarp();
 #if __CUDA_ARCH__ >= 900
         if (lane == 0) {
-            asm volatile(
-                    "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::
-                            "r"(arrival),
-                    "r"(size)
-                    : "memory");
-            asm volatile(
-                    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx"
-                    "::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                    "l"(from),
-                    "r"(size),
-                    "r"(arrival)
-                    : "memory");
+            arrive_and_expect(arrival, size);
+            copy_to_shared(to, from, size, arrival);
         }
 #else
         for (uint32_t i = lane * 16; i < size; i += 32 * 16) {
@@ -115,8 +79,7 @@ class TileStream {
 
     /// the tile in the slot that is next, once it is there
     __device__ const uint8_t* wait() const {
-        while (!has_arrived()) {
-        }
+        wait_for(arrivals_ + 8 * slot_, parity_);
         return tiles_ + slot_ * tile_size_;
     }
 

@@ -36,6 +36,13 @@ __device__ inline void end_wgmma_group() {
 #endif
 }
 
+/// waits until only the last group is at work
+__device__ inline void wait_for_wgmma_before_last() {
+#ifdef TQ_HAS_WGMMA
+    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+#endif
+}
+
 /// waits until all groups have come to their end
 template <int n>
 __device__ inline void wait_for_wgmma(int (&sums)[n]) {
@@ -48,13 +55,12 @@ __device__ inline void wait_for_wgmma(int (&sums)[n]) {
 #endif
 }
 
-/** Where 32 coordinates of the queries are: [2][query][16 bytes].
+/** Where 32 coordinates of queries, or of codes, are: [2][query][16 bytes].
  * @param address  in shared memory, a multiple of 16 */
-__device__ inline uint64_t query_descriptor(uint32_t address, int group_size) {
-    const uint64_t next_coordinates = group_size; // in units of 16 bytes
-    const uint64_t next_queries = 8;
-    return (address >> 4 & 0x3fff) | next_coordinates << 16 |
-            next_queries << 32;
+__device__ inline uint64_t operand_descriptor(uint32_t address, int n) {
+    const uint64_t next_coordinates = n; // in units of 16 bytes
+    const uint64_t next_rows = 8;
+    return (address >> 4 & 0x3fff) | next_coordinates << 16 | next_rows << 32;
 }
 
 /// sums += codes x queries, 64 queries
@@ -196,6 +202,59 @@ __device__ inline void wgmma(
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
 #endif
 }
+
+// eight operands of the instructions below
+#define TQ_SUMS(i)                                                          \
+    "+r"(sums[i]), "+r"(sums[i + 1]), "+r"(sums[i + 2]), "+r"(sums[i + 3]), \
+            "+r"(sums[i + 4]), "+r"(sums[i + 5]), "+r"(sums[i + 6]),        \
+            "+r"(sums[i + 7])
+
+/// sums += codes x queries, both in shared memory, 256 queries
+__device__ inline void wgmma(
+        int (&sums)[128],
+        uint64_t codes,
+        uint64_t queries) {
+#ifdef TQ_HAS_WGMMA
+    asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n256k32.s32.u8.s8 {"
+            "%0, %1, %2, %3, %4, %5, %6, %7, "
+            "%8, %9, %10, %11, %12, %13, %14, %15, "
+            "%16, %17, %18, %19, %20, %21, %22, %23, "
+            "%24, %25, %26, %27, %28, %29, %30, %31, "
+            "%32, %33, %34, %35, %36, %37, %38, %39, "
+            "%40, %41, %42, %43, %44, %45, %46, %47, "
+            "%48, %49, %50, %51, %52, %53, %54, %55, "
+            "%56, %57, %58, %59, %60, %61, %62, %63, "
+            "%64, %65, %66, %67, %68, %69, %70, %71, "
+            "%72, %73, %74, %75, %76, %77, %78, %79, "
+            "%80, %81, %82, %83, %84, %85, %86, %87, "
+            "%88, %89, %90, %91, %92, %93, %94, %95, "
+            "%96, %97, %98, %99, %100, %101, %102, %103, "
+            "%104, %105, %106, %107, %108, %109, %110, %111, "
+            "%112, %113, %114, %115, %116, %117, %118, %119, "
+            "%120, %121, %122, %123, %124, %125, %126, %127}, "
+            "%128, %129, 1;"
+            : TQ_SUMS(0),
+              TQ_SUMS(8),
+              TQ_SUMS(16),
+              TQ_SUMS(24),
+              TQ_SUMS(32),
+              TQ_SUMS(40),
+              TQ_SUMS(48),
+              TQ_SUMS(56),
+              TQ_SUMS(64),
+              TQ_SUMS(72),
+              TQ_SUMS(80),
+              TQ_SUMS(88),
+              TQ_SUMS(96),
+              TQ_SUMS(104),
+              TQ_SUMS(112),
+              TQ_SUMS(120)
+            : "l"(codes), "l"(queries));
+#endif
+}
+
+#undef TQ_SUMS
 
 #endif // __CUDACC__
 

@@ -263,7 +263,7 @@ TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForLargeDimensions) {
                 IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
                 index.add(n, gaussian(n, d, 1).data());
                 const GpuIndexTurboQuant gpu(resources(), index);
-                for (const size_t nq : {1, 8}) {
+                for (const size_t nq : {1, 8, 130}) {
                     const auto xq = gaussian(nq, d, 2);
                     ASSERT_EQ(search(index, xq, 10), search(gpu, xq, 10))
                             << name_of(index) << " nq " << nq;
@@ -315,7 +315,7 @@ TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForOrderedAndEqualVectors) {
         IndexTurboQuant index = make_index(d, 4, METRIC_INNER_PRODUCT);
         index.add(n, x.data());
         const GpuIndexTurboQuant gpu(resources(), index);
-        for (const size_t nq : {1, 40}) {
+        for (const size_t nq : {1, 40, 140}) {
             std::vector<float> xq;
             for (size_t q = 0; q < nq; q++) {
                 xq.insert(xq.end(), direction.begin(), direction.end());
@@ -328,13 +328,46 @@ TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForOrderedAndEqualVectors) {
     }
 }
 
+// In a batch, what cannot be of interest is found out from bounds, which have
+// to hold for numbers of all sizes.
+TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForVectorsOfAllLengths) {
+    const size_t d = 64, n = 20000, nq = 150;
+    for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+        for (const int memory : {0, 8}) {
+            for (int nbits = 1; nbits <= 4; nbits++) {
+                auto x = gaussian(n, d, 1), xq = gaussian(nq, d, 2);
+                const auto scale = [&](std::vector<float>& v, size_t i) {
+                    const int exponent = int(i % 37) - 20;
+                    const float factor =
+                            i % 37 == 36 ? 0 : std::pow(10.0f, float(exponent));
+                    for (size_t j = i * d; j < (i + 1) * d; j++) {
+                        v[j] *= factor;
+                    }
+                };
+                for (size_t i = 0; i < n; i++) {
+                    scale(x, i);
+                }
+                for (size_t i = 0; i < nq; i++) {
+                    scale(xq, i);
+                }
+                IndexTurboQuant index = make_index(d, nbits, metric, memory);
+                index.add(n, x.data());
+                const GpuIndexTurboQuant gpu(resources(), index);
+                for (const idx_t k : {1, 10, 600}) {
+                    ASSERT_EQ(search(index, xq, k), search(gpu, xq, k))
+                            << name_of(index) << " k " << k;
+                }
+            }
+        }
+    }
+}
+
 TEST(GpuIndexTurboQuant, SearchesOnlySelectedIds) {
-    const size_t d = 100, n = 5000;
+    const size_t d = 100, n = 20000;
     IndexTurboQuant index = make_index(d, 2);
     index.add(n, gaussian(n, d, 1).data());
     const GpuIndexTurboQuant gpu(resources(), index);
-    const auto xq = gaussian(11, d, 2);
-    std::vector<idx_t> few = {0, 31, 32, 1000, 4999};
+    std::vector<idx_t> few = {0, 31, 32, 1000, 19999};
     faiss::IDSelectorRange range(70, 3001);
     faiss::IDSelectorBatch batch(few.size(), few.data());
     faiss::IDSelectorRange none(n, n + 5);
@@ -344,10 +377,15 @@ TEST(GpuIndexTurboQuant, SearchesOnlySelectedIds) {
           static_cast<faiss::IDSelector*>(&none)}) {
         faiss::SearchParameters params;
         params.sel = sel;
-        EXPECT_EQ(search(index, xq, 10, &params), search(gpu, xq, 10, &params));
         faiss::SearchParametersTurboQuant own;
         own.sel = sel;
-        EXPECT_EQ(search(index, xq, 10, &own), search(gpu, xq, 10, &own));
+        for (const size_t nq : {11, 140}) {
+            const auto xq = gaussian(nq, d, 2);
+            EXPECT_EQ(
+                    search(index, xq, 10, &params),
+                    search(gpu, xq, 10, &params));
+            EXPECT_EQ(search(index, xq, 10, &own), search(gpu, xq, 10, &own));
+        }
     }
 }
 
@@ -360,7 +398,7 @@ TEST(GpuIndexTurboQuant, RangeSearchEqualsTheCpu) {
         faiss::IDSelectorRange range(70, 3001);
         faiss::SearchParameters selected;
         selected.sel = &range;
-        for (const size_t nq : {1, 20}) {
+        for (const size_t nq : {1, 20, 140}) {
             const auto xq = gaussian(nq, d, 2);
             for (const float radius : {-1.0f, 0.0f, 20.0f, 110.0f, 1e30f}) {
                 for (const auto* params :

@@ -1,0 +1,63 @@
+#pragma once
+
+/** The kernels of all codecs, each codec's from a file of its own. */
+
+#include <gpu/kernels/batch_kernel.cuh>
+#include <gpu/kernels/scan_kernel.cuh>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+#ifdef __CUDACC__
+
+/// kernels for one tile of queries
+template <int nbits, int trellis, int units>
+constexpr void add_few(ScanKernels& kernels) {
+    constexpr int i = units / 2;
+    kernels.few[i] = scan_kernel<nbits, trellis, units, 1, false, false, false>;
+    kernels.streamed[i] =
+            scan_kernel<nbits, trellis, units, 1, false, true, false>;
+    if constexpr (counts_bits(nbits, trellis != no_trellis, trellis)) {
+        kernels.by_bits[i] =
+                scan_kernel<nbits, trellis, units, 1, false, true, true>;
+    }
+}
+
+/// kernels of a codec, for a file of its own
+template <int nbits, int trellis>
+constexpr ScanKernels make_scan_kernels() {
+    constexpr int most_units = few_units(nbits, trellis != no_trellis);
+    ScanKernels kernels = {};
+    add_few<nbits, trellis, 1>(kernels);
+    if constexpr (most_units >= 2) {
+        add_few<nbits, trellis, 2>(kernels);
+    }
+    if constexpr (most_units >= 4) {
+        add_few<nbits, trellis, 4>(kernels);
+    }
+    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false, false>;
+    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false, false>;
+    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false, false>;
+    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false, false>;
+    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false, false>;
+    kernels.batch[0] = batch_kernel<nbits, trellis, 1, batch_group>;
+    // planes of one bit are read in pieces of full sectors
+    if constexpr (trellis >= 0 || (trellis == no_trellis && nbits == 3)) {
+        kernels.batch[1] = batch_kernel<nbits, trellis, 2, batch_group>;
+    }
+    return kernels;
+}
+
+#endif // __CUDACC__
+
+extern const ScanKernels scan_kernels_tq1, scan_kernels_tq2, scan_kernels_tq3,
+        scan_kernels_tq4;
+/// trellises of memory 8, with taps known to the compiler
+extern const ScanKernels scan_kernels_tq1t, scan_kernels_tq2t,
+        scan_kernels_tq3t, scan_kernels_tq4t;
+/// any other trellis
+extern const ScanKernels scan_kernels_tq1t_any, scan_kernels_tq2t_any,
+        scan_kernels_tq3t_any, scan_kernels_tq4t_any;
+
+} // namespace gpu
+} // namespace faiss_turboquant
