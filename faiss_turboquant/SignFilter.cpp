@@ -43,7 +43,7 @@ struct PackedCode {
 size_t max_filtered_queries(size_t d) {
     switch (current_level()) {
         case SimdLevel::amx:
-            return d / 64;
+            return d / 32;
         case SimdLevel::avx512_vnni:
             return d / 16;
         case SimdLevel::avx2_vnni:

@@ -206,7 +206,8 @@ def results_markdown(results):
         f"Speed: the {settings['k']} best of each query; training: at most "
         f"{settings['train_rows']:,} rows. Bytes are those of one vector, "
         "all of them; what an index has once (codebooks, rotation) is "
-        "`fixed_bytes` in results.json.",
+        "`fixed_bytes` in results.json. Searches for few queries keep the "
+        "signs of TQ2 to TQ4t apart, d / 8 + 4 bytes a vector more in memory.",
     ]
     for result in results["datasets"]:
         out.append("## " + title(result))
