@@ -1,7 +1,8 @@
 """Search speed next to the machine's read bandwidth and to the best peer.
 
-A search for one query reads every code once: it cannot take less than bytes
-per vector / read bandwidth. Batches read codes once for many queries and are
+A search for one query that reads every code once cannot take less than bytes
+per vector / read bandwidth; one that passes over codes by their signs can.
+Batches read codes once for many queries and are
 bound by multiplications, which bench_kernels measures and Python cannot: they
 are shown without a bound.
 """
@@ -226,7 +227,8 @@ LEGEND = (
     "interleaved rounds.",
     "of bound: bytes per vector / read bandwidth, as a part of the time "
     "taken; 1 is a search for one query that runs as fast as memory is read. "
-    "An index that fits into a cache can be faster.",
+    "An index that fits into a cache, or passes over codes by a part of "
+    "them, can be faster.",
     "Read bandwidth: the best of all passes of np.max over a buffer of 256 MB "
     "(64 MB per thread if that is more), cut into one part for each thread.",
     "x peer: how many times faster than the fastest of the other contenders "

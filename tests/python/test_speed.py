@@ -363,7 +363,7 @@ def test_a_whole_run(tmp_path):
 
 def test_defaults():
     args = cli.parse_args(["--report", "speed"])
-    assert args.data == ["gaussian:d=384,n=100000", "gaussian:d=1536,n=100000"]
+    assert args.data == ["glosses384", "glosses1536"]
     assert args.threads == sorted({1, cpu_count()})
     quick = cli.parse_args(["--report", "speed", "--quick"])
     assert quick.data == ["gaussian:d=384,n=10000"]
