@@ -15,7 +15,8 @@ The import adds `faiss.IndexTurboQuant`, `faiss.IndexIVFTurboQuant` and
 Each understands TurboQuant at any depth inside FAISS's wrappers and hands
 everything else to FAISS. A function that was imported by name before (`from
 faiss import read_index`) stays FAISS's. `describe(index)` tells what is inside
-an index.
+an index. `faiss.ParameterSpace` sets the fields `use_sign_filter` and
+`sign_margin` of an `IndexTurboQuant` at any depth, besides FAISS's parameters.
 
 `faiss_turboquant.gpu` has what belongs to NVIDIA GPUs, if it was built.
 

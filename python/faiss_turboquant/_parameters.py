@@ -7,7 +7,14 @@ import faiss
 from . import swigfaiss_turboquant as _swig
 from ._describe import find_turboquant
 
-_OWN = {"use_sign_filter": int, "sign_margin": float}
+
+def _whole(value):
+    if int(value) != value:
+        raise RuntimeError(f"ParameterSpace: {value} is not a whole number")
+    return int(value)
+
+
+_OWN = {"use_sign_filter": _whole, "sign_margin": float}
 
 
 def _set_own(index, name, value):

@@ -148,6 +148,8 @@ def test_parameters_of_ours(metric):
     space.set_index_parameter(index, "sign_margin", 4.5)
     space.set_index_parameters(index, "use_sign_filter=0,k_factor_rf=3")
     assert fields(index) == (0, 4.5)
+    with pytest.raises(RuntimeError, match="0.5 is not a whole number"):
+        space.set_index_parameters(index, "use_sign_filter=0.5")
     assert faiss.downcast_index(index.index).k_factor == 3
     # FAISS's own way, by a number, goes on
     ivf = faiss.index_factory(D, "IVF4,TQ2", metric)
