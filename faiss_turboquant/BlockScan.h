@@ -80,13 +80,13 @@ inline float next_key(float key) {
     return std::nextafter(key, std::numeric_limits<float>::infinity());
 }
 
-/// put the k smallest entries, all different, first
-inline void select_entries(std::vector<uint64_t>& entries, size_t k) {
-    hwy::VQSelect(entries.data(), entries.size(), k - 1, hwy::SortAscending());
+/// put the k smallest of n entries, all different, first
+inline void select_entries(uint64_t* entries, size_t n, size_t k) {
+    hwy::VQSelect(entries, n, k - 1, hwy::SortAscending());
 }
 
-inline void sort_entries(std::vector<uint64_t>& entries) {
-    hwy::VQSort(entries.data(), entries.size(), hwy::SortAscending());
+inline void sort_entries(uint64_t* entries, size_t n) {
+    hwy::VQSort(entries, n, hwy::SortAscending());
 }
 
 /** The k smallest of the entries it is given, rows ascending or, with
@@ -131,7 +131,7 @@ struct Reservoir {
         if (entries.size() <= k) {
             return;
         }
-        select_entries(entries, k);
+        select_entries(entries.data(), entries.size(), k);
         const float last = entry_key(entries[k - 1]);
         threshold = std::min(threshold, keeps_equal ? next_key(last) : last);
         entries.resize(k);
@@ -139,7 +139,7 @@ struct Reservoir {
 
     std::vector<uint64_t> take_sorted() {
         shrink();
-        sort_entries(entries);
+        sort_entries(entries.data(), entries.size());
         return std::move(entries);
     }
 };

@@ -296,12 +296,9 @@ class FilteredScan {
     /// codes of the run
     size_t read(const Bitmap& wanted) {
         rows_.clear();
-        for (size_t i = 0; i < wanted.size(); i++) {
-            const size_t row = first_ - begin_ + i * sign_block;
-            for (uint64_t bits = wanted[i]; bits; bits &= bits - 1) {
-                rows_.push_back(row + __builtin_ctzll(bits));
-            }
-        }
+        for_each_bit(wanted, [&](size_t i) {
+            rows_.push_back(first_ - begin_ + i);
+        });
         scan_.scan(codes_ + begin_ * code_size_, rows_.data(), rows_.size());
         return rows_.size();
     }

@@ -15,7 +15,6 @@
 #include <faiss/impl/FaissAssert.h>
 #include <faiss/invlists/DirectMap.h>
 #include <hwy/cache_control.h>
-#include <hwy/contrib/sort/vqsort.h>
 
 #include <faiss_turboquant/BlockScan.h>
 #include <faiss_turboquant/IdFilter.h>
@@ -236,7 +235,7 @@ class BestResults {
 
     void shrink(Best& best) {
         uint64_t* entries = entries_of(best);
-        hwy::VQSelect(entries, best.size, k_ - 1, hwy::SortAscending());
+        select_entries(entries, best.size, k_);
         const uint64_t kth = entries[k_ - 1] >> 32;
         bool has_ties = false;
         for (size_t i = k_; i < best.size; i++) {
@@ -248,9 +247,7 @@ class BestResults {
         best.size = k_;
         // one that equals the k-th best may still win by its label
         best.threshold.store(
-                std::nextafter(
-                        entry_key(entries[k_ - 1]),
-                        std::numeric_limits<float>::infinity()),
+                next_key(entry_key(entries[k_ - 1])),
                 std::memory_order_relaxed);
     }
 
@@ -284,7 +281,7 @@ class BestResults {
     /// by key, then by label
     void sort(Best& best) {
         uint64_t* entries = entries_of(best);
-        hwy::VQSort(entries, best.size, hwy::SortAscending());
+        sort_entries(entries, best.size);
         bool has_ties = false;
         for (size_t i = 1; i < best.size; i++) {
             has_ties |= entries[i - 1] >> 32 == entries[i] >> 32;

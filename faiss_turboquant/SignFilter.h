@@ -15,7 +15,7 @@ namespace faiss_turboquant {
 
 /// A query as a SignFilter is asked about it.
 struct SignQuery {
-    /// (bytes of a code's signs, 2, 16), for Kernels::filter_signs
+    /// (bytes of a code's signs, 2, 16), for Kernels::sum_signs
     faiss::AlignedTable<uint8_t, 64> tables;
     /// to the key that a code's signs let expect
     SignFormula expected;

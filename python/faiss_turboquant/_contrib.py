@@ -1,6 +1,5 @@
 """What faiss.contrib does by the class of an index, for ours."""
 
-import functools
 import re
 
 import faiss
@@ -11,6 +10,7 @@ from faiss.contrib.inspect_tools import get_invlist
 from . import swigfaiss_turboquant as _swig
 from ._describe import describe
 from ._functions import index_factory
+from ._replace import replace
 
 
 # ---------------------------------------------------------------- ivf_tools
@@ -123,18 +123,10 @@ class _BlockComputer(big_batch_search.BlockComputer):
         return D, np.where(I < 0, -1, I & 0xFFFFFFFF)
 
 
-def _replace(module, name, function):
-    replaced = getattr(module, name)
-    if hasattr(replaced, "__wrapped__"):
-        return  # this package is imported again
-    replacement = functools.partial(function, replaced)
-    setattr(module, name, functools.wraps(replaced)(replacement))
-
-
 def install():
     """Replace what does not know our classes."""
-    _replace(ivf_tools, "permute_invlists", _permute_invlists)
-    _replace(factory_tools, "get_code_size", _get_code_size)
-    _replace(factory_tools, "reverse_index_factory", _reverse_index_factory)
+    replace(ivf_tools, "permute_invlists", _permute_invlists)
+    replace(factory_tools, "get_code_size", _get_code_size)
+    replace(factory_tools, "reverse_index_factory", _reverse_index_factory)
     big_batch_search.BigBatchSearcher = _BigBatchSearcher
     big_batch_search.BlockComputer = _BlockComputer

@@ -1,11 +1,10 @@
 """faiss.ParameterSpace, made to know what TurboQuant adds."""
 
-import functools
-
 import faiss
 
 from . import swigfaiss_turboquant as _swig
 from ._describe import find_turboquant
+from ._replace import replace
 
 
 def _whole(value):
@@ -54,19 +53,9 @@ def _set_index_parameters(replaced, self, index, *parameters):
         replaced(self, index, ",".join(others))
 
 
-def _replace(name, function):
-    replaced = getattr(faiss.ParameterSpace, name)
-    if hasattr(replaced, "__wrapped__"):
-        return  # this package is imported again
-
-    @functools.wraps(replaced)
-    def method(self, *args):
-        return function(replaced, self, *args)
-
-    setattr(faiss.ParameterSpace, name, method)
-
-
 def install():
     """Replace two methods of faiss.ParameterSpace."""
-    _replace("set_index_parameter", _set_index_parameter)
-    _replace("set_index_parameters", _set_index_parameters)
+    replace(faiss.ParameterSpace, "set_index_parameter", _set_index_parameter)
+    replace(
+        faiss.ParameterSpace, "set_index_parameters", _set_index_parameters
+    )
