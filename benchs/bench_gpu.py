@@ -10,8 +10,12 @@ matrix products, whichever is longer.
 import argparse
 import datetime
 import json
+import os
+import pathlib
 import statistics
 import subprocess
+import sys
+import time
 
 import faiss
 import torch
@@ -121,13 +125,19 @@ def score_rows(args):
                 )
 
 
-def index_rows(program, codec, d, n, k, batches):
-    command = [program, codec, "IP", *map(str, (d, n, k, *batches))]
+def json_rows(command, **arguments):
+    """What a program prints, one object a line."""
     output = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True
+        command, check=True, stdout=subprocess.PIPE, text=True, **arguments
     ).stdout
     for line in output.splitlines():
         yield json.loads(line)
+
+
+def index_rows(program, codec, d, n, k, batches):
+    yield from json_rows(
+        [program, codec, "IP", *map(str, (d, n, k, *batches))]
+    )
 
 
 def ivf_rows(d, n, k, batches, nlist, nprobes):
@@ -161,6 +171,20 @@ def ivf_rows(d, n, k, batches, nlist, nprobes):
             }
 
 
+def faiss_rows(args):
+    """FAISS's own GPU indexes, from a build of their own."""
+    script = pathlib.Path(__file__).with_name("bench_faiss_gpu.py")
+    command = [sys.executable, script]
+    for name in ("d", "n", "k"):
+        command += [f"-{name}", str(getattr(args, name))]
+    for name in ("batches", "nprobes"):
+        command += [f"--{name}", *map(str, getattr(args, name))]
+    command += ["--nlist", str(args.nlist)]
+    yield from json_rows(
+        command, env={**os.environ, "PYTHONPATH": args.faiss}
+    )
+
+
 def search_rows(args):
     shape = (args.d, args.n, args.k, args.batches)
     yield from torch_rows(*shape)
@@ -168,6 +192,64 @@ def search_rows(args):
     for codec in args.codecs:
         yield from index_rows(args.program, codec, *shape)
     yield from ivf_rows(*shape, args.nlist, args.nprobes)
+    if args.faiss:
+        yield from faiss_rows(args)
+
+
+def wall_ms(f, repetitions=10):
+    times = []
+    for i in range(repetitions + 2):  # two to warm up
+        start = time.perf_counter()
+        f()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[2:])
+
+
+def several_rows(args):
+    """Shards and replicas on several GPUs, of vectors and queries that are in
+    host memory, as FAISS's wrappers want it, with one GPU for comparison."""
+    chunk = 100_000
+    for codec in args.codecs:
+        cpu_index = faiss.index_factory(
+            args.d, codec, faiss.METRIC_INNER_PRODUCT
+        )
+        index = faiss_turboquant.index_cpu_to_gpu(
+            faiss_turboquant.StandardGpuResources(), 0, cpu_index
+        )
+        for begin in range(0, args.n, chunk):
+            size = min(chunk, args.n - begin)
+            index.add(torch.randn(size, args.d, device="cuda"))
+        cpu_index = faiss_turboquant.index_gpu_to_cpu(index)
+        del index
+        expected = {}
+        for gpus, shard in [(1, False)] + [
+            (gpus, shard)
+            for gpus in range(2, args.gpus + 1)
+            for shard in (False, True)
+        ]:
+            index = faiss_turboquant.index_cpu_to_all_gpus(
+                cpu_index,
+                co=faiss_turboquant.GpuMultipleClonerOptions(shard),
+                ngpu=gpus,
+            )
+            for nq in args.batches:
+                torch.manual_seed(nq)
+                queries = torch.randn(nq, args.d).numpy()
+                labels = index.search(queries, args.k)[1]
+                assert (labels == expected.setdefault(nq, labels)).all()
+                yield {
+                    "codec": codec,
+                    "what": "search",
+                    "d": args.d,
+                    "n": args.n,
+                    "k": args.k,
+                    "nq": nq,
+                    "gpus": gpus,
+                    "shard": shard,
+                    "ms": wall_ms(lambda: index.search(queries, args.k)),
+                    "code_size": cpu_index.code_size,
+                }
+            del index
 
 
 def add_bound(row, ceilings):
@@ -176,12 +258,20 @@ def add_bound(row, ceilings):
         moved = row["n"] * row["d"] * 4
         row["bound_ms"] = moved / ceilings["copy"] * 1e3
         return
-    rate = ceilings["bf16" if row["codec"].startswith("torch") else "int8"]
+    is_float = row["codec"].startswith(("torch", "FAISS"))
+    rate = ceilings["bf16" if is_float else "int8"]
     share = row.get("share", 1)  # of the codes, that a query looks at
     moved = min(share * row["nq"], 1) * row["n"] * row["code_size"]
     if row["what"] == "scores":
         moved += row["nq"] * row["n"] * (2 if "bf16" in row["codec"] else 4)
-    products = share * 2 * row["n"] * row["d"] * row["nq"]
+    # with tables in place of vectors there are none
+    products = share * 2 * row["n"] * row["d"] * row["nq"] * (
+        "PQ" not in row["codec"]
+    )
+    # shards have fewer codes, replicas fewer queries
+    gpus = row.get("gpus", 1)
+    products /= gpus
+    moved /= gpus if row.get("shard") else 1
     row["bound_ms"] = max(moved / ceilings["copy"], products / rate) * 1e3
 
 
@@ -210,15 +300,38 @@ def main():
         help="scores alone, of d = 128 and 1536 and n = 2^15 .. 2^24, in "
         "place of searches; of the arguments, --codecs and --batches count",
     )
+    parser.add_argument(
+        "--faiss",
+        metavar="FOLDER",
+        help="that holds a GPU build of FAISS, to be measured as well",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        help="of more than one: shards and replicas on 2 .. so many GPUs, in "
+        "place of all else",
+    )
     args = parser.parse_args()
 
     ceilings = measure_ceilings()
-    rows = list(score_rows(args) if args.scores else search_rows(args))
+    if args.scores:
+        rows = score_rows(args)
+    elif args.gpus > 1:
+        rows = several_rows(args)
+    else:
+        rows = search_rows(args)
+    rows = list(rows)
     for row in rows:
         add_bound(row, ceilings)
         print(
-            "{codec:18} {what:6} d {d:4} n {n:8} nprobe {nprobe:4} nq {nq:6} {ms:9.3f} ms, bound {bound_ms:.3f}"
-            .format(**{"nprobe": 0, "nq": 0, **row}),
+            "{codec:30} {what:6} d {d:4} n {n:8} nprobe {nprobe:4} nq {nq:6} {ms:9.3f} ms, bound {bound_ms:.3f}"
+            .format(**{"nprobe": 0, "nq": 0, **row})
+            + (
+                f", {row['gpus']} GPUs, {'shards' if row['shard'] else 'replicas'}"
+                if row.get("gpus", 1) > 1
+                else ""
+            ),
             flush=True,
         )
     result = {

@@ -1,6 +1,8 @@
 #include <gpu/GpuCloner.h>
 
+#include <algorithm>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <typeinfo>
 
@@ -11,6 +13,8 @@
 #include <faiss/IndexShards.h>
 #include <faiss/VectorTransform.h>
 #include <faiss/impl/FaissAssert.h>
+#include <faiss/invlists/DirectMap.h>
+#include <faiss/invlists/InvertedLists.h>
 
 #include <faiss_turboquant/IndexIVFTurboQuant.h>
 #include <faiss_turboquant/IndexTurboQuant.h>
@@ -137,6 +141,44 @@ IndexTurboQuant view_of(const IndexTurboQuant& index, idx_t begin, idx_t end) {
     return view;
 }
 
+/// bounds of n ranges of ids, (n + 1,), that hold as many vectors each
+std::vector<idx_t> split_ids(const faiss::InvertedLists& lists, size_t n) {
+    std::vector<idx_t> ids;
+    for (size_t l = 0; l < lists.nlist; l++) {
+        faiss::InvertedLists::ScopedIds of_list(&lists, l);
+        ids.insert(
+                ids.end(), of_list.get(), of_list.get() + lists.list_size(l));
+    }
+    using Limits = std::numeric_limits<idx_t>;
+    std::vector<idx_t> bounds(n + 1, Limits::max());
+    bounds[0] = Limits::min();
+    auto begin = ids.begin();
+    for (size_t i = 1; i < n && !ids.empty(); i++) {
+        const auto nth = ids.begin() + ids.size() * i / n;
+        std::nth_element(begin, nth, ids.end());
+        bounds[i] = *nth;
+        begin = nth;
+    }
+    return bounds;
+}
+
+/// a copy of the vectors with ids `first` to `last` - 1, which shares the
+/// quantizer
+std::unique_ptr<IndexIVFTurboQuant> with_ids_of(
+        const IndexIVFTurboQuant& index,
+        idx_t first,
+        idx_t last) {
+    auto part = std::make_unique<IndexIVFTurboQuant>(index);
+    part->own_fields = part->own_invlists = false;
+    part->replace_invlists(
+            new faiss::ArrayInvertedLists(index.nlist, index.code_size), true);
+    part->direct_map = faiss::DirectMap();
+    part->ntotal = 0;
+    index.copy_subset_to(
+            *part, faiss::InvertedLists::SUBSET_TYPE_ID_RANGE, first, last);
+    return part;
+}
+
 struct ToGpuCloner {
     std::vector<std::shared_ptr<GpuResources>> devices;
     GpuMultipleClonerOptions options;
@@ -148,11 +190,9 @@ struct ToGpuCloner {
                     : replicas<GpuIndexTurboQuant>(*tq);
         }
         if (auto ivf = dynamic_cast<const IndexIVFTurboQuant*>(index)) {
-            FAISS_THROW_IF_NOT_MSG(
-                    devices.size() == 1 || !options.shard,
-                    "index_cpu_to_gpu: an IndexIVFTurboQuant cannot be cut "
-                    "into shards here, only be put into an IndexShards before");
-            return replicas<GpuIndexIVFTurboQuant>(*ivf);
+            return devices.size() > 1 && options.shard
+                    ? shards(*ivf)
+                    : replicas<GpuIndexIVFTurboQuant>(*ivf);
         }
         if (typeid(*index) == typeid(IndexShards)) {
             const auto& from = static_cast<const IndexShards&>(*index);
@@ -205,6 +245,19 @@ struct ToGpuCloner {
                 std::move(parts));
     }
 
+    /// by ranges of ids, so that equal distances are in the order of ids
+    IndexPtr shards(const IndexIVFTurboQuant& index) const {
+        const auto bounds = split_ids(*index.invlists, devices.size());
+        std::vector<IndexPtr> parts;
+        for (size_t i = 0; i < devices.size(); i++) {
+            parts.push_back(std::make_unique<GpuIndexIVFTurboQuant>(
+                    devices[i], *with_ids_of(index, bounds[i], bounds[i + 1])));
+        }
+        return join(
+                std::make_unique<IndexShards>(index.d, true, false),
+                std::move(parts));
+    }
+
     template <class Threaded>
     std::vector<IndexPtr> in_turn(const Threaded& from) const {
         std::vector<IndexPtr> parts;
@@ -222,12 +275,13 @@ IndexPtr clone_to_cpu(const Index* index);
 
 /// add the vectors of a shard to those before it
 void append_shard(Index* to, Index* shard, bool successive_ids) {
-    const bool has_ids = dynamic_cast<const IndexIDMap*>(to) != nullptr;
+    const bool has_ids = dynamic_cast<const IndexIDMap*>(to) ||
+            dynamic_cast<const IndexIVFTurboQuant*>(to);
     FAISS_THROW_IF_NOT_FMT(
             successive_ids || has_ids,
             "index_gpu_to_cpu: the shards, each a %s, have the same ids: an "
             "IndexShards without successive_ids can become one index only if "
-            "they are of type IndexIDMap",
+            "they are of type IndexIDMap or IndexIVFTurboQuant",
             type_name(to).c_str());
     to->merge_from(*shard, successive_ids && has_ids ? to->ntotal : 0);
 }

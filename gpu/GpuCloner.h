@@ -33,12 +33,12 @@ struct GpuMultipleClonerOptions {
     bool shard = false;
 };
 
-/** Of one index on several devices: an IndexTurboQuant becomes an IndexShards
- * or IndexReplicas of one GpuIndexTurboQuant a device, an IndexIVFTurboQuant an
- * IndexReplicas. The parts of an
- * IndexShards or IndexReplicas go to the devices in turn. With one device it is
- * index_cpu_to_gpu. As of FAISS's IndexShards, vectors can be added to shards
- * only while they are empty.
+/** Of one index on several devices: an IndexTurboQuant or IndexIVFTurboQuant
+ * becomes an IndexShards or IndexReplicas of one index a device; shards of an
+ * IndexIVFTurboQuant have all its lists, and of each the vectors in a range of
+ * ids. The parts of an IndexShards or IndexReplicas go to the devices in turn.
+ * With one device it is index_cpu_to_gpu. As of FAISS's IndexShards, vectors
+ * can be added to shards of an IndexTurboQuant only while they are empty.
  * @param providers  one for each device; the same one may serve several
  * @param options    null: the defaults */
 faiss::Index* index_cpu_to_gpu_multiple(

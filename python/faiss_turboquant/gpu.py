@@ -123,7 +123,7 @@ def index_cpu_to_gpu_multiple_py(resources, index, co=None, gpus=None):
     -------
     faiss.Index
         With several GPUs, a `faiss.IndexReplicas` (or `IndexShards`) of one
-        `GpuIndexTurboQuant` for each.
+        `GpuIndexTurboQuant` or `GpuIndexIVFTurboQuant` for each.
     """
     _need_gpu_part()
     gpus = range(len(resources)) if gpus is None else gpus

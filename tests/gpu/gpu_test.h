@@ -10,6 +10,7 @@
 
 #include <faiss_turboquant/IndexTurboQuant.h>
 #include <gpu/GpuResources.h>
+#include <gpu/StandardGpuResources.h>
 
 #include "../index_test.h"
 
@@ -21,6 +22,11 @@ inline std::shared_ptr<faiss_turboquant::gpu::GpuResources> resources() {
     static const auto shared =
             std::make_shared<faiss_turboquant::gpu::GpuResources>();
     return shared;
+}
+
+/// another one than device 0, where there are several
+inline int last_device() {
+    return faiss_turboquant::gpu::get_num_gpus() - 1;
 }
 
 inline std::vector<uint8_t> codes_of(const IndexTurboQuant& index) {

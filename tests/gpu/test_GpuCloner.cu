@@ -164,7 +164,7 @@ TEST(GpuCloner, TheCopyLivesOnItsOwn) {
     expect_same_results(*same, *gpu);
 }
 
-// Several resources of one device stand for several devices.
+// Where there is one device, resources of it stand for those of several.
 
 TEST(GpuCloner, ReplicasGiveTheResultsOfTheCpu) {
     for (const auto& description : descriptions) {
@@ -172,14 +172,14 @@ TEST(GpuCloner, ReplicasGiveTheResultsOfTheCpu) {
         StandardGpuResources other;
         const IndexPtr cpu = filled(description);
         const IndexPtr gpu(index_cpu_to_gpu_multiple(
-                {provider(), &other}, {0, 0}, cpu.get()));
+                {provider(), &other}, {0, last_device()}, cpu.get()));
         expect_same_results(*cpu, *gpu);
         const IndexPtr back(index_gpu_to_cpu(gpu.get()));
         EXPECT_EQ(bytes_of(*back), bytes_of(*cpu));
     }
     const IndexPtr cpu = filled("TQ4");
     const IndexPtr gpu(index_cpu_to_gpu_multiple(
-            {provider(), provider()}, {0, 0}, cpu.get()));
+            {provider(), provider()}, {0, last_device()}, cpu.get()));
     EXPECT_EQ(as<IndexReplicas>(gpu.get()).count(), 2);
     const auto x = gaussian(10, d, 5);
     cpu->add(10, x.data());
@@ -195,7 +195,7 @@ TEST(GpuCloner, ShardsGiveTheResultsOfTheCpu) {
         const IndexPtr cpu = filled(description);
         const IndexPtr gpu(index_cpu_to_gpu_multiple(
                 {provider(), &other, provider()},
-                {0, 0, 0},
+                {0, last_device(), 0},
                 cpu.get(),
                 &options));
         expect_same_results(*cpu, *gpu);
@@ -204,9 +204,10 @@ TEST(GpuCloner, ShardsGiveTheResultsOfTheCpu) {
     }
     const IndexPtr cpu = filled("TQ4");
     const IndexPtr gpu(index_cpu_to_gpu_multiple(
-            {provider(), provider()}, {0, 0}, cpu.get(), &options));
+            {provider(), provider()}, {0, last_device()}, cpu.get(), &options));
     const auto& shards = as<IndexShards>(gpu.get());
     ASSERT_EQ(shards.count(), 2);
+    EXPECT_EQ(as<GpuIndexTurboQuant>(shards.at(1)).getDevice(), last_device());
     EXPECT_EQ(shards.at(0)->ntotal, n / 2);
     EXPECT_EQ(shards.at(1)->ntotal, n - n / 2);
 }
@@ -215,7 +216,7 @@ TEST(GpuCloner, ShardsTakeVectorsOnceAsInFaiss) {
     const IndexTurboQuant empty(d, 4);
     const auto options = sharded();
     const IndexPtr gpu(index_cpu_to_gpu_multiple(
-            {provider(), provider()}, {0, 0}, &empty, &options));
+            {provider(), provider()}, {0, last_device()}, &empty, &options));
     const IndexPtr cpu = filled("TQ4");
     gpu->add(n, gaussian(n, d, 1001).data());
     expect_same_results(*cpu, *gpu);
@@ -242,7 +243,7 @@ TEST(GpuCloner, ReplicasOfTheCpuGoPartByPart) {
     const IndexPtr cpu =
             joined(std::move(parts), std::make_unique<IndexReplicas>());
     const IndexPtr gpu(index_cpu_to_gpu_multiple(
-            {provider(), provider()}, {0, 0}, cpu.get()));
+            {provider(), provider()}, {0, last_device()}, cpu.get()));
     const auto& replicas = as<IndexReplicas>(gpu.get());
     ASSERT_EQ(replicas.count(), 2);
     EXPECT_NE(dynamic_cast<const GpuIndexTurboQuant*>(replicas.at(1)), nullptr);

@@ -9,6 +9,7 @@
 #include <faiss/IndexFlat.h>
 #include <faiss/IndexIDMap.h>
 #include <faiss/IndexPreTransform.h>
+#include <faiss/IndexShards.h>
 #include <faiss/impl/AuxIndexStructures.h>
 #include <faiss/impl/IDSelector.h>
 
@@ -425,17 +426,64 @@ TEST(GpuIndexIVFTurboQuant, Cloner) {
                 faiss_turboquant::gpu::index_gpu_to_cpu(gpu.get()));
         EXPECT_EQ(search(*index, xq, 5), search(*back, xq, 5)) << description;
 
-        std::unique_ptr<faiss::Index> replicas(
-                faiss_turboquant::gpu::index_cpu_to_gpu_multiple(
-                        {&provider, &provider}, {0, 0}, index.get()));
-        EXPECT_EQ(search(*index, xq, 5), search(*replicas, xq, 5));
-        faiss_turboquant::gpu::GpuMultipleClonerOptions shard;
-        shard.shard = true;
-        EXPECT_REFUSED(
-                delete faiss_turboquant::gpu::index_cpu_to_gpu_multiple(
-                        {&provider, &provider}, {0, 0}, index.get(), &shard),
-                "shards");
+        for (const bool shard : {false, true}) {
+            SCOPED_TRACE(shard ? "shards" : "replicas");
+            faiss_turboquant::gpu::GpuMultipleClonerOptions options;
+            options.shard = shard;
+            std::unique_ptr<faiss::Index> parts(
+                    faiss_turboquant::gpu::index_cpu_to_gpu_multiple(
+                            {&provider, &provider, &provider},
+                            {0, last_device(), 0},
+                            index.get(),
+                            &options));
+            EXPECT_EQ(parts->ntotal, index->ntotal);
+            EXPECT_EQ(search(*index, xq, 5), search(*parts, xq, 5));
+            back.reset(faiss_turboquant::gpu::index_gpu_to_cpu(parts.get()));
+            EXPECT_EQ(search(*index, xq, 5), search(*back, xq, 5));
+        }
     }
+}
+
+TEST(GpuIndexIVFTurboQuant, ShardsHaveRangesOfIds) {
+    faiss_turboquant::gpu::StandardGpuResources provider;
+    const size_t d = 64, n = 900;
+    // equal vectors, so that results are in the order of ids
+    auto x = clusters(n / 3, d, 1);
+    const auto once = x;
+    x.insert(x.end(), once.begin(), once.end());
+    x.insert(x.end(), once.begin(), once.end());
+    const auto index = make_ivf("IVF10(TQ4),TQ4", d);
+    index->nprobe = 4;
+    std::vector<idx_t> ids(n);
+    for (size_t i = 0; i < n; i++) {
+        ids[i] = 3 * i;
+    }
+    index->add_with_ids(n, x.data(), ids.data());
+    const auto lists = lists_of(*index);
+    faiss_turboquant::gpu::GpuMultipleClonerOptions options;
+    options.shard = true;
+    const std::unique_ptr<faiss::Index> sharded(
+            faiss_turboquant::gpu::index_cpu_to_gpu_multiple(
+                    {&provider, &provider},
+                    {0, last_device()},
+                    index.get(),
+                    &options));
+    auto& shards = dynamic_cast<faiss::IndexShards&>(*sharded);
+    ASSERT_EQ(shards.count(), 2);
+    for (int i = 0; i < 2; i++) {
+        auto& part = dynamic_cast<GpuIndexIVFTurboQuant&>(*shards.at(i));
+        EXPECT_EQ(part.getDevice(), i == 0 ? 0 : last_device());
+        EXPECT_EQ(part.ntotal, n / 2);
+        EXPECT_EQ(part.nprobe, 4);
+        for (const List& list : lists_of(part)) {
+            for (const idx_t id : list.ids) {
+                EXPECT_EQ(id >= ids[n / 2], i == 1);
+            }
+        }
+    }
+    EXPECT_EQ(lists_of(*index), lists);
+    const auto xq = clusters(20, d, 2);
+    EXPECT_EQ(search(*index, xq, 10), search(shards, xq, 10));
 }
 
 TEST(GpuIndexIVFTurboQuant, Refusals) {

@@ -7,6 +7,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <faiss/impl/AuxIndexStructures.h>
@@ -506,6 +507,33 @@ TEST(GpuIndexTurboQuant, TakesAndGivesMemoryOfTheDevice) {
             (Results{D.to_host(nq * k), I.to_host(nq * k)}));
 }
 
+TEST(GpuIndexTurboQuant, TakesAndGivesMemoryOfAnotherDevice) {
+    const size_t d = 100, n = 2000, nq = 9;
+    const idx_t k = 5;
+    IndexTurboQuant index = make_index(d, 4);
+    const auto x = gaussian(n, d, 1, 2), xq = gaussian(nq, d, 2, 2);
+    index.add(n, x.data());
+    for (const auto& [device, of_arrays] :
+         {std::pair(0, last_device()), std::pair(last_device(), 0)}) {
+        ASSERT_EQ(cudaSetDevice(of_arrays), cudaSuccess);
+        const OnDevice<float> device_x(x), device_xq(xq), D(nq * k);
+        const OnDevice<idx_t> I(nq * k);
+        const auto there = std::make_shared<GpuResources>(device);
+        GpuIndexTurboQuant gpu(there, make_index(d, 4));
+        gpu.add(n, device_x.data);
+        EXPECT_EQ(codes_of(index), codes_of(gpu));
+        gpu.search(nq, device_xq.data, k, D.data, I.data);
+        there->synchronize();
+        EXPECT_EQ(
+                search(index, xq, k),
+                (Results{D.to_host(nq * k), I.to_host(nq * k)}));
+        int current = -1;
+        ASSERT_EQ(cudaGetDevice(&current), cudaSuccess);
+        EXPECT_EQ(current, of_arrays);
+    }
+    ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+}
+
 TEST(GpuIndexTurboQuant, RefusesBadInputAndStaysAsItWas) {
     const size_t d = 40;
     IndexTurboQuant index = make_index(d, 4);
@@ -567,7 +595,8 @@ TEST(GpuIndexTurboQuant, SearchesOnSeveralStreamsAndThreads) {
     IndexTurboQuant index = make_index(d, 4, METRIC_L2, 8);
     index.add(n, gaussian(n, d, 1).data());
     const GpuIndexTurboQuant one(resources(), index);
-    const GpuIndexTurboQuant two(std::make_shared<GpuResources>(), index);
+    const GpuIndexTurboQuant two(
+            std::make_shared<GpuResources>(last_device()), index);
     std::vector<std::thread> threads;
     std::vector<int> failures(8);
     for (int t = 0; t < 8; t++) {

@@ -196,13 +196,19 @@ NQ = 9
 K = 6
 
 
-def torch_array(x):
+# another one than device 0, where there are several
+LAST_DEVICE = faiss_turboquant.get_num_gpus() - 1
+
+
+def torch_array(x, device=0):
     torch = pytest.importorskip("torch")
-    return torch.as_tensor(x, device="cuda")
+    return torch.as_tensor(x, device=f"cuda:{device}")
 
 
-def cupy_array(x):
-    return pytest.importorskip("cupy").asarray(x)
+def cupy_array(x, device=0):
+    cupy = pytest.importorskip("cupy")
+    with cupy.cuda.Device(device):
+        return cupy.asarray(x)
 
 
 def dlpack_array(x):
@@ -322,6 +328,25 @@ def test_arrays_on_the_device(resources, on_device):
 
 
 @needs_gpu
+@pytest.mark.parametrize("on_device", [torch_array, cupy_array])
+@pytest.mark.parametrize("device", [0, LAST_DEVICE])
+def test_arrays_on_another_device(resources, device, on_device):
+    index = make_index(D)
+    gpu_index = faiss_turboquant.GpuIndexTurboQuant(
+        resources, D, device=device
+    )
+    assert gpu_index.getDevice() == device
+    of_arrays = LAST_DEVICE - device
+    x, xq = gaussian(N, D), gaussian(NQ, D, 3)
+    index.add(x)
+    gpu_index.add(on_device(x, of_arrays))
+    queries = on_device(xq, of_arrays)
+    results = gpu_index.search(queries, K)
+    assert all(r.device == queries.device for r in results)
+    assert_same(results, index.search(xq, K))
+
+
+@needs_gpu
 @pytest.mark.parametrize("on_device", ON_DEVICE)
 def test_results_into_arrays_on_the_device(resources, on_device):
     if on_device is jax_array:
@@ -435,7 +460,8 @@ def test_other_rotations_and_codecs(resources):
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "description", ["TQ4", "IDMap,TQ2", "PCA16,TQ4", "TQ2,RFlat", "TQ4t"]
+    "description",
+    ["TQ4", "IDMap,TQ2", "PCA16,TQ4", "TQ2,RFlat", "TQ4t", "IVF8,TQ4"],
 )
 def test_cloning(resources, description):
     index = faiss.index_factory(D, description)
@@ -450,9 +476,11 @@ def test_cloning(resources, description):
     for gpu_index in (
         faiss_turboquant.index_cpu_to_gpu(resources, 0, index),
         faiss_turboquant.index_cpu_to_all_gpus(index),
-        faiss_turboquant.index_cpu_to_gpus_list(index, shard, gpus=[0, 0]),
+        faiss_turboquant.index_cpu_to_gpus_list(
+            index, shard, gpus=[0, LAST_DEVICE]
+        ),
         faiss_turboquant.index_cpu_to_gpu_multiple_py(
-            [resources, resources], index, gpus=[0, 0]
+            [resources, resources], index, gpus=[0, LAST_DEVICE]
         ),
     ):
         assert_same(gpu_index.search(xq, K), expected)
