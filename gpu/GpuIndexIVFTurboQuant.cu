@@ -37,6 +37,14 @@ namespace {
 
 constexpr const char* index_type = "GpuIndexIVFTurboQuant"; ///< for messages
 
+/// of probes on the device
+struct ProbeParts {
+    ScanTask* tasks;
+    uint32_t *query_of_slot, *list_of_slot;
+    // as ReservoirsOfQueries
+    uint32_t *begins_of_queries, *reservoirs;
+};
+
 __global__ void scatter_ids_kernel(
         const int64_t* from,
         const uint32_t* rows,
@@ -45,6 +53,48 @@ __global__ void scatter_ids_kernel(
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < n) {
         ids[rows[i]] = from[i];
+    }
+}
+
+/** Tasks of lists that queries probe, one query a group: n_slices for each
+ * probe, some of them empty. One thread for each of n probes. */
+__global__ void make_tasks_kernel(
+        const idx_t* keys,
+        uint32_t n,
+        uint32_t nprobe,
+        uint32_t n_slices,
+        uint32_t group_size,
+        const uint32_t* begins,
+        const uint32_t* sizes,
+        ProbeParts parts) {
+    constexpr uint32_t unit = 64; // rows; fewer would leave warps without
+    const uint32_t probe = blockIdx.x * blockDim.x + threadIdx.x;
+    if (probe >= n) {
+        return;
+    }
+    const idx_t key = keys[probe];
+    const uint32_t list = uint32_t(key < 0 ? 0 : key);
+    const uint32_t size = key < 0 ? 0 : sizes[list];
+    const uint32_t rows = round_up(ceil_div(size, n_slices), unit);
+    for (uint32_t s = 0; s < n_slices; s++) {
+        const uint32_t task = probe * n_slices + s;
+        parts.tasks[task] = {
+                begins[list] + min(s * rows, size),
+                begins[list] + min((s + 1) * rows, size),
+                probe * group_size};
+        parts.reservoirs[task] = task * group_size;
+    }
+    for (uint32_t i = 0; i < group_size; i++) {
+        const uint32_t slot = probe * group_size + i;
+        parts.query_of_slot[slot] =
+                i == 0 && size > 0 ? probe / nprobe : no_query;
+        parts.list_of_slot[slot] = list;
+    }
+    if (probe % nprobe == 0) {
+        parts.begins_of_queries[probe / nprobe] = probe * n_slices;
+    }
+    if (probe == n - 1) {
+        parts.begins_of_queries[n / nprobe] = n * n_slices;
     }
 }
 
@@ -73,6 +123,18 @@ struct Lists {
 
     std::vector<uint32_t> begins, sizes, rooms; ///< (nlist,), in rows
     std::vector<idx_t> ids; ///< of rows; unspecified where there is no vector
+};
+
+/// how few queries that probe few lists are searched for
+struct DirectPlan {
+    DirectPlan(const DeviceLayout& layout, size_t n_probes, int device)
+            : plan(plan_list_scan(layout, 1, 1, device)),
+              n_slices(uint32_t(ceil_div<size_t>(
+                      2 * blocks_at_once(layout, plan, device),
+                      n_probes))) {}
+
+    ScanPlan plan;
+    uint32_t n_slices; ///< of a list
 };
 
 /// parts of a list for groups of queries, and where the results of a query are
@@ -171,10 +233,6 @@ struct Probes {
         }
     }
 
-    size_t n_reservoirs() const {
-        return tasks.size() * plan.group_size();
-    }
-
     ScanPlan plan;
     std::vector<uint32_t> query_of_slot, list_of_slot;
     std::vector<ScanTask> tasks;
@@ -182,9 +240,13 @@ struct Probes {
     std::vector<uint32_t> begins_of_queries, reservoirs;
 };
 
-/// Probes on the device, in one copy
+/// what a search of queries that lists are grouped for needs on the device
 struct DeviceProbes {
-    DeviceProbes(const GpuResources& resources, const Probes& probes) {
+    /// in one copy, during which `words` is read
+    DeviceProbes(const GpuResources& resources, const Probes& probes)
+            : plan(probes.plan),
+              n_tasks(probes.tasks.size()),
+              n_slots(probes.query_of_slot.size()) {
         append(probes.tasks);
         append(probes.query_of_slot);
         append(probes.list_of_slot);
@@ -193,39 +255,81 @@ struct DeviceProbes {
         on_device = upload(resources, words);
     }
 
-    const ScanTask* tasks() const {
-        return reinterpret_cast<const ScanTask*>(at(0));
+    /** Without a look at the keys on the host: a list is not shared by queries.
+     * @param keys    (nq, nprobe) on the device, less than the number of lists;
+     *                negative ones are skipped
+     * @param begins  of lists, on the device
+     * @param sizes   likewise */
+    DeviceProbes(
+            const GpuResources& resources,
+            const DirectPlan& direct,
+            const idx_t* keys,
+            size_t nq,
+            size_t nprobe,
+            const uint32_t* begins,
+            const uint32_t* sizes)
+            : plan(direct.plan),
+              n_tasks(nq * nprobe * direct.n_slices),
+              n_slots(nq * nprobe * plan.group_size()) {
+        size_t n_words = 0;
+        for (const size_t part :
+             {n_tasks * sizeof(ScanTask) / sizeof(uint32_t),
+              n_slots,
+              n_slots,
+              nq + 1,
+              n_tasks}) {
+            begins_of_parts.push_back(n_words);
+            n_words += part;
+        }
+        on_device = DeviceArray<uint32_t>(resources, n_words);
+        constexpr int threads = 128;
+        make_tasks_kernel<<<
+                int(ceil_div<size_t>(nq * nprobe, threads)),
+                threads,
+                0,
+                resources.stream()>>>(
+                keys,
+                uint32_t(nq * nprobe),
+                uint32_t(nprobe),
+                direct.n_slices,
+                uint32_t(plan.group_size()),
+                begins,
+                sizes,
+                parts());
+        TQ_CUDA(cudaGetLastError());
     }
-    const uint32_t* query_of_slot() const {
-        return at(1);
+
+    ProbeParts parts() const {
+        return {reinterpret_cast<ScanTask*>(at(0)), at(1), at(2), at(3), at(4)};
     }
-    const uint32_t* list_of_slot() const {
-        return at(2);
+    size_t n_reservoirs() const {
+        return n_tasks * plan.group_size();
     }
-    const uint32_t* begins_of_queries() const {
-        return at(3);
+    /// whether the host has to wait before this goes
+    bool is_uploaded() const {
+        return !words.empty();
     }
-    const uint32_t* reservoirs() const {
-        return at(4);
-    }
+
+    ScanPlan plan;
+    size_t n_tasks, n_slots;
 
    private:
     template <class T>
     void append(const std::vector<T>& from) {
         static_assert(sizeof(T) % sizeof(uint32_t) == 0);
-        begins.push_back(words.size());
+        begins_of_parts.push_back(words.size());
         const auto* data = reinterpret_cast<const uint32_t*>(from.data());
         words.insert(
                 words.end(),
                 data,
                 data + from.size() * (sizeof(T) / sizeof(uint32_t)));
     }
-    const uint32_t* at(int part) const {
-        return on_device.data() + begins[part];
+    uint32_t* at(int part) const {
+        return on_device.data() + begins_of_parts[part];
     }
 
     std::vector<uint32_t> words; ///< has to outlive the upload
-    std::vector<size_t> begins;
+    std::vector<size_t> begins_of_parts;
     DeviceArray<uint32_t> on_device;
 };
 
@@ -245,7 +349,22 @@ struct GpuIndexIVFTurboQuant::State {
             : resources(resources),
               parameters(std::move(parameters)),
               storage(resources, this->parameters->tq),
-              lists(this->parameters->nlist) {}
+              lists(this->parameters->nlist),
+              device_begins(
+                      resources,
+                      this->parameters->nlist,
+                      MemoryUse::index),
+              device_sizes(
+                      resources,
+                      this->parameters->nlist,
+                      MemoryUse::index) {}
+
+    /// after a change of where they are, or of their sizes
+    void upload_lists() {
+        const size_t nlist = lists.sizes.size();
+        copy(resources, lists.begins.data(), device_begins.data(), nlist);
+        copy(resources, lists.sizes.data(), device_sizes.data(), nlist);
+    }
 
     /// @param index  one whose centres are those of `parameters`
     void upload_centres(const IndexIVFTurboQuant& index) {
@@ -294,6 +413,7 @@ struct GpuIndexIVFTurboQuant::State {
         storage.rearrange(sources);
         lists = std::move(to);
         device_ids = std::move(ids);
+        upload_lists();
     }
 
     /// room for so many vectors in each list
@@ -326,7 +446,8 @@ struct GpuIndexIVFTurboQuant::State {
     std::unique_ptr<IndexIVFTurboQuant> parameters;
     CodeStorage storage;
     Lists lists;
-    DeviceArray<int64_t> device_ids; ///< Lists::ids
+    DeviceArray<int64_t> device_ids;                   ///< Lists::ids
+    DeviceArray<uint32_t> device_begins, device_sizes; ///< likewise
     // (nlist, d), once they are known
     DeviceArray<float> centres, rotated_centres;
 };
@@ -337,15 +458,13 @@ struct GpuIndexIVFTurboQuant::Search {
            const float* x,
            size_t nq,
            size_t first_row,
-           const Probes& probes)
+           DeviceProbes probes_in)
             : state(state),
-              probes(probes),
+              probes(std::move(probes_in)),
               input(state.resources, x, nq * layout().d),
               rotated(state.resources, nq * layout().d),
-              on_device(state.resources, probes),
-              image(state.resources,
-                    probes.query_of_slot.size() * layout().dims),
-              factors(state.resources, probes.query_of_slot.size()),
+              image(state.resources, probes.n_slots * layout().dims),
+              factors(state.resources, probes.n_slots),
               check(state.resources) {
         const cudaStream_t stream = state.resources.stream();
         rotate_queries(
@@ -360,13 +479,14 @@ struct GpuIndexIVFTurboQuant::Search {
         if (is_empty()) {
             return;
         }
+        const ProbeParts parts = probes.parts();
         prepare_residual_queries(
                 layout(),
                 {rotated.data(),
                  state.rotated_centres.data(),
-                 on_device.list_of_slot(),
-                 on_device.query_of_slot()},
-                probes.query_of_slot.size(),
+                 parts.list_of_slot,
+                 parts.query_of_slot},
+                probes.n_slots,
                 probes.plan.image_order(),
                 image.data(),
                 factors.data(),
@@ -378,19 +498,17 @@ struct GpuIndexIVFTurboQuant::Search {
     }
     /// whether there is nothing to scan
     bool is_empty() const {
-        return probes.tasks.empty();
+        return probes.n_tasks == 0;
     }
     ScanTasks scan_tasks() const {
-        return {on_device.tasks(),
-                uint32_t(probes.tasks.size()),
-                on_device.query_of_slot()};
+        const ProbeParts parts = probes.parts();
+        return {parts.tasks, uint32_t(probes.n_tasks), parts.query_of_slot};
     }
 
     const State& state;
-    const Probes& probes;
+    DeviceProbes probes;
     Input<float> input;
     DeviceArray<float> rotated;
-    DeviceProbes on_device;
     DeviceArray<uint8_t> image;
     DeviceArray<DeviceQueryFactors> factors;
     InputCheck check;
@@ -527,6 +645,7 @@ void GpuIndexIVFTurboQuant::copyFrom(const IndexIVFTurboQuant* index) {
         std::copy_n(ids.get(), sizes[l], &lists.ids[lists.begins[l]]);
     }
     lists.sizes = sizes;
+    state->upload_lists();
     copy(*resources_,
          lists.ids.data(),
          state->device_ids.data(),
@@ -688,6 +807,7 @@ void GpuIndexIVFTurboQuant::add_with_ids(
         lists.ids[rows[i]] = ids[i];
     }
     lists.sizes = sizes;
+    state_->upload_lists();
     ntotal += n;
 }
 
@@ -702,18 +822,50 @@ void GpuIndexIVFTurboQuant::for_each_page(
             is_trained, "GpuIndexIVFTurboQuant: the index is not trained");
     const size_t nprobe =
             get_nprobe(params, this->nprobe, parameters().nlist, index_type);
+    const SearchParameters* quantizer_params =
+            params ? params->quantizer_params : nullptr;
     const DeviceLayout& layout = state_->storage.layout();
-    const auto bytes_of = [&](const Probes& probes) {
-        return probes.n_reservoirs() * reservoir_size +
-                probes.query_of_slot.size() * size_t(layout.dims);
+    const auto is_too_large = [&](size_t n_slots, size_t n_reservoirs) {
+        return n_reservoirs * reservoir_size + n_slots * size_t(layout.dims) >
+                resources_->workspace_limit;
     };
     for (idx_t begin = 0; begin < n; begin += page_queries) {
         const idx_t end = std::min(n, begin + page_queries);
+        if (is_direct(end - begin, nprobe)) {
+            const size_t n_probes = (end - begin) * nprobe;
+            const DirectPlan plan(layout, n_probes, resources_->device);
+            const size_t n_slots = n_probes * plan.plan.group_size();
+            if (plan.plan.stream.warps > 0 &&
+                !is_too_large(n_slots, n_slots * plan.n_slices)) {
+                const DeviceArray<idx_t> keys(*resources_, n_probes);
+                const DeviceArray<float> distances(*resources_, n_probes);
+                parameters().quantizer->search(
+                        end - begin,
+                        x + begin * d,
+                        nprobe,
+                        distances.data(),
+                        keys.data(),
+                        quantizer_params);
+                DeviceProbes probes(
+                        *resources_,
+                        plan,
+                        keys.data(),
+                        end - begin,
+                        nprobe,
+                        state_->device_begins.data(),
+                        state_->device_sizes.data());
+                f(begin,
+                  end - begin,
+                  Search(*state_,
+                         x + begin * d,
+                         end - begin,
+                         begin,
+                         std::move(probes)));
+                continue;
+            }
+        }
         const std::vector<idx_t> keys = find_lists(
-                end - begin,
-                x + begin * d,
-                nprobe,
-                params ? params->quantizer_params : nullptr);
+                end - begin, x + begin * d, nprobe, quantizer_params);
         idx_t page = end - begin;
         for (idx_t first = begin; first < end;) {
             page = std::min(page, end - first);
@@ -724,14 +876,36 @@ void GpuIndexIVFTurboQuant::for_each_page(
                     page,
                     nprobe,
                     resources_->device);
-            if (page > 1 && bytes_of(probes) > resources_->workspace_limit) {
+            if (page > 1 &&
+                is_too_large(
+                        probes.query_of_slot.size(),
+                        probes.tasks.size() * probes.plan.group_size())) {
                 page = (page + 1) / 2;
                 continue;
             }
-            f(first, page, Search(*state_, x + first * d, page, first, probes));
+            f(first,
+              page,
+              Search(*state_,
+                     x + first * d,
+                     page,
+                     first,
+                     DeviceProbes(*resources_, probes)));
             first += page;
         }
     }
+}
+
+/** Whether queries are few enough to be searched for one by one, without
+ * looking on the host at the lists that they probe. */
+bool GpuIndexIVFTurboQuant::is_direct(idx_t n, size_t nprobe) const {
+    constexpr size_t most_probes = 4096;
+    const auto* quantizer =
+            dynamic_cast<const GpuIndexTurboQuant*>(parameters().quantizer);
+    const size_t n_probes = n * nprobe;
+    const size_t nlist = parameters().nlist;
+    return quantizer && quantizer->getResources() == resources_ &&
+            quantizer->ntotal == idx_t(nlist) && ntotal > 0 &&
+            n_probes <= most_probes && (n == 1 || n_probes <= nlist);
 }
 
 void GpuIndexIVFTurboQuant::search(
@@ -788,8 +962,8 @@ void GpuIndexIVFTurboQuant::search(
                 }
                 merge_tasks(
                         reservoirs,
-                        {search.on_device.begins_of_queries(),
-                         search.on_device.reservoirs(),
+                        {search.probes.parts().begins_of_queries,
+                         search.probes.parts().reservoirs,
                          state_->device_ids.data()},
                         page,
                         metric_type == METRIC_L2,
@@ -800,7 +974,11 @@ void GpuIndexIVFTurboQuant::search(
                 page_distances.deliver();
                 page_labels.deliver();
                 // what was uploaded, and goes with the page, has been read
-                resources.synchronize();
+                if (search.probes.is_uploaded() || selection.rows() ||
+                    page_distances.is_elsewhere() ||
+                    page_labels.is_elsewhere()) {
+                    resources.synchronize();
+                }
                 check_queries(search.check);
             });
 }

@@ -118,6 +118,7 @@ struct GpuIndexIVFTurboQuant : Index {
             const float* x,
             size_t nprobe,
             const SearchParameters* quantizer_params) const;
+    bool is_direct(idx_t n, size_t nprobe) const;
     /// f(first, n, Search) for pages of queries that fit in the workspace
     template <class F>
     void for_each_page(

@@ -364,6 +364,63 @@ TEST(GpuIndexIVFTurboQuant, QuantizerOnTheDevice) {
     EXPECT_EQ(search(*index, xq, 10), search(back, xq, 10));
 }
 
+/// lists of few queries are found and searched without the host
+TEST(GpuIndexIVFTurboQuant, FewQueriesWithTheQuantizerOnTheDevice) {
+    for (const char* codec : {"TQ1", "TQ4", "TQ2t", "TQ3"}) {
+        for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+            const size_t d = 72, nlist = 40;
+            const auto index =
+                    make_ivf(std::string("IVF40(TQ4),") + codec, d, metric);
+            SCOPED_TRACE(name_of(*index));
+            GpuIndexIVFTurboQuant gpu(resources(), *index);
+            const auto expect_same = [&](const faiss::SearchParameters* params =
+                                                 nullptr) {
+                for (const size_t nq : {1, 2, 13}) {
+                    const auto xq = clusters(nq, d, 7 + nq);
+                    for (const idx_t k : {1, 10, 300}) {
+                        EXPECT_EQ(
+                                search(*index, xq, k, params),
+                                search(gpu, xq, k, params))
+                                << nq << " queries, k = " << k;
+                    }
+                }
+            };
+            index->nprobe = gpu.nprobe = 3;
+            expect_same(); // nothing
+            const auto x = clusters(5000, d, 1);
+            for (const size_t n : {20, 5000}) { // most lists empty, and not
+                index->add(n, x.data());
+                gpu.add(n, x.data());
+                expect_same();
+            }
+            index->nprobe = gpu.nprobe = nlist;
+            expect_same();
+            index->nprobe = gpu.nprobe = 2;
+            faiss::IDSelectorRange range(100, 900);
+            SearchParametersIVF params;
+            params.sel = &range;
+            params.nprobe = 4;
+            expect_same(&params);
+            const auto xq = clusters(3, d, 5);
+            const float radius = search(*index, xq, 20).D[19];
+            EXPECT_EQ(
+                    range_search(*index, xq, radius),
+                    range_search(gpu, xq, radius));
+            index->remove_ids(range);
+            gpu.remove_ids(range);
+            expect_same();
+            auto bad = xq;
+            bad[d + 1] = NAN;
+            EXPECT_REFUSED(search(gpu, bad, 5), "query 1");
+            GpuIndexIVFTurboQuant copy(resources(), *index);
+            EXPECT_EQ(search(*index, xq, 9), search(copy, xq, 9));
+            index->reset();
+            gpu.reset();
+            expect_same();
+        }
+    }
+}
+
 TEST(GpuIndexIVFTurboQuant, TrainsAsTheCpu) {
     const size_t d = 64;
     const auto x = clusters(900, d, 1);
