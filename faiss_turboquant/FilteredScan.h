@@ -89,7 +89,8 @@ class FilteredScan {
         size_t n_read = 0;
         for (first_ = begin; first_ < end; first_ = end_) {
             end_ = std::min(end, first_ + run_codes());
-            const bool is_sparse = select_run() < few_codes * of_run_.size();
+            select_run();
+            const bool is_sparse = n_selected_ < few_codes * of_run_.size();
             std::vector<size_t> asking;
             for (size_t q = 0; q < states_.size(); q++) {
                 size_t& pause = states_[q].pause;
@@ -158,17 +159,16 @@ class FilteredScan {
         return max_run_;
     }
 
-    /// those of the run that are selected. Returns how many.
-    size_t select_run() {
-        size_t n_selected = 0;
+    /// those of the run that are selected
+    void select_run() {
+        n_selected_ = 0;
         of_run_.clear();
         for (size_t i = first_; i < end_; i += sign_block) {
             const uint64_t word = selected_.empty() ? ~0ull : selected_[i / 64];
             const size_t n = end_ - i;
             of_run_.push_back(n < 64 ? word & ((1ull << n) - 1) : word);
-            n_selected += __builtin_popcountll(of_run_.back());
+            n_selected_ += __builtin_popcountll(of_run_.back());
         }
-        return n_selected;
     }
 
     /// of n queries, whose numbers are given
@@ -205,25 +205,22 @@ class FilteredScan {
         if constexpr (is_reservoir) {
             n_read += read_best();
         }
-        size_t seen = 0, left = 0;
-        candidates_.resize(unread_.size());
+        const float threshold = collectors_[q].threshold;
+        rows_.clear();
         for (size_t i = 0; i < unread_.size(); i++) {
-            const uint64_t unread = unread_[i];
-            const float threshold = collectors_[q].threshold;
-            candidates_[i] =
-                    unread ? unread & below(query(q).least, i, threshold) : 0;
-            seen += __builtin_popcountll(unread);
-            left += __builtin_popcountll(candidates_[i]);
+            if (unread_[i]) {
+                add_rows(i, unread_[i] & below(query(q).least, i, threshold));
+            }
         }
         State& state = states_[q];
-        state.on_trial = 2 * left > seen;
+        state.on_trial = 2 * rows_.size() > n_selected_ - n_read;
         if (state.on_trial) {
             state.pause = state.next_pause;
             state.next_pause = std::min(2 * state.next_pause, longest_pause);
             return n_read + read_all();
         }
         state.next_pause = first_pause;
-        return n_read + read(candidates_);
+        return n_read + read_rows();
     }
 
     const SignQuery& query(size_t q) const {
@@ -246,10 +243,12 @@ class FilteredScan {
         Reservoir best(collectors_[q_].k + more_codes);
         best.threshold = collectors_[q_].threshold;
         for (size_t i = 0; i < unread_.size(); i++) {
-            if (!unread_[i]) {
+            const uint64_t unread = unread_[i];
+            uint64_t bits =
+                    unread ? unread & below(expected, i, best.threshold) : 0;
+            if (!bits) {
                 continue;
             }
-            uint64_t bits = unread_[i] & below(expected, i, best.threshold);
             float keys[sign_block];
             uint32_t rows[sign_block];
             size_t n = 0;
@@ -261,14 +260,14 @@ class FilteredScan {
             best.add(keys, rows, n);
         }
         best.shrink();
-        candidates_.assign(unread_.size(), 0);
+        best_.assign(unread_.size(), 0);
         for (uint64_t entry : best.entries) {
             const uint32_t row = entry_row(entry);
-            candidates_[row / 64] |= 1ull << row % 64;
+            best_[row / 64] |= 1ull << row % 64;
             unread_[row / 64] &= ~(1ull << row % 64);
         }
         has_gaps_ = true;
-        const size_t n_read = read(candidates_);
+        const size_t n_read = read(best_);
         share_threshold();
         return n_read;
     }
@@ -296,9 +295,20 @@ class FilteredScan {
     /// codes of the run
     size_t read(const Bitmap& wanted) {
         rows_.clear();
-        for_each_bit(wanted, [&](size_t i) {
-            rows_.push_back(first_ - begin_ + i);
+        for (size_t i = 0; i < wanted.size(); i++) {
+            add_rows(i, wanted[i]);
+        }
+        return read_rows();
+    }
+
+    /// codes of block i of the run
+    void add_rows(size_t i, uint64_t bits) {
+        for_each_bit(bits, first_ - begin_ + i * sign_block, [&](size_t row) {
+            rows_.push_back(row);
         });
+    }
+
+    size_t read_rows() {
         scan_.scan(codes_ + begin_ * code_size_, rows_.data(), rows_.size());
         return rows_.size();
     }
@@ -315,8 +325,9 @@ class FilteredScan {
     BlockScan<Collector> scan_;
 
     size_t begin_ = 0;
-    size_t first_ = 0, end_ = 0;     ///< codes of the run
-    Bitmap of_run_;                  ///< those that are selected
+    size_t first_ = 0, end_ = 0; ///< codes of the run
+    Bitmap of_run_;              ///< those that are selected
+    size_t n_selected_ = 0;
     std::vector<uint16_t> all_sums_; ///< (up to sign_queries, max_run)
 
     // of the query that is at it
@@ -324,8 +335,8 @@ class FilteredScan {
     const uint16_t* sums_ = nullptr; ///< codes of the run
     Bitmap unread_;                  ///< codes that are to be read
     bool has_gaps_ = false;          ///< whether these are not all
-    Bitmap candidates_;
-    std::vector<uint32_t> rows_;
+    Bitmap best_;
+    std::vector<uint32_t> rows_; ///< to be read, less begin_
 };
 
 } // namespace faiss_turboquant

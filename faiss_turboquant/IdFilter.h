@@ -49,13 +49,19 @@ class IdFilter {
             batches_;
 };
 
+/// f(first + i) for the bits i of a word, ascending
+template <class F>
+void for_each_bit(uint64_t word, size_t first, F f) {
+    for (; word; word &= word - 1) {
+        f(first + __builtin_ctzll(word));
+    }
+}
+
 /// f(i) for the positions of a bitmap's bits, ascending
 template <class F>
 void for_each_bit(const IdFilter::Bitmap& bitmap, F f) {
-    for (size_t word = 0; word < bitmap.size(); word++) {
-        for (uint64_t bits = bitmap[word]; bits; bits &= bits - 1) {
-            f(word * 64 + __builtin_ctzll(bits));
-        }
+    for (size_t i = 0; i < bitmap.size(); i++) {
+        for_each_bit(bitmap[i], i * 64, f);
     }
 }
 

@@ -276,10 +276,15 @@ std::shared_ptr<const SignFilter> IndexTurboQuant::get_sign_filter(
             sign_margin > 0,
             "IndexTurboQuant: sign_margin = %g is not positive",
             sign_margin);
-    const bool pays = tq.nbits > 1 && ntotal >= 4096 && codes.is_owned;
+    const bool pays = ntotal >= 4096 && codes.is_owned &&
+            (tq.nbits > 1 ||
+             SignFilter::bytes(tq, ntotal) <= max_one_bit_filter_bytes);
     const bool wanted = use_sign_filter < 0 ? pays : use_sign_filter > 0;
-    if (!wanted || !SignFilter::supports(tq) ||
-        size_t(n) > std::max(batch_queries - 1, max_filtered_queries(tq.d))) {
+    if (!wanted || !SignFilter::supports(tq)) {
+        sign_filter_cache_.clear();
+        return nullptr;
+    }
+    if (size_t(n) > std::max(batch_queries - 1, max_filtered_queries(tq.d))) {
         return nullptr;
     }
     return sign_filter_cache_.get(tq, codes.data(), ntotal);

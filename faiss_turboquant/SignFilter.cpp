@@ -38,6 +38,11 @@ struct PackedCode {
     }
 };
 
+/// of a code's signs, with padding
+size_t sign_bytes(size_t d) {
+    return round_up((d + 7) / 8, sign_step);
+}
+
 } // namespace
 
 size_t max_filtered_queries(size_t d) {
@@ -56,8 +61,14 @@ size_t max_filtered_queries(size_t d) {
 
 SignFilter::SignFilter(const TurboQuantizer& tq)
         : d_(tq.d),
-          n_bytes_(round_up((tq.d + 7) / 8, sign_step)),
+          n_bytes_(sign_bytes(tq.d)),
           sign_(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f) {}
+
+size_t SignFilter::bytes(const TurboQuantizer& tq, size_t ntotal) {
+    const size_t n_factors = tq.layout().has_offset ? 2 : 1;
+    return round_up(ntotal, sign_block) *
+            (sign_bytes(tq.d) + n_factors * sizeof(float));
+}
 
 void SignFilter::extend(
         const TurboQuantizer& tq,

@@ -48,6 +48,9 @@ class SignFilter {
         return tq.parts().size() == 1 && !tq.has_sketch();
     }
 
+    /// memory that it takes for so many codes
+    static size_t bytes(const TurboQuantizer& tq, size_t ntotal);
+
     /** Take codes size() .. ntotal - 1.
      * @param codes  (ntotal, tq.code_size) */
     void extend(const TurboQuantizer& tq, const uint8_t* codes, size_t ntotal);

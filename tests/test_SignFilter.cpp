@@ -399,10 +399,8 @@ TEST(SignFilter, CopiesGoTheirOwnWays) {
 TEST(SignFilter, IsMadeWhereItPays) {
     const size_t d = 64, n = 4096;
     const auto x = clustered(n, d, 1);
-    for (const char* codec : {"TQ1", "TQ1t"}) {
+    for (const char* codec : {"TQ1", "TQ1t", "TQ2", "TQ4t"}) {
         const auto index = index_of(codec, d, METRIC_L2, x);
-        EXPECT_FALSE(index->get_sign_filter(1)) << codec;
-        index->use_sign_filter = 1;
         EXPECT_TRUE(index->get_sign_filter(1)) << codec;
     }
     // of two parts: the setting does not make one
@@ -428,6 +426,42 @@ TEST(SignFilter, IsMadeWhereItPays) {
     view.codes = faiss::MaybeOwnedVector<uint8_t>::create_view(
             view.codes.data(), view.codes.size(), nullptr);
     EXPECT_FALSE(view.get_sign_filter(1));
+}
+
+TEST(SignFilter, DoublesTheMemoryOfOneBitUpToALimit) {
+    const size_t d = 64, n = 5000, limit = size_t(2) << 30;
+    EXPECT_EQ(limit, IndexTurboQuant::max_one_bit_filter_bytes);
+    const auto x = clustered(n, d, 1);
+    for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+        const auto index = index_of("TQ1", d, metric, x);
+        const size_t of_vector = metric == METRIC_L2 ? 16 : 12;
+        EXPECT_EQ(0u, SignFilter::bytes(index->tq, 0));
+        EXPECT_EQ(64 * of_vector, SignFilter::bytes(index->tq, 1));
+        EXPECT_EQ(64 * of_vector, SignFilter::bytes(index->tq, 64));
+        const size_t largest = limit / (64 * of_vector) * 64;
+        EXPECT_LE(SignFilter::bytes(index->tq, largest), limit);
+        EXPECT_GT(SignFilter::bytes(index->tq, largest + 1), limit);
+
+        const std::weak_ptr<const SignFilter> filter =
+                index->get_sign_filter(1);
+        EXPECT_FALSE(filter.expired());
+        index->ntotal = largest + 1; // no code is looked at then
+        EXPECT_FALSE(index->get_sign_filter(1));
+        EXPECT_TRUE(filter.expired()); // its memory is given back
+        index->ntotal = n;
+        EXPECT_TRUE(index->get_sign_filter(1));
+    }
+}
+
+TEST(SignFilter, IsGivenBackByASearchWithoutIt) {
+    const size_t d = 64;
+    const auto index = index_of("TQ4", d, METRIC_L2, clustered(5000, d, 1));
+    const auto queries = clustered(1, d, 2);
+    const std::weak_ptr<const SignFilter> filter = index->get_sign_filter(1);
+    search(*index, queries, 3);
+    EXPECT_FALSE(filter.expired());
+    search_with(*index, 0, queries, 3);
+    EXPECT_TRUE(filter.expired());
 }
 
 TEST(SignFilter, ManyThreads) {

@@ -168,7 +168,12 @@ void dot_codes(
     count_products(state, double(f.n * d), level);
 }
 
-void sum_signs(benchmark::State& state, size_t d, SimdLevel level, bool large) {
+void sum_signs(
+        benchmark::State& state,
+        size_t d,
+        SimdLevel level,
+        size_t n_queries,
+        bool large) {
     const Kernels& k = kernels(level);
     const size_t n_bytes = d / 8; // a multiple of sign_step
     const size_t block_bytes = n_bytes * sign_block;

@@ -88,9 +88,18 @@ constexpr size_t N16 = N8 / 2;
 /// bytes from a row of a block that is read to one that is prefetched
 constexpr size_t sign_prefetch = 4096;
 
-/// Queries that share the loads and the halves of bytes: as many as leave
-/// registers for these besides two sums of a block each.
-constexpr size_t sign_pass = N8 / 16;
+/// Queries that share the loads and the halves of bytes. With AVX2 their sums
+/// of 8 bits take half of the registers, and those of 16 bits are in memory.
+constexpr size_t sign_pass = N8 == 16 ? 1 : sign_queries;
+
+/** A sum that is done before the next one begins. GCC makes trees of the
+ * additions otherwise, and keeps more entries than there are registers. */
+HWY_INLINE U8 in_order(U8 sum) {
+#if (HWY_COMPILER_GCC || HWY_COMPILER_CLANG) && HWY_ARCH_X86
+    asm("" : "+v"(sum.raw));
+#endif
+    return sum;
+}
 
 /// sum_signs of `count` queries
 template <size_t count>
@@ -134,7 +143,8 @@ HWY_INLINE void sum_signs_of(
                     const U8 entries =
                             hn::Add(hn::TableLookupBytes(low, low_bits[r]),
                                     hn::TableLookupBytes(high, high_bits[r]));
-                    sum[q][r] = s == 0 ? entries : hn::Add(sum[q][r], entries);
+                    sum[q][r] = in_order(
+                            s == 0 ? entries : hn::Add(sum[q][r], entries));
                 }
             }
         }

@@ -228,12 +228,12 @@ HWY_INLINE F32 butterfly_within(F32 v) {
     if constexpr (h == 1) {
         swapped = hn::Reverse2(df32, v);
     } else if constexpr (h == 2) {
-        swapped = hn::BitCast(df32, hn::Reverse2(du64, hn::BitCast(du64, v)));
-    } else if constexpr (h == 4) {
-        swapped = hn::SwapAdjacentBlocks(v);
-    } else {
-        static_assert(h == 8);
+        swapped = hn::Shuffle1032(v);
+    } else if constexpr (2 * h == N32) {
         swapped = hn::ConcatLowerUpper(df32, v, v);
+    } else {
+        static_assert(h == 4);
+        swapped = hn::SwapAdjacentBlocks(v);
     }
     // upper lanes get swapped - v. The product with 1 or -1 is exact, so the
     // sum is rounded once, fused or not.
@@ -359,22 +359,36 @@ void hadamard(float* x, size_t n) {
             [x](size_t i) HWY_ATTR { return hn::LoadU(df32, x + i); }, x, n);
 }
 
+/// y[i] = x[starts[i]]
 void permute_elements(
         const float* x,
         const int32_t* starts,
-        const float* multiplier,
         size_t n,
         float* y) {
     size_t i = 0;
 #if HWY_TARGET <= HWY_AVX3
-    // narrower gathers are no faster than loads one by one
     for (; i + N32 <= n; i += N32) {
         const F32 v = hn::GatherIndex(df32, x, hn::LoadU(di32, starts + i));
-        hn::StoreU(hn::Mul(v, hn::LoadU(df32, multiplier + i)), df32, y + i);
+        hn::StoreU(v, df32, y + i);
+    }
+#else
+    // Narrower gathers are no faster than loads one by one. These are bound by
+    // loads and stores, of which pairs are half as many.
+    for (; i + 8 <= n; i += 8) {
+        HWY_UNROLL(4)
+        for (size_t k = i; k < i + 8; k += 2) {
+            uint64_t both;
+            std::memcpy(&both, starts + k, sizeof(both));
+            uint32_t low, high;
+            std::memcpy(&low, x + static_cast<uint32_t>(both), sizeof(low));
+            std::memcpy(&high, x + (both >> 32), sizeof(high));
+            const uint64_t pair = low | uint64_t(high) << 32;
+            std::memcpy(y + k, &pair, sizeof(pair));
+        }
     }
 #endif
     for (; i < n; i++) {
-        y[i] = x[starts[i]] * multiplier[i];
+        y[i] = x[starts[i]];
     }
 }
 
@@ -382,15 +396,11 @@ template <size_t size>
 void permute_groups(
         const float* x,
         const int32_t* starts,
-        const float* multiplier,
         size_t n_groups,
         float* y) {
     const hn::FixedTag<float, size> d;
     for (size_t i = 0; i < n_groups; i++) {
-        const auto v = hn::LoadU(d, x + starts[i]);
-        hn::StoreU(hn::Mul(v, hn::LoadU(d, multiplier)), d, y);
-        multiplier += size;
-        y += size;
+        hn::StoreU(hn::LoadU(d, x + starts[i]), d, y + i * size);
     }
 }
 
@@ -405,9 +415,9 @@ void rotate_groups(
     // together there costs more than the detour through memory.
     constexpr bool straight = size >= N32;
     if constexpr (size == 1) {
-        permute_elements(x, starts, multiplier, blocks.d, y);
+        permute_elements(x, starts, blocks.d, y);
     } else if constexpr (!straight) {
-        permute_groups<size>(x, starts, multiplier, blocks.d / size, y);
+        permute_groups<size>(x, starts, blocks.d / size, y);
     }
     for (size_t b = 0; b < blocks.n; b++) {
         const size_t n = blocks.sizes[b];
@@ -419,10 +429,20 @@ void rotate_groups(
             };
             hadamard_of(load, y, n);
             starts += n / size;
-            multiplier += n;
+        } else if (n >= N32) {
+            const auto load = [=](size_t i) HWY_ATTR {
+                return hn::Mul(
+                        hn::LoadU(df32, y + i),
+                        hn::LoadU(df32, multiplier + i));
+            };
+            hadamard_of(load, y, n);
         } else {
+            for (size_t i = 0; i < n; i++) {
+                y[i] *= multiplier[i];
+            }
             hadamard(y, n);
         }
+        multiplier += n;
         y += n;
     }
 }
@@ -575,7 +595,9 @@ void trellis_dot_codes(
 bool decodes_in_registers(const CodeLayout& layout);
 
 /// magnitudes of coordinates: numbers of thresholds that they reach
+template <int nbits>
 struct Magnitudes {
+    static constexpr size_t n = (size_t(1) << (nbits - 1)) - 1;
 #if HWY_TARGET == HWY_AVX3_DL
     U8 low, high; ///< a table by the 128 values there are
 
@@ -583,55 +605,55 @@ struct Magnitudes {
             : low(count(layout, hn::Iota(di8, 0))),
               high(count(layout, hn::Iota(di8, 64))) {}
 
-    HWY_INLINE U8 operator()(I8 h) const {
-        return U8{_mm512_permutex2var_epi8(low.raw, h.raw, high.raw)};
-    }
-#else
-    const CodeLayout& layout;
-
-    HWY_INLINE explicit Magnitudes(const CodeLayout& layout) : layout(layout) {}
-
-    HWY_INLINE U8 operator()(I8 h) const {
-        return count(layout, h);
-    }
-#endif
-
-   private:
     static HWY_INLINE U8 count(const CodeLayout& layout, I8 h) {
-        const int n = (1 << (layout.nbits - 1)) - 1;
         I8 reached = hn::Zero(di8);
-        for (int k = 0; k < n; k++) {
+        for (size_t k = 0; k < n; k++) {
             const I8 below =
                     hn::Set(di8, static_cast<int8_t>(layout.thresholds[k] - 1));
             reached = hn::Sub(reached, hn::VecFromMask(di8, hn::Gt(h, below)));
         }
         return hn::BitCast(du8, reached);
     }
+
+    HWY_INLINE U8 operator()(I8 h) const {
+        return U8{_mm512_permutex2var_epi8(low.raw, h.raw, high.raw)};
+    }
+#else
+    I8 below[n + 1]; ///< thresholds, less one, and one not used
+
+    HWY_INLINE explicit Magnitudes(const CodeLayout& layout) {
+        HWY_UNROLL(8)
+        for (size_t k = 0; k < n; k++) {
+            below[k] =
+                    hn::Set(di8, static_cast<int8_t>(layout.thresholds[k] - 1));
+        }
+    }
+
+    HWY_INLINE U8 operator()(I8 h) const {
+        I8 reached = hn::Zero(di8);
+        HWY_UNROLL(8)
+        for (size_t k = 0; k < n; k++) {
+            reached =
+                    hn::Sub(reached, hn::VecFromMask(di8, hn::Gt(h, below[k])));
+        }
+        return hn::BitCast(du8, reached);
+    }
+#endif
 };
 
-float encode_fields(
-        const CodeLayout& layout,
-        const float* y,
-        uint8_t* fields,
-        uint8_t* planes) {
-    const int nbits = layout.nbits;
+/// @param fields  (padded,), written
+template <int nbits>
+void find_fields(const CodeLayout& layout, const float* y, uint8_t* fields) {
     const F32 half_steps = hn::Set(df32, layout.half_steps);
-    const Magnitudes magnitudes(layout);
-    const U8 grid = load_grid(layout);
-    const U8 odd_levels = // 2 g - 63
-            hn::Sub(hn::Add(grid, grid), hn::Set(du8, uint8_t{63}));
-    const U8 sign_bit = hn::Set(du8, static_cast<uint8_t>(1 << (nbits - 1)));
-    F32 acc[lanes / N32];
-    for (F32& a : acc) {
-        a = hn::Zero(df32);
-    }
+    const Magnitudes<nbits> magnitudes(layout);
+    const U8 sign_bit = hn::Set(du8, uint8_t{1 << (nbits - 1)});
     const size_t padded = layout.padded_dim();
     for (size_t i = 0; i < padded; i += N8) {
-        F32 v[4];
         I32 t[4];
-        for (int k = 0; k < 4; k++) {
-            v[k] = hn::LoadU(df32, y + i + k * N32);
-            t[k] = floor_to_int(hn::Mul(v[k], half_steps));
+        HWY_UNROLL(4)
+        for (size_t k = 0; k < 4; k++) {
+            const F32 v = hn::LoadU(df32, y + i + k * N32);
+            t[k] = floor_to_int(hn::Mul(v, half_steps));
         }
         const I8 signed_steps = demote(t[0], t[1], t[2], t[3]);
         const I8 sign = hn::BroadcastSignBit(signed_steps);
@@ -639,19 +661,38 @@ float encode_fields(
         const U8 field =
                 hn::Or(magnitude, hn::And(hn::BitCast(du8, sign), sign_bit));
         hn::StoreU(field, du8, fields + i);
-        // y (2 g - 63), lane by lane
+    }
+}
+
+/// sum of y (2 g - 63)
+float sum_levels(
+        const CodeLayout& layout,
+        const float* y,
+        const uint8_t* fields) {
+    const U8 grid = load_grid(layout);
+    const U8 odd_levels = // 2 g - 63
+            hn::Sub(hn::Add(grid, grid), hn::Set(du8, uint8_t{63}));
+    F32 acc[lanes / N32];
+    HWY_UNROLL(8)
+    for (size_t k = 0; k < lanes / N32; k++) {
+        acc[k] = hn::Zero(df32);
+    }
+    const size_t padded = layout.padded_dim();
+    for (size_t i = 0; i < padded; i += N8) {
         HWY_ALIGN int8_t odd[N8];
+        const U8 field = hn::LoadU(du8, fields + i);
         hn::Store(
                 hn::BitCast(di8, hn::TableLookupBytes(odd_levels, field)),
                 di8,
                 odd);
         const hn::Rebind<int8_t, decltype(di32)> quarter;
+        HWY_UNROLL(4)
         for (size_t k = 0; k < 4; k++) {
             const F32 level = hn::ConvertTo(
                     df32,
                     hn::PromoteTo(di32, hn::Load(quarter, odd + k * N32)));
             F32& a = acc[k % (lanes / N32)];
-            a = hn::Add(a, hn::Mul(v[k], level));
+            a = hn::Add(a, hn::Mul(hn::LoadU(df32, y + i + k * N32), level));
         }
         if constexpr (N8 == 16) {
             // a register of bytes is half of the lanes: the next one is the
@@ -659,8 +700,33 @@ float encode_fields(
             std::rotate(acc, acc + 4, acc + 8);
         }
     }
+    return add_lanes(df32, acc);
+}
+
+float encode_fields(
+        const CodeLayout& layout,
+        const float* y,
+        uint8_t* fields,
+        uint8_t* planes) {
+    // One loop after the other: a register's way to its share of the sum is so
+    // long that, all in one, less than two of them are under way at a time.
+    const size_t padded = layout.padded_dim();
+    switch (layout.nbits) {
+        case 1:
+            find_fields<1>(layout, y, fields);
+            break;
+        case 2:
+            find_fields<2>(layout, y, fields);
+            break;
+        case 3:
+            find_fields<3>(layout, y, fields);
+            break;
+        default:
+            find_fields<4>(layout, y, fields);
+    }
+    const float sum = sum_levels(layout, y, fields);
     hn::StoreU(hn::Zero(du8), du8, fields + padded);
-    switch (nbits) {
+    switch (layout.nbits) {
         case 1:
             pack_plane<1>(fields, layout.plane_size(1), planes);
             break;
@@ -685,7 +751,7 @@ float encode_fields(
         default:
             pack_plane<4>(fields, layout.plane_size(4), planes);
     }
-    return add_lanes(df32, acc);
+    return sum;
 }
 
 void encode(

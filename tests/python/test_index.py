@@ -501,7 +501,8 @@ def test_unknown_attributes_are_refused():
         faiss.IndexTurboQuant(20).nprobe = 3
 
 
-def test_sign_filter():
+@pytest.mark.parametrize("codec", ["TQ1", "TQ1t", "TQ4"])
+def test_sign_filter(codec):
     """Searches for few queries read few codes and find the same."""
     d, n = 96, 20_000
     rng = np.random.default_rng(5)
@@ -509,7 +510,7 @@ def test_sign_filter():
     xb = np.repeat(centres, 20, axis=0)
     xb += 0.5 * rng.standard_normal((n, d), "float32")
     xq = centres[:5] + 0.5 * rng.standard_normal((5, d), "float32")
-    index = faiss.index_factory(d, "TQ4")
+    index = faiss.index_factory(d, codec)
     index.add(xb)
     index.use_sign_filter = 0
     expected = [index.search(q[None], 10) for q in xq]
