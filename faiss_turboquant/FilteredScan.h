@@ -206,10 +206,11 @@ class FilteredScan {
             n_read += read_best();
         }
         const float threshold = collectors_[q].threshold;
+        const SignFormula least = filter_.least(query(q), threshold);
         rows_.clear();
         for (size_t i = 0; i < unread_.size(); i++) {
             if (unread_[i]) {
-                add_rows(i, unread_[i] & below(query(q).least, i, threshold));
+                add_rows(i, unread_[i] & below(least, i, threshold));
             }
         }
         State& state = states_[q];

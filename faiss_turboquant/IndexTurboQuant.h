@@ -29,7 +29,7 @@ struct IndexTurboQuant : IndexFlatCodes {
      * read the signs of all codes, and then those codes alone that can be among
      * the results. That is up to six times as fast where queries have
      * neighbours that are much nearer than most vectors, as embeddings do, and
-     * at most a tenth slower elsewhere. It takes d / 8 + 4 bytes a vector more
+     * at most a tenth slower elsewhere. It takes d / 8 + 8 bytes a vector more
      * in memory (+ 4 where codes have an offset), from the first such search on
      * until one that does without.
      *
@@ -43,7 +43,7 @@ struct IndexTurboQuant : IndexFlatCodes {
      * Not written to files. */
     int use_sign_filter = -1;
 
-    /// 2 GiB: 41 million vectors of 384 dimensions, 10 million of 1536
+    /// 2 GiB: 38 million vectors of 384 dimensions, 10 million of 1536
     static constexpr size_t max_one_bit_filter_bytes = size_t(2) << 30;
 
     /** How far from what its signs say a distance may be, in standard

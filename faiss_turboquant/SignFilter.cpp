@@ -36,6 +36,13 @@ struct PackedCode {
                 &magnitudes,
                 &squares);
     }
+
+    /// |r| / beta, 0 where all magnitudes are equal
+    float residual(size_t d) const {
+        const int64_t x =
+                int64_t(d) * squares - int64_t(magnitudes) * magnitudes;
+        return static_cast<float>(std::sqrt(double(x) / squares));
+    }
 };
 
 /// of a code's signs, with padding
@@ -65,7 +72,7 @@ SignFilter::SignFilter(const TurboQuantizer& tq)
           sign_(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f) {}
 
 size_t SignFilter::bytes(const TurboQuantizer& tq, size_t ntotal) {
-    const size_t n_factors = tq.layout().has_offset ? 2 : 1;
+    const size_t n_factors = tq.layout().has_offset ? 3 : 2;
     return round_up(ntotal, sign_block) *
             (sign_bytes(tq.d) + n_factors * sizeof(float));
 }
@@ -78,12 +85,12 @@ void SignFilter::extend(
     const bool has_offset = tq.layout().has_offset;
     bits_.resize(n_blocks * n_bytes_, Row());
     scales_.resize(n_blocks * sign_block);
+    residuals_.resize(n_blocks * sign_block);
     offsets_.resize(has_offset ? n_blocks * sign_block : 0);
-    double residual = residual_;
 #pragma omp parallel if (ntotal - size_ > 1000)
     {
         Grid grid(tq.layout().padded_dim());
-#pragma omp for schedule(static) reduction(max : residual)
+#pragma omp for schedule(static)
         for (int64_t block = size_ / sign_block; block < int64_t(n_blocks);
              block++) {
             const size_t first = block * sign_block;
@@ -103,8 +110,7 @@ void SignFilter::extend(
                 const PackedCode packed(
                         tq, codes + i * tq.code_size, grid, bits, sign_block);
                 const double beta = double(packed.squares) / packed.magnitudes;
-                residual = std::max(
-                        residual, double(d_) - packed.magnitudes / beta);
+                residuals_[i] = packed.residual(d_);
                 scales_[i] = static_cast<float>(factors[0][i - begin] * beta);
                 if (has_offset) {
                     offsets_[i] = sign_ * factors[1][i - begin];
@@ -112,7 +118,12 @@ void SignFilter::extend(
             }
         }
     }
-    residual_ = residual;
+    for (size_t i = size_; i < ntotal; i++) {
+        least_residual_ = std::min(least_residual_, residuals_[i]);
+        largest_residual_ = std::max(largest_residual_, residuals_[i]);
+        sum_of_scales_ += scales_[i];
+        sum_of_offsets_ += has_offset ? offsets_[i] : 0;
+    }
     size_ = ntotal;
 }
 
@@ -163,22 +174,69 @@ SignQuery SignFilter::make_query(
     kernels().fill_sign_tables(
             padded.data(), n_tables, factor, half, query.tables.data());
 
-    // |q| |r| / beta at most, times a coordinate of a random unit vector, of
-    // which none is above 1
-    const double of_rest = std::sqrt(residual_ * double(squares)) *
-            std::min(1.0, margin / std::sqrt(std::max<double>(d_, 2) - 1));
-    // what rounding adds to <q, s>: n_tables errors of 2 / unit * [-1/2, 1/2]
-    const double of_rounding = std::sqrt(n_tables / 3.0) / unit * margin;
-    const double bound =
-            std::sqrt(of_rest * of_rest + of_rounding * of_rounding);
-    const double multiplier = sign_ * double(factors.multiplier);
-    query.expected.slope = static_cast<float>(multiplier * 2 / unit);
-    query.expected.shift = static_cast<float>(-multiplier * sum);
+    query.multiplier = sign_ * double(factors.multiplier);
+    query.expected.slope = static_cast<float>(query.multiplier * 2 / unit);
+    query.expected.shift = static_cast<float>(-query.multiplier * sum);
     query.expected.bias = sign_ * factors.bias;
-    query.least = query.expected;
-    // the multiplier is negative
-    query.least.shift = static_cast<float>(multiplier * (bound - sum));
+    query.squares = double(squares);
+    // no coordinate of a unit vector is above 1
+    query.share =
+            std::min(1.0, margin / std::sqrt(std::max<double>(d_, 2) - 1));
+    // n_tables errors of 2 / unit * [-1/2, 1/2]
+    query.rounding = std::sqrt(n_tables / 3.0) / unit * margin;
     return query;
+}
+
+SignFormula SignFilter::least(const SignQuery& query, float threshold) const {
+    // With y = <q, v> / beta, w = |v| / beta and a residual rho = |r| / beta,
+    // of which rho^2 + w^2 = d, signs give y less at most
+    //   g(y) = sqrt(share^2 rho^2 (|q|^2 - y^2 / w^2) + rounding^2).
+    // That is concave in y, so its tangents are bounds for any y: linear, as
+    // the formula wants it. The slope is that where codes are near the
+    // threshold. Of that slope, -s, the tangent is h - s y, with
+    //   h^2 = (share^2 rho^2 |q|^2 + rounding^2)
+    //         (1 + s^2 w^2 / (share^2 rho^2)),
+    // and h is convex in rho: linear between the least and the largest, or, if
+    // these are far apart, no more than that of the largest.
+    const double n = double(size_);
+    double y = (double(threshold) - query.expected.bias - sum_of_offsets_ / n) /
+            (query.multiplier * (sum_of_scales_ / n));
+    const double w2 = double(d_) - double(least_residual_) * least_residual_;
+    const double largest = 0.999 * std::sqrt(w2 * query.squares);
+    y = y > 0 ? std::min(y, largest) : 0; // 0 where it is not a number
+    const double rounding2 = query.rounding * query.rounding;
+    const auto spread2 = [&](double residual) {
+        return query.share * query.share * residual * residual;
+    };
+    const double at_largest = spread2(largest_residual_);
+    const double g =
+            std::sqrt(at_largest * (query.squares - y * y / w2) + rounding2);
+    const double s = g > 0 ? at_largest * y / (w2 * g) : 0;
+    const auto h = [&](double residual) {
+        const double x = spread2(residual);
+        // s is 0 where x may be
+        return std::sqrt(
+                (x * query.squares + rounding2) *
+                (1 + (s > 0 ? s * s * w2 / x : 0)));
+    };
+    const double least_residual = least_residual_ < largest_residual_ / 4
+            ? largest_residual_
+            : least_residual_;
+    const double h_least = h(least_residual);
+    const double range = largest_residual_ - least_residual;
+    const double spread =
+            range > 0 ? (h(largest_residual_) - h_least) / range : 0;
+
+    // <q, s> + h >= (1 + s) y of the code
+    const double factor = 1 / (1 + s);
+    const double multiplier = query.multiplier * factor;
+    SignFormula least = query.expected;
+    least.slope = static_cast<float>(query.expected.slope * factor);
+    least.shift = static_cast<float>(
+            query.expected.shift * factor +
+            multiplier * (h_least - spread * least_residual));
+    least.spread = static_cast<float>(multiplier * spread);
+    return least;
 }
 
 SignFilterCache::SignFilterCache(const SignFilterCache& other) {

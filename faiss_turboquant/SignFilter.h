@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -19,8 +20,13 @@ struct SignQuery {
     faiss::AlignedTable<uint8_t, 64> tables;
     /// to the key that a code's signs let expect
     SignFormula expected;
-    /// to the least key that it can have
-    SignFormula least;
+
+    // for SignFilter::least
+    double multiplier = 0; ///< of <q, s> in keys, without the code's scale
+    double squares = 0;    ///< |q|^2
+    /// of |q| |r|, that <q, r> exceeds with the probability of the margin
+    double share = 0;
+    double rounding = 0; ///< that the tables add to <q, s>, likewise
 };
 
 /** The signs of the coordinates of codes, in blocks that a query reads instead
@@ -30,13 +36,14 @@ struct SignQuery {
  * With v the levels of a code and s their signs, v = beta s + r, where beta =
  * |v|^2 / <v, s>. The signs give <q, s>. What they leave of <q, v> is <q, r>,
  * and r is orthogonal to v, in a direction that is random by the rotation:
- * <q, r> is |q| |r| times a coordinate of a random unit vector, of standard
- * deviation 1 / sqrt(d - 1). A code is passed over where its distance would
- * have to be better than its signs say by more than `margin` standard
- * deviations: the bound of Gao and Long, RaBitQ, SIGMOD 2024, section 3.2. So
- * a search returns what it returns when it reads every code, but that it misses
- * a neighbour with a probability below that of a normal deviate above margin:
- * 1e-3 at 3, 3e-5 at 4, 2e-8 at 5.5.
+ * with p the part of q that is orthogonal to v, <q, r> is |p| |r| times a
+ * coordinate of a random unit vector, of standard deviation 1 / sqrt(d - 1). A
+ * code is passed over where its distance would have to be better than its signs
+ * say by more than `margin` standard deviations: the bound of Gao and Long,
+ * RaBitQ, SIGMOD 2024, section 3.2. Of a code that is near enough, p is short:
+ * at a cosine of 0.8, |p| is 0.6 |q|. So a search returns what it returns when
+ * it reads every code, but that it misses a neighbour with a probability below
+ * that of a normal deviate above margin: 1e-3 at 3, 3e-5 at 4, 2e-8 at 5.5.
  *
  * In memory only: it is made from codes, of any codec with one part. */
 class SignFilter {
@@ -71,6 +78,10 @@ class SignFilter {
             const QueryFactors& factors,
             double margin) const;
 
+    /** To a key that a code's own is not below, and near to it where that is
+     * near the threshold. */
+    SignFormula least(const SignQuery& query, float threshold) const;
+
     /** @param tables  (n,), of queries
      *  @param sums    (n, sign_block), for below() and key(), written
      *  @param stride  from the sums of one query to those of the next */
@@ -102,15 +113,20 @@ class SignFilter {
         return kernels().filter_signs(
                 formula,
                 sums,
-                scales_.data() + first,
-                offsets_.empty() ? nullptr : offsets_.data() + first,
+                {scales_.data() + first,
+                 residuals_.data() + first,
+                 offsets_.empty() ? nullptr : offsets_.data() + first},
                 threshold);
     }
 
     /// @param sum  of code number i
     float key(const SignFormula& formula, size_t i, uint16_t sum) const {
         return sign_key(
-                formula, sum, scales_[i], offsets_.empty() ? 0 : offsets_[i]);
+                formula,
+                sum,
+                scales_[i],
+                residuals_[i],
+                offsets_.empty() ? 0 : offsets_[i]);
     }
 
    private:
@@ -127,8 +143,10 @@ class SignFilter {
     std::vector<float> scales_;
     /// (blocks, sign_block), sign * offset; empty where codes have none
     std::vector<float> offsets_;
-    /// the largest |r|^2 / beta^2 of any code
-    double residual_ = 0;
+    std::vector<float> residuals_; ///< (blocks, sign_block), |r| / beta
+    float least_residual_ = std::numeric_limits<float>::max();
+    float largest_residual_ = 0;
+    double sum_of_scales_ = 0, sum_of_offsets_ = 0;
 };
 
 /** The most queries at a time that find their results sooner by a SignFilter

@@ -229,6 +229,19 @@ TEST(SignFilter, BoundsHoldForEveryCode) {
                     tq.arrange_query(q.data(), query);
                     const auto signs =
                             filter.make_query(q.data(), query.factors, 5.5);
+                    // wherever the bound is made for
+                    std::vector<faiss_turboquant::SignFormula> leasts;
+                    for (const float threshold :
+                         {-INFINITY,
+                          -3.0f,
+                          -0.3f,
+                          0.0f,
+                          0.3f,
+                          3.0f,
+                          INFINITY}) {
+                        leasts.push_back(filter.least(
+                                signs, threshold * std::sqrt(float(d))));
+                    }
                     for (size_t j = 0; j < n; j++) {
                         uint16_t sums[faiss_turboquant::sign_block];
                         const uint8_t* tables = signs.tables.data();
@@ -237,9 +250,9 @@ TEST(SignFilter, BoundsHoldForEveryCode) {
                                 tq.distance_to_code(
                                         query,
                                         index->codes.data() + j * tq.code_size);
-                        const float least =
-                                filter.key(signs.least, j, sums[j % 64]);
-                        EXPECT_LE(least, key);
+                        for (const auto& least : leasts) {
+                            EXPECT_LE(filter.key(least, j, sums[j % 64]), key);
+                        }
                         const float expected =
                                 filter.key(signs.expected, j, sums[j % 64]);
                         n_below += expected < key;
@@ -434,7 +447,7 @@ TEST(SignFilter, DoublesTheMemoryOfOneBitUpToALimit) {
     const auto x = clustered(n, d, 1);
     for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
         const auto index = index_of("TQ1", d, metric, x);
-        const size_t of_vector = metric == METRIC_L2 ? 16 : 12;
+        const size_t of_vector = metric == METRIC_L2 ? 20 : 16;
         EXPECT_EQ(0u, SignFilter::bytes(index->tq, 0));
         EXPECT_EQ(64 * of_vector, SignFilter::bytes(index->tq, 1));
         EXPECT_EQ(64 * of_vector, SignFilter::bytes(index->tq, 64));

@@ -162,22 +162,33 @@ constexpr float sign_slack = 1.0f / (1 << 20);
 
 /** From a sum of table entries to a key, as Kernels::select has them:
  *
- *   (float(sum) * slope + shift) * scale + (offset + bias)
+ *   (float(sum) * slope + (shift + spread * residual)) * scale
+ *       + (offset + bias)
  *
  * less sign_slack times the absolute value of the last term. */
 struct SignFormula {
     float slope = 0;
     float shift = 0;
+    float spread = 0;
     float bias = 0;
+};
+
+/// what is known of the codes of a block besides their signs, (sign_block,)
+struct SignFactors {
+    const float* scales;
+    const float* residuals; ///< what signs leave of a code, see SignFilter
+    const float* offsets;   ///< or null for zeros
 };
 
 inline float sign_key(
         const SignFormula& formula,
         uint16_t sum,
         float scale,
+        float residual,
         float offset) {
+    const float shift = formula.shift + formula.spread * residual;
     const float product =
-            (static_cast<float>(sum) * formula.slope + formula.shift) * scale;
+            (static_cast<float>(sum) * formula.slope + shift) * scale;
     const float base = offset + formula.bias;
     return product + (base - std::fabs(base) * sign_slack);
 }
@@ -410,15 +421,12 @@ struct Kernels {
             size_t sums_stride);
 
     /** Which codes of a block have a key, by their signs, below a threshold.
-     * @param sums     (sign_block,), from sum_signs
-     * @param scales   (sign_block,)
-     * @param offsets  (sign_block,), or null for zeros
+     * @param sums  (sign_block,), from sum_signs
      * @return  bit i is set if code i has */
     uint64_t (*filter_signs)(
             const SignFormula& formula,
             const uint16_t* sums,
-            const float* scales,
-            const float* offsets,
+            const SignFactors& codes,
             float threshold);
 };
 

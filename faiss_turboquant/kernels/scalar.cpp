@@ -343,13 +343,16 @@ void sum_signs(
 uint64_t filter_signs(
         const SignFormula& formula,
         const uint16_t* sums,
-        const float* scales,
-        const float* offsets,
+        const SignFactors& codes,
         float threshold) {
     uint64_t below = 0;
     for (size_t i = 0; i < sign_block; i++) {
-        const float key =
-                sign_key(formula, sums[i], scales[i], offsets ? offsets[i] : 0);
+        const float key = sign_key(
+                formula,
+                sums[i],
+                codes.scales[i],
+                codes.residuals[i],
+                codes.offsets ? codes.offsets[i] : 0);
         below |= uint64_t(key < threshold) << i;
     }
     return below;

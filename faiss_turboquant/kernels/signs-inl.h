@@ -198,22 +198,25 @@ void sum_signs(
 uint64_t filter_signs(
         const SignFormula& formula,
         const uint16_t* sums,
-        const float* scales,
-        const float* offsets,
+        const SignFactors& codes,
         float threshold) {
     const hn::Rebind<uint16_t, decltype(di32)> half;
     const F32 slope = hn::Set(df32, formula.slope);
-    const F32 shift = hn::Set(df32, formula.shift);
+    const F32 common_shift = hn::Set(df32, formula.shift);
+    const F32 spread = hn::Set(df32, formula.spread);
     const F32 bias = hn::Set(df32, formula.bias);
     const F32 limit = hn::Set(df32, threshold);
     uint64_t below = 0;
     for (size_t i = 0; i < sign_block; i += N32) {
         const I32 sum = hn::PromoteTo(di32, hn::LoadU(half, sums + i));
+        const F32 residual = hn::LoadU(df32, codes.residuals + i);
+        const F32 shift = hn::Add(common_shift, hn::Mul(spread, residual));
         const F32 product = hn::Mul(
                 hn::Add(hn::Mul(hn::ConvertTo(df32, sum), slope), shift),
-                hn::LoadU(df32, scales + i));
-        const F32 base =
-                offsets ? hn::Add(hn::LoadU(df32, offsets + i), bias) : bias;
+                hn::LoadU(df32, codes.scales + i));
+        const F32 base = codes.offsets
+                ? hn::Add(hn::LoadU(df32, codes.offsets + i), bias)
+                : bias;
         const F32 slack = hn::Mul(hn::Abs(base), hn::Set(df32, sign_slack));
         const F32 least = hn::Add(product, hn::Sub(base, slack));
         uint64_t bits = 0;

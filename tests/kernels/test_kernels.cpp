@@ -572,11 +572,12 @@ TEST_P(LevelTest, FilterSigns) {
     std::mt19937 rng(6);
     const std::vector<float> scales = random_floats(sign_block, 7);
     const std::vector<float> offsets = random_floats(sign_block, 8);
+    const std::vector<float> residuals = random_floats(sign_block, 9);
     std::vector<uint16_t> sums(sign_block);
     for (uint16_t& sum : sums) {
         sum = rng();
     }
-    const SignFormula formula = {-0.01f, 300.0f, 0.7f};
+    const SignFormula formula = {-0.01f, 300.0f, 40.0f, 0.7f};
     const float infinity = std::numeric_limits<float>::infinity();
     size_t below = 0;
     for (const float* of_codes : {offsets.data(), (const float*)nullptr}) {
@@ -584,15 +585,18 @@ TEST_P(LevelTest, FilterSigns) {
         for (size_t i = 0; i < sign_block; i++) {
             // equal to a key, which is not below it
             thresholds.push_back(sign_key(
-                    formula, sums[i], scales[i], of_codes ? of_codes[i] : 0));
+                    formula,
+                    sums[i],
+                    scales[i],
+                    residuals[i],
+                    of_codes ? of_codes[i] : 0));
         }
         for (float threshold : thresholds) {
             const auto run = [&](const Kernels& k) {
                 return k.filter_signs(
                         formula,
                         sums.data(),
-                        scales.data(),
-                        of_codes,
+                        {scales.data(), residuals.data(), of_codes},
                         threshold);
             };
             EXPECT_EQ(run(scalar), run(simd)) << threshold;
