@@ -37,16 +37,10 @@ TQ_HOST_DEVICE constexpr int fragment_bits(int nbits, bool has_trellis) {
 struct Fragment {
     int bits;
     int units;
-    /// of one bit: word p has bit p of each byte
-    bool in_place = false;
 
     /// the coordinate in byte j of a lane's word p
     TQ_HOST_DEVICE int coordinate(int dims, int step, int t, int p, int j)
             const {
-        if (in_place) {
-            const int byte = (4 * step + t) * 4 * units + p / 8 * 4 + j;
-            return p % 8 * (dims / 8) + byte;
-        }
         const int half_fields = 4 / bits;
         const int word = p / (2 * half_fields);
         const int a = p / 2 % half_fields;
@@ -211,19 +205,6 @@ struct RowDecoder {
                 coded[back + i] = raw.words[0][i];
                 previous[i] = raw.words[0][i];
             }
-        }
-    }
-
-    /// The eight words of a unit of one bit where the bits are: 4^i or 0 in
-    /// words 2 i and 2 i + 1
-    __device__ void decode_in_place(
-            const Raw& raw,
-            int unit,
-            uint32_t (&out)[8]) const {
-        const uint32_t x = raw.words[0][unit];
-        for (int i = 0; i < 4; i++) {
-            out[2 * i] = x & 0x01010101 << 2 * i;
-            out[2 * i + 1] = x >> 1 & 0x01010101 << 2 * i;
         }
     }
 

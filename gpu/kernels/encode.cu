@@ -824,7 +824,7 @@ struct ScalarLaunch {
 struct QueryWords {
     uint32_t* words;
     int group_size, in_tile;
-    bool by_bits, by_lanes;
+    bool is_single, by_lanes;
 
     __device__ QueryWords(
             const DeviceLayout& layout,
@@ -832,17 +832,17 @@ struct QueryWords {
             const ImageOrder& order,
             size_t q)
             : group_size(order.group_size),
-              by_bits(order.by_bits),
+              is_single(order.is_single),
               by_lanes(order.is_batch) {
-        const int tile = by_bits ? 1 : group_size ? group_size : 8;
+        const int tile = is_single ? 1 : group_size ? group_size : 8;
         in_tile = int(q % tile);
         words = reinterpret_cast<uint32_t*>(image) +
                 (q - in_tile) * (layout.dims / 4);
     }
 
-    /// i = (fragment * 4 + t) * 4 + word, or, by bits, as it is
+    /// i = (fragment * 4 + t) * 4 + word, or, of a single query, as it is
     __device__ uint32_t& operator[](int i) const {
-        if (by_bits) {
+        if (is_single) {
             return words[i];
         }
         if (group_size == 0) {
@@ -875,7 +875,7 @@ __device__ void write_fragments(
         const QueryWords& words) {
     const int units = order.units;
     const int bits = fragment_bits(layout.nbits, layout.has_trellis());
-    const Fragment fragments{bits, units, order.in_place};
+    const Fragment fragments{bits, units};
     for (int i = threadIdx.x; i < layout.dims / 4; i += blockDim.x) {
         const int fragment = i / 16, t = i / 4 % 4;
         const int step = fragment / (2 * units);
@@ -892,11 +892,25 @@ __device__ void write_fragments(
 /// the bits of a quantized query as eight codes of one bit, by the block
 __device__ void write_bit_planes(
         const DeviceLayout& layout,
-        int units,
+        const ImageOrder& order,
         const int8_t* quantized,
         const QueryWords& words) {
     const int lane = threadIdx.x % 32;
+    const int units = order.units;
     const int of_step = 4 * units; // words of a plane
+    // where bit b of word i goes
+    const auto place = [&](int i, int b) {
+        const int step = i / of_step, in_step = i % of_step;
+        if (order.is_single) {
+            return (step * 8 + b) * of_step + in_step;
+        }
+        const int t = in_step / units, unit = in_step % units;
+        const int width = units == 1 ? 1 : 2; // of a pair
+        // of the lane
+        const int word =
+                ((step * units + unit) / width * 8 + b) * width + unit % width;
+        return (word / 4 * 4 + t) * 4 + word % 4;
+    };
     for (int i = threadIdx.x / 32; i < layout.dims / 32; i += blockDim.x / 32) {
         // of bit `lane` of word i in a code
         const int c = lane % 8 * layout.plane_size() + 4 * i + lane / 8;
@@ -908,7 +922,7 @@ __device__ void write_bit_planes(
             word = lane == b ? plane : word;
         }
         if (lane < 8) {
-            words[(i / of_step * 8 + lane) * of_step + i % of_step] = word;
+            words[place(i, lane)] = word;
         }
     }
 }
@@ -958,16 +972,15 @@ __device__ void write_query(
     __syncthreads();
 
     if (order.by_bits) {
-        write_bit_planes(layout, order.units, quantized, words);
+        write_bit_planes(layout, order, quantized, words);
     } else {
         write_fragments(layout, order, quantized, words);
     }
     if (threadIdx.x == 0) {
         const double multiplier =
                 length * (double(largest) / 127) * layout.half_level;
-        const uint32_t base = order.is_batch
-                ? DeviceLayout().base
-                : layout.base_of(order.in_place || order.by_bits);
+        const uint32_t base = order.is_batch ? DeviceLayout().base
+                                             : layout.base_of(order.by_bits);
         const float sign = layout.is_l2 ? 1 : -1;
         // rounding is symmetric, so the sign may go in first
         factors = {
