@@ -200,7 +200,7 @@ void CodeStorage::encode_rows(
                planes_at(row),
                scales.data() + row,
                offsets_at(row),
-               check.device.data(),
+               check.refused(),
                workspace.data(),
                int(std::min<size_t>(blocks, count)),
                resources.stream());

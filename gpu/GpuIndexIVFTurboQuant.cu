@@ -473,7 +473,7 @@ struct GpuIndexIVFTurboQuant::Search {
                 nq,
                 first_row,
                 rotated.data(),
-                check.device.data(),
+                check.refused(),
                 stream);
         check.fetch();
         if (is_empty()) {

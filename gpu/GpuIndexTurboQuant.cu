@@ -53,7 +53,7 @@ struct DeviceQueries {
                 plan.padded_nq(),
                 image.data(),
                 factors.data(),
-                check.device.data(),
+                check.refused(),
                 resources.stream());
         check.fetch();
     }

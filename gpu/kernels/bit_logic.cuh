@@ -81,6 +81,66 @@ struct BitNetwork {
     }
 };
 
+/// a function of two or three of some words
+struct BitNode {
+    int i = 0, j = 0, k = -1; ///< -1: of two
+    uint8_t table = 0;        ///< of (flip or word k, word j, word i)
+};
+
+/** Several functions of four bits, each of which is a function of three words
+ * among the bits and `n` intermediate results, these being functions of three
+ * of the bits. Fewer instructions than a BitNetwork for each, if there are such
+ * results; they were found by trying all. */
+struct SharedBits {
+    static constexpr int most = 7;
+
+    int n = 0;
+    uint16_t results[most] = {};
+
+    constexpr uint16_t table_of(int word) const {
+        constexpr uint16_t bits[] = {0xaaaa, 0xcccc, 0xf0f0, 0xff00};
+        return word < 4 ? bits[word] : results[word - 4];
+    }
+
+    /// The function with this table of the first `words` of the bits and the
+    /// results. One of two words is preferred, and has room for a flip.
+    constexpr BitNode find(uint16_t table, int words) const {
+        for (int k = -1; k < words; k++) {
+            for (int j = 1; j < words; j++) {
+                for (int i = 0; i < j; i++) {
+                    BitNode node;
+                    node.i = i, node.j = j, node.k = k;
+                    if (complete(node, table)) {
+                        return node;
+                    }
+                }
+            }
+        }
+        BitNode none;
+        none.i = -1;
+        return none;
+    }
+
+   private:
+    constexpr bool complete(BitNode& node, uint16_t table) const {
+        int known = 0;
+        for (int flip = 0; flip < 2; flip++) {
+            for (int x = 0; x < 16; x++) {
+                const int third = node.k < 0 ? flip : table_of(node.k) >> x & 1;
+                const int place = (table_of(node.i) >> x & 1) |
+                        (table_of(node.j) >> x & 1) << 1 | third << 2;
+                const int value = (table >> x & 1) ^ (node.k < 0 ? flip : 0);
+                if (known >> place & 1 && (node.table >> place & 1) != value) {
+                    return false;
+                }
+                known |= 1 << place;
+                node.table |= value << place;
+            }
+        }
+        return true;
+    }
+};
+
 #ifdef __CUDACC__
 
 /// a function of three bits by its table
@@ -110,6 +170,18 @@ __device__ inline uint32_t apply_table(const uint32_t (&x)[4], uint32_t flip) {
             constexpr uint8_t choose = 0xca; // of (a, c, x_3)
             return apply_table<choose>(a, c, x[3]) ^ flip;
         }
+    }
+}
+
+/// f ^ flip for a node of `words`
+template <uint8_t table, int i, int j, int k, int n>
+__device__ inline uint32_t apply_node(
+        const uint32_t (&words)[n],
+        uint32_t flip) {
+    if constexpr (k < 0) {
+        return apply_table<table>(words[i], words[j], flip);
+    } else {
+        return apply_table<table>(words[i], words[j], words[k]) ^ flip;
     }
 }
 

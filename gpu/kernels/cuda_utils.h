@@ -1,7 +1,7 @@
 #pragma once
 
+#include <map>
 #include <mutex>
-#include <set>
 #include <utility>
 
 #include <cuda_runtime.h>
@@ -36,27 +36,27 @@ constexpr T round_up(T a, T b) {
 /// Lets a kernel use all the shared memory that a block can have, on the
 /// current device. Always the same value, so that threads with kernels of
 /// different needs do not disagree; once, because it takes as long as a launch.
+/// @return  bytes, less what the kernel has in any case
 template <class Kernel>
-void allow_shared_memory(Kernel kernel) {
+size_t allow_shared_memory(Kernel kernel) {
     static std::mutex mutex;
-    static std::set<std::pair<const void*, int>> done;
+    static std::map<std::pair<const void*, int>, size_t> allowed;
     int device = 0, available = 0;
     TQ_CUDA(cudaGetDevice(&device));
     const auto key =
             std::make_pair(reinterpret_cast<const void*>(kernel), device);
     const std::lock_guard<std::mutex> lock(mutex);
-    if (done.count(key)) {
-        return;
+    if (allowed.count(key)) {
+        return allowed[key];
     }
     cudaFuncAttributes attributes;
     TQ_CUDA(cudaDeviceGetAttribute(
             &available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     TQ_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+    available -= int(attributes.sharedSizeBytes);
     TQ_CUDA(cudaFuncSetAttribute(
-            kernel,
-            cudaFuncAttributeMaxDynamicSharedMemorySize,
-            available - int(attributes.sharedSizeBytes)));
-    done.insert(key);
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, available));
+    return allowed[key] = available;
 }
 
 } // namespace gpu

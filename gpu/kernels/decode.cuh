@@ -37,16 +37,10 @@ TQ_HOST_DEVICE constexpr int fragment_bits(int nbits, bool has_trellis) {
 struct Fragment {
     int bits;
     int units;
-    /// of one bit: word p has bit p of each byte
-    bool in_place = false;
 
     /// the coordinate in byte j of a lane's word p
     TQ_HOST_DEVICE int coordinate(int dims, int step, int t, int p, int j)
             const {
-        if (in_place) {
-            const int byte = (4 * step + t) * 4 * units + p / 8 * 4 + j;
-            return p % 8 * (dims / 8) + byte;
-        }
         const int half_fields = 4 / bits;
         const int word = p / (2 * half_fields);
         const int a = p / 2 % half_fields;
@@ -214,19 +208,6 @@ struct RowDecoder {
         }
     }
 
-    /// The eight words of a unit of one bit where the bits are: 4^i or 0 in
-    /// words 2 i and 2 i + 1
-    __device__ void decode_in_place(
-            const Raw& raw,
-            int unit,
-            uint32_t (&out)[8]) const {
-        const uint32_t x = raw.words[0][unit];
-        for (int i = 0; i < 4; i++) {
-            out[2 * i] = x & 0x01010101 << 2 * i;
-            out[2 * i + 1] = x >> 1 & 0x01010101 << 2 * i;
-        }
-    }
-
     /// the eight words of a unit of the step, grid positions but for one bit
     __device__ void decode(
             const DeviceLayout& layout,
@@ -297,16 +278,58 @@ struct RowDecoder {
         if constexpr (has_trellis) {
             uint32_t index[4], signs;
             index_bits(layout, raw, unit, index, signs);
-            for_constants<bit_planes>([&](auto b) {
-                constexpr uint16_t table = known_grid_bit(b);
-                out[b] = apply_table<table>(index, signs);
-            });
+            if constexpr (shared().n > 0) {
+                position_bits(index, signs, out);
+            } else {
+                for_constants<bit_planes>([&](auto b) {
+                    constexpr uint16_t table = known_grid_bit(b);
+                    out[b] = apply_table<table>(index, signs);
+                });
+            }
         } else {
             out[0] = raw.words[0][unit];
         }
     }
 
    private:
+    /// for the bits of the known grid's positions; none at 3 bits
+    static constexpr SharedBits shared() {
+        constexpr SharedBits of_code[n_compiled_trellis_codes] = {
+                {2, {0x2288, 0xfc0c}},
+                {7, {0xb6b6, 0xddaa, 0x0a5a, 0x1144, 0xc33c, 0x55aa, 0xccf0}},
+                {},
+                {6, {0x3fcc, 0xf5aa, 0xeaea, 0x003c, 0x66cc, 0xd0d0}}};
+        return of_code[trellis >= 0 ? trellis : 0];
+    }
+
+    /// bits of positions, xor signs
+    static __device__ void position_bits(
+            const uint32_t (&index)[4],
+            uint32_t signs,
+            uint32_t (&out)[bit_planes]) {
+        constexpr SharedBits bits = shared();
+        uint32_t words[4 + bits.n];
+        for_constants<4 + bits.n>([&](auto w) {
+            if constexpr (w < 4) {
+                words[w] = index[w];
+            } else {
+                constexpr BitNode f = bits.find(bits.table_of(w), 4);
+                static_assert(f.i >= 0);
+                words[w] = apply_node<f.table, f.i, f.j, f.k>(words, 0);
+            }
+        });
+        for_constants<bit_planes>([&](auto b) {
+            constexpr uint16_t table = known_grid_bit(b);
+            if constexpr (table == 0 || table == 0xffff) {
+                out[b] = table == 0 ? signs : ~signs;
+            } else {
+                constexpr BitNode f = bits.find(table, 4 + bits.n);
+                static_assert(f.i >= 0);
+                out[b] = apply_node<f.table, f.i, f.j, f.k>(words, signs);
+            }
+        });
+    }
+
     /// table of bit b of a position by index
     static constexpr uint16_t known_grid_bit(int b) {
         uint16_t table = 0;

@@ -12,8 +12,9 @@ namespace gpu {
 
 namespace {
 
-/// of a block where each has a vector of scalar codes
-constexpr int vector_warps = 4;
+/// of a block where each has a vector of scalar codes, and where there is less
+/// room
+constexpr int vector_warps = 16, large_vector_warps = 12;
 /// of a block with one vector of scalar codes
 constexpr int min_block_threads = 128, max_block_threads = 512;
 constexpr int query_threads = 256;
@@ -140,10 +141,17 @@ struct Cells {
 
     /// by the block
     __device__ void fill(const DeviceLayout& layout) {
-        for (int i = threadIdx.x; i < n_cells * 32; i += blockDim.x) {
-            const int field = field_at(layout, min(i / 32, n_cells - 2) - 64);
+        const int lane = threadIdx.x % 32;
+        for (int i = threadIdx.x; i < round_up(n_cells, 32); i += blockDim.x) {
+            const int field = field_at(layout, min(i, n_cells - 2) - 64);
             const float level = 2 * layout.grid[field] - 63;
-            cells[i / 32][i % 32] = {__float_as_uint(level) | field};
+            const uint32_t bits = __float_as_uint(level) | field;
+            for (int k = 0; k < 32; k++) {
+                const uint32_t of_row = __shfl_sync(0xffffffff, bits, k);
+                if (i - lane + k < n_cells) {
+                    cells[i - lane + k][lane] = {of_row};
+                }
+            }
         }
     }
 
@@ -187,33 +195,106 @@ __device__ void pack_fields(
     }
 }
 
+/// the fields of four cells, one in each byte
+__device__ uint32_t join_fields(const Cell* cells) {
+    return __byte_perm(
+            __byte_perm(cells[0].bits, cells[1].bits, 0x0040),
+            __byte_perm(cells[2].bits, cells[3].bits, 0x0040),
+            0x5410);
+}
+
+/// byte j of lane i, of four lanes, to byte i of lane j
+__device__ uint32_t transpose_bytes(uint32_t x) {
+    const int lane = threadIdx.x;
+    const uint32_t second = __shfl_xor_sync(0xffffffff, x, 2);
+    x = __byte_perm(x, second, lane & 2 ? 0x3276 : 0x5410);
+    const uint32_t first = __shfl_xor_sync(0xffffffff, x, 1);
+    return __byte_perm(x, first, lane & 1 ? 0x3715 : 0x6240);
+}
+
+/** A plane of b-bit fields, by a warp, whose lanes have coordinates 32 apart.
+ * @tparam rows  of 32 coordinates
+ * @param words  in each byte the field of a coordinate, its bits `shift` and up
+ * @param plane  (rows, 4 b), written */
+template <int b, int rows, int n>
+__device__ void pack_plane_of_rows(
+        const uint32_t (&words)[n],
+        int shift,
+        uint8_t* plane) {
+    constexpr uint32_t mask = ((1 << b) - 1) * 0x01010101;
+    constexpr int of_plane = rows * b / 8; // rows of 32 bytes
+    const int lane = threadIdx.x % 32;
+    // after four lanes have changed columns for rows
+    uint8_t* to = plane + lane % 4 * 32 + lane / 4 * 4;
+#pragma unroll
+    for (int row = 0; row < of_plane; row += 4) {
+        uint32_t packed = 0;
+#pragma unroll
+        for (int f = 0; f < 8 / b; f++) {
+            const int first = f * of_plane + row; // an even number
+            uint32_t fields = words[first / 4];
+            if (first % 4 != 0) {
+                fields = __funnelshift_r(
+                        fields, words[min(first / 4 + 1, n - 1)], 16);
+            }
+            packed |= (fields >> shift & mask) << f * b;
+        }
+        packed = transpose_bytes(packed);
+        if (row + 4 <= of_plane || lane % 4 < of_plane - row) {
+            *reinterpret_cast<uint32_t*>(to + 32 * row) = packed;
+        }
+    }
+}
+
+/// all planes of a code
+template <int rows, int n>
+__device__ void pack_rows(
+        const DeviceLayout& layout,
+        const uint32_t (&words)[n],
+        uint8_t* code) {
+    const int nbits = layout.nbits;
+    if (nbits == 1) {
+        pack_plane_of_rows<1, rows>(words, 0, code);
+    } else if (nbits == 4) {
+        pack_plane_of_rows<4, rows>(words, 0, code);
+    } else {
+        pack_plane_of_rows<2, rows>(words, 0, code);
+    }
+    if (nbits == 3) {
+        uint8_t* plane = code + 2 * layout.plane_size();
+        pack_plane_of_rows<1, rows>(words, 2, plane);
+    }
+}
+
 /// what write_factors needs of the vectors of a warp: they are written 32 at a
 /// time, because a division takes as long for all lanes as for one
 struct PendingFactors {
+    size_t rows[32];
     double norms[32], alongs[32];
     float products[32];
 };
 
 /** A vector a warp, whose parts are all in registers between two exchanges, so
- * that one buffer in shared memory is enough.
+ * that one buffer in shared memory is enough. Some warps get on faster than
+ * others, so each takes the next of the block's vectors when it is done.
  * @tparam n         of parts of max_part in d
  * @tparam smallest  of WarpVector
  * @tparam run       of DeviceRotation, or 0 for any
- * @tparam blocks    at least, that a multiprocessor shall have room for */
-template <int n, int smallest, int run, int blocks>
-__global__ void __launch_bounds__(32 * vector_warps, blocks)
-        encode_vectors_kernel(
-                Encoder encoder,
-                const float* x,
-                size_t count,
-                uint64_t first_row,
-                uint8_t* planes,
-                float* scales,
-                float* offsets,
-                Refused* refused) {
+ * @tparam warps     of a block, which has a multiprocessor */
+template <int n, int smallest, int run, int warps>
+__global__ void __launch_bounds__(32 * warps, 1) encode_vectors_kernel(
+        Encoder encoder,
+        const float* x,
+        size_t count,
+        uint64_t first_row,
+        uint8_t* planes,
+        float* scales,
+        float* offsets,
+        Refused* refused) {
     extern __shared__ float shared[];
     __shared__ Cells cells;
-    __shared__ PendingFactors pending_of_warp[vector_warps];
+    __shared__ PendingFactors pending_of_warp[warps];
+    __shared__ uint32_t n_taken;
     const DeviceLayout& layout = encoder.layout;
     const DeviceRotation& rotation = encoder.rotation;
     const int d = layout.d;
@@ -223,13 +304,24 @@ __global__ void __launch_bounds__(32 * vector_warps, blocks)
     const SharedVector work{shared + warp * shared_vector_size(d)};
     uint8_t* fields = reinterpret_cast<uint8_t*>(work.data);
     cells.fill(layout);
+    if (threadIdx.x == 0) {
+        n_taken = 0;
+    }
     __syncthreads();
     PendingFactors& pending = pending_of_warp[warp];
     int n_pending = 0;
-    const size_t step = gridDim.x * vector_warps;
-    for (size_t row = blockIdx.x * vector_warps + warp; row < count;
-         row += step) {
-        prefetch_row(lane, 32, x, row + step, count, d);
+    // what take_one gives is of the first lane
+    const auto take_one = [&] {
+        return lane == 0 ? atomicAdd(&n_taken, 1) : 0;
+    };
+    const auto row_of_taken = [&](uint32_t taken) {
+        const uint32_t i = __shfl_sync(0xffffffff, taken, 0);
+        return blockIdx.x + size_t(i) * gridDim.x;
+    };
+    size_t row = row_of_taken(take_one()), next_row = row_of_taken(take_one());
+    while (row < count) {
+        const uint32_t taken = take_one(); // of the row after the next
+        prefetch_row(lane, 32, x, next_row, count, d);
         double squared, along;
         load_difference(
                 rotation,
@@ -252,47 +344,66 @@ __global__ void __launch_bounds__(32 * vector_warps, blocks)
             rotate(rotation, rotation.run, work, factor, y);
         }
         float product = 0;
-        y.for_each_part(d, [&](auto& v, int begin, int) {
-            constexpr int of_lane = sizeof(v) / sizeof(float);
-            constexpr int batch = of_lane < 8 ? of_lane : 8;
-            if (of_lane > 1 || begin + lane < d) {
-                uint8_t* to = fields + begin + lane;
+        uint8_t* const code = planes + encoder.row_of(row) * layout.row_size();
+        // take: of the nearest cells of some coordinates, the first row's
+        const auto quantize = [&](const auto& take) {
+            y.for_each_part(d, [&](auto& v, int begin, int) {
+                constexpr int of_lane = sizeof(v) / sizeof(float);
+                constexpr int batch = of_lane < 8 ? of_lane : 8;
+                if (of_lane > 1 || begin + lane < d) {
 #pragma unroll
-                for (int i = 0; i < of_lane; i += batch) {
-                    Cell near[batch];
+                    for (int i = 0; i < of_lane; i += batch) {
+                        Cell near[batch];
 #pragma unroll
-                    for (int j = 0; j < batch; j++) {
-                        near[j] = cells.at(v[i + j] * layout.half_steps);
-                    }
+                        for (int j = 0; j < batch; j++) {
+                            near[j] = cells.at(v[i + j] * layout.half_steps);
+                        }
+                        take(near, begin + 32 * i);
 #pragma unroll
-                    for (int j = 0; j < batch; j++) {
-                        to[32 * (i + j)] = near[j].field();
-                        product += v[i + j] * near[j].level();
+                        for (int j = 0; j < batch; j++) {
+                            product += v[i + j] * near[j].level();
+                        }
                     }
                 }
+            });
+        };
+        if constexpr (smallest == 512) {
+            uint32_t words[8 * n + 4];
+            int word = 0; // the compiler knows it
+            quantize([&](const auto& near, int) {
+                words[word++] = join_fields(near);
+                words[word++] = join_fields(near + 4);
+            });
+            if (d & 512) {
+                pack_rows<32 * n + 16>(layout, words, code);
+            } else {
+                pack_rows<32 * n>(layout, words, code);
             }
-        });
-        for (int i = d + lane; i < layout.dims; i += 32) {
-            fields[i] = 0;
+        } else {
+            quantize([&](const auto& near, int begin) {
+#pragma unroll
+                for (int j = 0; j < int(std::size(near)); j++) {
+                    fields[begin + 32 * j + lane] = near[j].field();
+                }
+            });
+            for (int i = d + lane; i < layout.dims; i += 32) {
+                fields[i] = 0;
+            }
+            __syncwarp();
+            pack_fields(lane, 32, layout, fields, code);
         }
-        __syncwarp();
-        pack_fields(
-                lane,
-                32,
-                layout,
-                fields,
-                planes + encoder.row_of(row) * layout.row_size());
         product = add_lanes(product);
         if (lane == 0) {
+            pending.rows[n_pending] = row;
             pending.norms[n_pending] = norm;
             pending.alongs[n_pending] = along;
             pending.products[n_pending] = product;
         }
         n_pending++;
         __syncwarp();
-        if (n_pending == 32 || row + step >= count) {
+        if (n_pending == 32 || next_row >= count) {
             if (lane < n_pending) {
-                const size_t i = row - (n_pending - 1 - lane) * step;
+                const size_t i = pending.rows[lane];
                 write_factors(
                         layout,
                         pending.norms[lane],
@@ -307,6 +418,8 @@ __global__ void __launch_bounds__(32 * vector_warps, blocks)
             n_pending = 0;
             __syncwarp();
         }
+        row = next_row;
+        next_row = row_of_taken(taken);
     }
 }
 
@@ -662,10 +775,14 @@ struct ScalarLaunch {
             kernel = of_warps(n, d);
         }
         if (kernel) {
-            threads = 32 * vector_warps;
-            shared = vector_warps * vector;
+            const size_t warps = std::min<size_t>(
+                    n < 3 ? vector_warps : large_vector_warps,
+                    allow_shared_memory(kernel) / vector);
+            threads = int(32 * warps);
+            shared = warps * vector;
         } else {
             kernel = encode_vector_kernel;
+            allow_shared_memory(kernel);
             threads = std::clamp(32 * n, min_block_threads, max_block_threads);
             shared = 2 * vector;
         }
@@ -676,21 +793,25 @@ struct ScalarLaunch {
         if (d % 512 == 0) {
             switch (n) {
                 case 1:
-                    return encode_vectors_kernel<1, 512, 16, 4>;
+                    return encode_vectors_kernel<1, 512, 16, vector_warps>;
                 case 2:
-                    return encode_vectors_kernel<2, 512, 16, 4>;
+                    return encode_vectors_kernel<2, 512, 16, vector_warps>;
                 case 3:
-                    return encode_vectors_kernel<3, 512, 16, 3>;
+                    return encode_vectors_kernel<
+                            3,
+                            512,
+                            16,
+                            large_vector_warps>;
             }
         }
         if (n == 0 && d % 128 == 0) {
-            return encode_vectors_kernel<0, 128, 4, 4>;
+            return encode_vectors_kernel<0, 128, 4, vector_warps>;
         }
         switch (n) {
             case 0:
-                return encode_vectors_kernel<0, 1, 0, 4>;
+                return encode_vectors_kernel<0, 1, 0, vector_warps>;
             case 1:
-                return encode_vectors_kernel<1, 1, 0, 4>;
+                return encode_vectors_kernel<1, 1, 0, vector_warps>;
             default:
                 return nullptr;
         }
@@ -703,7 +824,7 @@ struct ScalarLaunch {
 struct QueryWords {
     uint32_t* words;
     int group_size, in_tile;
-    bool by_bits, by_lanes;
+    bool is_single, by_lanes;
 
     __device__ QueryWords(
             const DeviceLayout& layout,
@@ -711,17 +832,17 @@ struct QueryWords {
             const ImageOrder& order,
             size_t q)
             : group_size(order.group_size),
-              by_bits(order.by_bits),
+              is_single(order.is_single),
               by_lanes(order.is_batch) {
-        const int tile = by_bits ? 1 : group_size ? group_size : 8;
+        const int tile = is_single ? 1 : group_size ? group_size : 8;
         in_tile = int(q % tile);
         words = reinterpret_cast<uint32_t*>(image) +
                 (q - in_tile) * (layout.dims / 4);
     }
 
-    /// i = (fragment * 4 + t) * 4 + word, or, by bits, as it is
+    /// i = (fragment * 4 + t) * 4 + word, or, of a single query, as it is
     __device__ uint32_t& operator[](int i) const {
-        if (by_bits) {
+        if (is_single) {
             return words[i];
         }
         if (group_size == 0) {
@@ -754,7 +875,7 @@ __device__ void write_fragments(
         const QueryWords& words) {
     const int units = order.units;
     const int bits = fragment_bits(layout.nbits, layout.has_trellis());
-    const Fragment fragments{bits, units, order.in_place};
+    const Fragment fragments{bits, units};
     for (int i = threadIdx.x; i < layout.dims / 4; i += blockDim.x) {
         const int fragment = i / 16, t = i / 4 % 4;
         const int step = fragment / (2 * units);
@@ -771,11 +892,25 @@ __device__ void write_fragments(
 /// the bits of a quantized query as eight codes of one bit, by the block
 __device__ void write_bit_planes(
         const DeviceLayout& layout,
-        int units,
+        const ImageOrder& order,
         const int8_t* quantized,
         const QueryWords& words) {
     const int lane = threadIdx.x % 32;
+    const int units = order.units;
     const int of_step = 4 * units; // words of a plane
+    // where bit b of word i goes
+    const auto place = [&](int i, int b) {
+        const int step = i / of_step, in_step = i % of_step;
+        if (order.is_single) {
+            return (step * 8 + b) * of_step + in_step;
+        }
+        const int t = in_step / units, unit = in_step % units;
+        const int width = units == 1 ? 1 : 2; // of a pair
+        // of the lane
+        const int word =
+                ((step * units + unit) / width * 8 + b) * width + unit % width;
+        return (word / 4 * 4 + t) * 4 + word % 4;
+    };
     for (int i = threadIdx.x / 32; i < layout.dims / 32; i += blockDim.x / 32) {
         // of bit `lane` of word i in a code
         const int c = lane % 8 * layout.plane_size() + 4 * i + lane / 8;
@@ -787,7 +922,7 @@ __device__ void write_bit_planes(
             word = lane == b ? plane : word;
         }
         if (lane < 8) {
-            words[(i / of_step * 8 + lane) * of_step + i % of_step] = word;
+            words[place(i, lane)] = word;
         }
     }
 }
@@ -837,16 +972,15 @@ __device__ void write_query(
     __syncthreads();
 
     if (order.by_bits) {
-        write_bit_planes(layout, order.units, quantized, words);
+        write_bit_planes(layout, order, quantized, words);
     } else {
         write_fragments(layout, order, quantized, words);
     }
     if (threadIdx.x == 0) {
         const double multiplier =
                 length * (double(largest) / 127) * layout.half_level;
-        const uint32_t base = order.is_batch
-                ? DeviceLayout().base
-                : layout.base_of(order.in_place || order.by_bits);
+        const uint32_t base = order.is_batch ? DeviceLayout().base
+                                             : layout.base_of(order.by_bits);
         const float sign = layout.is_l2 ? 1 : -1;
         // rounding is symmetric, so the sign may go in first
         factors = {
@@ -1137,7 +1271,6 @@ int encode_blocks(const Encoder& encoder, int device, size_t n) {
                 trellis_shared_size(layout)));
     } else {
         const ScalarLaunch launch(encoder);
-        allow_shared_memory(launch.kernel);
         TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
                 &per_sm, launch.kernel, launch.threads, launch.shared));
     }
@@ -1176,7 +1309,6 @@ void encode(
                 encode_workspace_of_block(layout));
     } else {
         const ScalarLaunch launch(encoder);
-        allow_shared_memory(launch.kernel);
         launch.kernel<<<blocks, launch.threads, launch.shared, stream>>>(
                 encoder, x, n, first_row, planes, scales, offsets, refused);
     }

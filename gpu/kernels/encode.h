@@ -81,13 +81,15 @@ struct DeviceQueryFactors {
  * [group][fragment][word][query][lane of the row], or, in batches,
  * [group][fragment][lane of the row][query][word]. By bits, a query is eight
  * codes of one bit, those of bit b of its integers, in the order in which lanes
- * read codes: [query][step][b][lane of the row][word of `units`]. */
+ * read codes: [query][step][b][lane of the row][word of `units`], or, of eight
+ * queries, the words of a lane in fragments [step][pair of units][b][unit of
+ * the pair]. */
 struct ImageOrder {
-    int units = 1;         ///< of Fragment
-    bool in_place = false; ///< of Fragment
-    bool by_bits = false;  ///< see ScanPlan
-    bool is_batch = false; ///< likewise
-    int group_size = 0;    ///< 0 for the first order
+    int units = 1;          ///< of Fragment
+    bool by_bits = false;   ///< see ScanPlan
+    bool is_single = false; ///< likewise
+    bool is_batch = false;  ///< likewise
+    int group_size = 0;     ///< 0 for the first order
 };
 
 /** Rotate and quantize queries. Queries past nq are such that nothing is ever

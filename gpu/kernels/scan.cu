@@ -47,9 +47,9 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
     }
     switch (plan.group_tiles) {
         case 1: {
-            const auto& few = plan.by_bits  ? kernels.by_bits
-                    : plan.stream.warps > 0 ? kernels.streamed
-                                            : kernels.few;
+            const auto& few = plan.is_single ? kernels.single
+                    : plan.stream.warps > 0  ? kernels.streamed
+                                             : kernels.few;
             return few[plan.units / 2];
         }
         case 4:
@@ -398,17 +398,19 @@ ScanPlan plan_list_scan(
     if (plan.group_tiles > 1) {
         return plan;
     }
-    const int most_units = few_units(layout.nbits, layout.has_trellis());
+    plan.stream = plan_stream(layout, plan, device);
+    if (plan.stream.warps > 0) {
+        plan.is_single = most_queries == 1 &&
+                counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
+        plan.by_bits = plan.is_single ||
+                counts_bits_of_eight(layout.nbits, layout.has_trellis());
+    }
+    const int most_units =
+            few_units(layout.nbits, layout.has_trellis(), plan.is_single);
     while (2 * plan.units <= most_units &&
            layout.dims % (2 * plan.units * dims_unit) == 0) {
         plan.units *= 2;
     }
-    plan.stream = plan_stream(layout, plan, device);
-    plan.by_bits = most_queries == 1 && plan.stream.warps > 0 &&
-            counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
-    plan.in_place = !plan.by_bits &&
-            decodes_in_place(
-                    layout.nbits, layout.has_trellis(), plan.stream.warps > 0);
     return plan;
 }
 

@@ -51,9 +51,9 @@ constexpr int batch_parts = 4;
 
 /// how a page of queries is cut into blocks
 struct ScanPlan {
-    int units = 1; ///< of Fragment
-    bool in_place = false;
-    bool by_bits = false; ///< groups of one query, see counts_bits
+    int units = 1;          ///< of Fragment
+    bool by_bits = false;   ///< see counts_bits, counts_bits_of_eight
+    bool is_single = false; ///< by bits: groups of one query
     StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
@@ -68,8 +68,8 @@ struct ScanPlan {
     }
     ImageOrder image_order() const {
         return {units,
-                in_place,
                 by_bits,
+                is_single,
                 is_batch,
                 uses_wgmma || is_batch ? group_size() : 0};
     }

@@ -37,12 +37,6 @@ constexpr int steps_ahead(int nbits, int units, int group_tiles) {
     return group_tiles > 1 || words > 8 ? 1 : 16 / words;
 }
 
-/** Whether bits are left where they are in a code, and multiplied with what
- * their place is worth: half the instructions, for four times the sums. */
-constexpr bool decodes_in_place(int nbits, bool has_trellis, bool is_streamed) {
-    return nbits == 1 && !has_trellis && is_streamed;
-}
-
 /** Whether one query is compared by bits: the product with an integer is a sum
  * over its bits, each of which counts set bits of the code, or, times a power
  * of two, of a plane of its grid positions. A matrix instruction does so for 16
@@ -52,14 +46,23 @@ constexpr bool counts_bits(int nbits, bool has_trellis, int trellis) {
     return has_trellis ? trellis >= 0 : nbits == 1;
 }
 
-/// Fragment::units with few queries, at most. Trellises are short of registers.
-constexpr int few_units(int nbits, bool has_trellis) {
-    return has_trellis ? 2 : 4 / fragment_bits(nbits, false);
+/** Whether eight queries are, with a TileStream: a matrix instruction is of a
+ * bit of all of them, so that each plane takes eight times as many. */
+constexpr bool counts_bits_of_eight(int nbits, bool has_trellis) {
+    return nbits == 1 && !has_trellis;
+}
+
+/// Fragment::units with few queries, at most. Trellises are short of registers;
+/// at two bits, planes of bits leave some.
+constexpr int few_units(int nbits, bool has_trellis, bool is_single) {
+    return !has_trellis               ? 4 / fragment_bits(nbits, false)
+            : is_single && nbits == 2 ? 4
+                                      : 2;
 }
 
 /// rows of a block from one look at the reservoirs, for which all warps wait,
 /// to the next, at most
-constexpr int max_check_rows = 512;
+constexpr int max_check_rows = 768;
 
 constexpr int max_group = 128;
 
@@ -83,7 +86,7 @@ using ScanKernel = void (*)(ScanArgs);
 struct ScanKernels {
     ScanKernel few[3];      ///< one tile of queries; units 1, 2, 4; or null
     ScanKernel streamed[3]; ///< the same, through a TileStream
-    ScanKernel by_bits[3];  ///< and of one query, see counts_bits
+    ScanKernel single[3];   ///< and of one query, see counts_bits
     ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
     ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
     ScanKernel batch[2];    ///< 32 tiles; units 1, 2; or null
@@ -103,6 +106,19 @@ __device__ inline void multiply_tile(
         "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/// Without a branch, and without waiting for what is loaded, which selecting
+/// afterwards would.
+__device__ inline float load_if(bool is_valid, const float* at, float other) {
+    asm("{\n"
+        ".reg .pred p;\n"
+        "setp.ne.u32 p, %2, 0;\n"
+        "@p ld.global.nc.f32 %0, [%1];\n"
+        "}"
+        : "+f"(other)
+        : "l"(at), "r"(uint32_t(is_valid)));
+    return other;
 }
 
 /// sums of a unit: all tiles of rows by all tiles of queries
@@ -129,22 +145,6 @@ __device__ inline void multiply(
                         c, x[p + 2], y[p + 2], x[p + 3], y[p + 3], b.z, b.w);
             }
         }
-    }
-}
-
-/// the same for words of RowDecoder::decode_in_place: sums 4 i .. 4 i + 3 are
-/// of words 2 i and 2 i + 1
-__device__ inline void multiply_in_place(
-        int (&sums)[16],
-        const uint32_t (&x)[8],
-        const uint32_t (&y)[8],
-        const uint4* image) {
-#pragma unroll
-    for (int p = 0; p < 8; p += 4, image += 32) {
-        const uint4 b = *image;
-        int* c = sums + 2 * p;
-        multiply_tile(c, x[p], y[p], x[p + 1], y[p + 1], b.x, b.y);
-        multiply_tile(c + 4, x[p + 2], y[p + 2], x[p + 3], y[p + 3], b.z, b.w);
     }
 }
 
@@ -227,6 +227,47 @@ __device__ inline void add_bits(int (&sums)[n_sums], int t) {
         dot += __shfl_xor_sync(0xffffffff, dot, 1);
         dot += __shfl_xor_sync(0xffffffff, dot, 2);
         sums[2 * i] = dot;
+    }
+}
+
+/** Of a step, set bits that rows g (x) and g + 8 (y) share with eight queries:
+ * sums[4 b + 2 i + j] is of row g + 8 i and bit b of query 2 t + j.
+ * @param image  of the step and the lane, see ImageOrder */
+template <int units>
+__device__ inline void count_bits_of_eight(
+        int (&sums)[32],
+        const uint32_t (&x)[units],
+        const uint32_t (&y)[units],
+        const uint4* image) {
+#pragma unroll
+    for (int i = 0; i < units; i += 2) {
+#pragma unroll
+        for (int b = 0; b < 8; b += units == 1 ? 4 : 2, image += 32) {
+            const uint4 w = *image;
+            int* c = sums + 4 * b;
+            if constexpr (units == 1) {
+                count_tile(c, x[0], y[0], w.x);
+                count_tile(c + 4, x[0], y[0], w.y);
+                count_tile(c + 8, x[0], y[0], w.z);
+                count_tile(c + 12, x[0], y[0], w.w);
+            } else {
+                count_tile(c, x[i], y[i], x[i + 1], y[i + 1], w.x, w.y);
+                count_tile(c + 4, x[i], y[i], x[i + 1], y[i + 1], w.z, w.w);
+            }
+        }
+    }
+}
+
+/// the dot products from such sums, to the first four
+__device__ inline void add_bits_of_eight(int (&sums)[32]) {
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        int dot = -sums[28 + c]; // two's complement
+#pragma unroll
+        for (int b = 6; b >= 0; b--) {
+            dot = 2 * dot + sums[4 * b + c];
+        }
+        sums[c] = dot;
     }
 }
 
@@ -378,11 +419,11 @@ __global__ void __launch_bounds__(
     using Shape = ScanShape<group_tiles, uses_wgmma, is_streamed>;
     constexpr int group_size = Shape::group_size;
     constexpr int n_row_tiles = Shape::row_tiles;
-    constexpr bool in_place = !by_bits &&
-            decodes_in_place(nbits, trellis != no_trellis, is_streamed);
-    constexpr int n_sums = in_place ? 16
-            : by_bits               ? 4 * Decoder::bit_planes
-                                    : 4 * group_tiles * Shape::chains;
+    constexpr bool eight_by_bits = !by_bits && is_streamed &&
+            counts_bits_of_eight(nbits, trellis != no_trellis);
+    constexpr int n_sums = eight_by_bits ? 32
+            : by_bits                    ? 4 * Decoder::bit_planes
+                                         : 4 * group_tiles * Shape::chains;
     constexpr int warp_rows = Shape::warp_rows;
     extern __shared__ uint4 image[];
     __shared__ GroupState<group_size> state;
@@ -502,13 +543,16 @@ __global__ void __launch_bounds__(
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const uint32_t row = first_row + m * tile_rows + i * 8 + g;
-                const bool is_valid = row < end &&
-                        (!codes.selected ||
-                         codes.selected[row / 32] >> row % 32 & 1);
+                bool is_valid = row < end;
+                if (codes.selected) {
+                    is_valid = is_valid &&
+                            codes.selected[row / 32] >> row % 32 & 1;
+                }
                 // no comparison with NaN holds
-                factors.scales[m][i] = is_valid ? codes.scales[row] : nanf("");
-                factors.offsets[m][i] =
-                        is_valid && codes.offsets ? codes.offsets[row] : 0;
+                factors.scales[m][i] =
+                        load_if(is_valid, codes.scales + row, nanf(""));
+                factors.offsets[m][i] = load_if(
+                        is_valid && codes.offsets, codes.offsets + row, 0);
             }
         }
         return factors;
@@ -583,13 +627,8 @@ __global__ void __launch_bounds__(
                     for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
                         for (int i = 0; i < 2; i++) {
-                            if constexpr (in_place) {
-                                decoders[m][i].decode_in_place(
-                                        raw[m][i], unit, a[m][i]);
-                            } else {
-                                decoders[m][i].decode(
-                                        layout, raw[m][i], unit, a[m][i]);
-                            }
+                            decoders[m][i].decode(
+                                    layout, raw[m][i], unit, a[m][i]);
                         }
                     }
                     if constexpr (uses_wgmma) {
@@ -607,9 +646,6 @@ __global__ void __launch_bounds__(
                         end_wgmma_group();
                         load_next(); // while they work
                         wait_for_wgmma(sums[0]);
-                    } else if constexpr (in_place) {
-                        multiply_in_place(sums[0], a[0][0], a[0][1], fragment);
-                        fragment += 2 * 32;
                     } else {
                         multiply<Shape::chains>(sums, a, fragment, fragments);
                         fragment += 2 * 32;
@@ -636,6 +672,13 @@ __global__ void __launch_bounds__(
                     load_ahead(0, step + 1);
                     if constexpr (by_bits) {
                         count_step(raw);
+                    } else if constexpr (eight_by_bits) {
+                        count_bits_of_eight(
+                                sums[0],
+                                raw[0][0].words[0],
+                                raw[0][1].words[0],
+                                fragment);
+                        fragment += 2 * units * 32;
                     } else {
                         multiply_step(raw, [] {});
                     }
@@ -671,21 +714,18 @@ __global__ void __launch_bounds__(
 
             if constexpr (by_bits) {
                 add_bits(sums[0], t);
-                if constexpr (!Decoder::has_trellis) {
-                    sums[0][0] *= 127; // DeviceLayout::base_of
-                    sums[0][2] *= 127;
-                }
-            } else if constexpr (in_place) {
-#pragma unroll
-                for (int c = 0; c < 4; c++) {
-                    int* s = sums[0] + c;
-                    s[0] = 127 *
-                            (s[0] + (s[4] >> 2) + (s[8] >> 4) + (s[12] >> 6));
-                }
+            } else if constexpr (eight_by_bits) {
+                add_bits_of_eight(sums[0]);
             } else if constexpr (Shape::chains == 2) {
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
                     sums[0][c] += sums[0][4 + c];
+                }
+            }
+            if constexpr ((by_bits && !Decoder::has_trellis) || eight_by_bits) {
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    sums[0][c] *= 127; // DeviceLayout::base_of
                 }
             }
             // sums[m][4 q + 2 i + j] is of row g + 8 i and query 2 t + j

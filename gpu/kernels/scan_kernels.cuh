@@ -13,12 +13,18 @@ namespace gpu {
 /// kernels for one tile of queries
 template <int nbits, int trellis, int units>
 constexpr void add_few(ScanKernels& kernels) {
+    constexpr bool has_trellis = trellis != no_trellis;
     constexpr int i = units / 2;
-    kernels.few[i] = scan_kernel<nbits, trellis, units, 1, false, false, false>;
-    kernels.streamed[i] =
-            scan_kernel<nbits, trellis, units, 1, false, true, false>;
-    if constexpr (counts_bits(nbits, trellis != no_trellis, trellis)) {
-        kernels.by_bits[i] =
+    if constexpr (units <= few_units(nbits, has_trellis, false)) {
+        kernels.few[i] =
+                scan_kernel<nbits, trellis, units, 1, false, false, false>;
+        kernels.streamed[i] =
+                scan_kernel<nbits, trellis, units, 1, false, true, false>;
+    }
+    if constexpr (
+            counts_bits(nbits, has_trellis, trellis) &&
+            units <= few_units(nbits, has_trellis, true)) {
+        kernels.single[i] =
                 scan_kernel<nbits, trellis, units, 1, false, true, true>;
     }
 }
@@ -26,15 +32,10 @@ constexpr void add_few(ScanKernels& kernels) {
 /// kernels of a codec, for a file of its own
 template <int nbits, int trellis>
 constexpr ScanKernels make_scan_kernels() {
-    constexpr int most_units = few_units(nbits, trellis != no_trellis);
     ScanKernels kernels = {};
     add_few<nbits, trellis, 1>(kernels);
-    if constexpr (most_units >= 2) {
-        add_few<nbits, trellis, 2>(kernels);
-    }
-    if constexpr (most_units >= 4) {
-        add_few<nbits, trellis, 4>(kernels);
-    }
+    add_few<nbits, trellis, 2>(kernels);
+    add_few<nbits, trellis, 4>(kernels);
     kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false, false>;
     kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false, false>;
     kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false, false>;

@@ -107,7 +107,7 @@ TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForOtherRotations) {
 
 TEST(GpuIndexTurboQuant, AddWritesTheCodesOfTheCpuForLargeDimensions) {
     for (const size_t d :
-         {1000, 1540, 2048, 2500, 2560, 3072, 3584, 4095, 16384}) {
+         {1000, 1024, 1540, 2048, 2500, 2560, 3072, 3584, 4095, 16384}) {
         for (const int memory : {0, 8}) {
             IndexTurboQuant index = make_index(d, 3, METRIC_L2, memory);
             const auto x = gaussian(12, d, 1);
