@@ -71,7 +71,7 @@ struct ScanArgs {
     uint32_t slice_rows, slice_stride;
     int stream_tiles;
     ScanTasks tasks;
-    // one of them; the others are empty
+    // One of them, or the first and the last; the others are empty.
     Reservoirs reservoirs;
     RangeSink range;
     DistanceSink all;
@@ -240,6 +240,11 @@ struct GroupState {
     uint32_t queries[group_size]; ///< of the page
 };
 
+/// whether it has the rows
+__device__ inline bool is_listed(const RowList& list) {
+    return list.rows && *list.size <= list.capacity;
+}
+
 /// without tasks: groups of the first slice, of the next, ..
 __device__ inline ScanTask task_at(
         const ScanArgs& args,
@@ -249,6 +254,13 @@ __device__ inline ScanTask task_at(
         return args.tasks.tasks[index];
     }
     const uint32_t group = index % args.n_groups;
+    if (is_listed(args.codes.list)) {
+        const uint32_t n = *args.codes.list.size;
+        const uint32_t of_slice = round_up(
+                ceil_div(n, gridDim.x / args.n_groups), uint32_t(tile_rows));
+        const uint32_t begin = min(n, index / args.n_groups * of_slice);
+        return {begin, min(n, begin + of_slice), group * group_size};
+    }
     const uint32_t begin = index / args.n_groups * args.slice_stride;
     return {begin,
             begin + min(args.slice_rows, args.codes.n - begin),
@@ -272,8 +284,9 @@ __device__ inline void write_distances(
     if (q >= sink.nq) {
         return;
     }
-    const uint32_t column =
-            index / args.n_groups * args.slice_rows + (row - task.begin);
+    const uint32_t column = is_listed(args.codes.list)
+            ? row
+            : index / args.n_groups * args.slice_rows + (row - task.begin);
     float* at = sink.distances + size_t(q) * sink.rows + column;
 #pragma unroll
     for (int i = 0; i < n; i++) {
@@ -439,6 +452,8 @@ __global__ void __launch_bounds__(
     __syncthreads();
 
     const uint32_t begin = task.begin, end = task.end;
+    // then these are places in the list
+    const bool from_list = group_tiles == 1 && is_listed(codes.list);
     using Raw = typename Decoder::Raw;
     constexpr int ahead =
             is_streamed ? 1 : steps_ahead(nbits, units, group_tiles);
@@ -450,9 +465,12 @@ __global__ void __launch_bounds__(
         for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const uint32_t row = first_row + m * tile_rows + i * 8 + g;
-                rows[m][i] = codes.planes +
-                        size_t(min(row, end - 1)) * layout.row_size();
+                uint32_t row =
+                        min(first_row + m * tile_rows + i * 8 + g, end - 1);
+                if (from_list) {
+                    row = min(codes.list.rows[row], codes.n - 1);
+                }
+                rows[m][i] = codes.planes + size_t(row) * layout.row_size();
             }
         }
     };
@@ -477,18 +495,26 @@ __global__ void __launch_bounds__(
     };
     const auto copy_tile = [&](int slot, uint32_t first_row) {
         if (first_row < end) {
-            stream.copy(
-                    slot,
-                    codes.planes + size_t(first_row) * layout.row_size(),
-                    min(uint32_t(tile_rows), end - first_row) *
-                            layout.row_size());
+            const uint32_t n = min(uint32_t(tile_rows), end - first_row);
+            if (from_list) {
+                stream.copy_rows(slot, n, layout.row_size(), [&](uint32_t i) {
+                    const uint32_t row = codes.list.rows[first_row + i];
+                    return codes.planes +
+                            size_t(min(row, codes.n - 1)) * layout.row_size();
+                });
+            } else {
+                stream.copy(
+                        slot,
+                        codes.planes + size_t(first_row) * layout.row_size(),
+                        n * layout.row_size());
+            }
         }
     };
     if constexpr (is_streamed) {
         for (int i = 0; i < args.stream_tiles; i++) {
             copy_tile(i, begin + warp * warp_rows + i * round_rows);
         }
-    } else {
+    } else if (begin < end) {
         begin_rows(begin + warp * warp_rows);
     }
 
@@ -501,8 +527,13 @@ __global__ void __launch_bounds__(
         for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const uint32_t row = first_row + m * tile_rows + i * 8 + g;
-                const bool is_valid = row < end &&
+                uint32_t row = first_row + m * tile_rows + i * 8 + g;
+                bool is_valid = row < end;
+                if (from_list && is_valid) {
+                    row = codes.list.rows[row];
+                    is_valid = row < codes.n;
+                }
+                is_valid = is_valid &&
                         (!codes.selected ||
                          codes.selected[row / 32] >> row % 32 & 1);
                 // no comparison with NaN holds
@@ -729,7 +760,8 @@ __global__ void __launch_bounds__(
                     write_distances<1>(
                             args, task, blockIdx.x, query, row, {key});
                 });
-            } else {
+            }
+            if (!args.all.distances || is_top_k) {
                 for_each_key([&](int query,
                                  uint32_t row,
                                  float key,
@@ -737,6 +769,7 @@ __global__ void __launch_bounds__(
                     if (!(key <= last_key)) {
                         return;
                     }
+                    row = from_list ? codes.list.rows[row] : row;
                     if (!is_top_k) {
                         collect(args.range, state.queries[query], key, row);
                         return;
