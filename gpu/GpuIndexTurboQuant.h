@@ -11,7 +11,11 @@
 namespace faiss_turboquant {
 namespace gpu {
 struct CodeStorage;
-}
+struct DeviceCodes;
+struct ScanPlan;
+class DeviceSignFilter;
+class SignSearch;
+} // namespace gpu
 } // namespace faiss_turboquant
 
 namespace faiss {
@@ -35,6 +39,23 @@ struct GpuIndexTurboQuant : Index {
     static constexpr idx_t max_k = 2048;
     /// greatest number of vectors
     static constexpr idx_t max_ntotal = (idx_t(1) << 32) - 4096;
+
+    /** Whether searches for up to eight queries first read the signs of all
+     * codes, and then those codes alone that can be among the results, as those
+     * of IndexTurboQuant do. It takes d / 8 + 4 bytes more on the device for
+     * each vector that there is room for, from the first such search on, and 4
+     * for each vector and query of the workspace.
+     *
+     *   -1: if codes are large enough and k is small, there is room for it, and
+     *       the last searches for as many queries have gained by it
+     *    0: never
+     *    1: if it fits into the workspace
+     *
+     * copyFrom and copyTo copy it. */
+    int use_sign_filter = -1;
+
+    /// as of IndexTurboQuant; copied likewise
+    double sign_margin = 5.5;
 
     /// an empty index; parameters as of IndexTurboQuant, d up to 16384
     GpuIndexTurboQuant(
@@ -115,9 +136,24 @@ struct GpuIndexTurboQuant : Index {
     size_t sa_code_size() const override;
 
    private:
+    /// in place of what there is
+    void set_storage(
+            std::unique_ptr<faiss_turboquant::gpu::CodeStorage> storage);
+
+    /** What a page of queries asks before it reads codes, or null.
+     * @param codes  to be searched
+     * @param plan   of their scan
+     * @param k      0: of a range search */
+    std::unique_ptr<faiss_turboquant::gpu::SignSearch> make_sign_search(
+            const faiss_turboquant::gpu::DeviceCodes& codes,
+            const faiss_turboquant::gpu::ScanPlan& plan,
+            size_t nq,
+            int k) const;
+
     std::shared_ptr<Resources> resources_;
     faiss_turboquant::TurboQuantizer tq;
     std::unique_ptr<faiss_turboquant::gpu::CodeStorage> storage_;
+    std::unique_ptr<faiss_turboquant::gpu::DeviceSignFilter> sign_filter_;
 };
 
 } // namespace gpu
