@@ -267,15 +267,26 @@ __device__ inline ScanTask task_at(
             group * group_size};
 }
 
+/// what to add to a row for its place in a DistanceSink, modulo 2^32.
+/// index: of the task
+__device__ inline uint32_t sink_offset(
+        const ScanArgs& args,
+        const ScanTask& task,
+        uint32_t index) {
+    return is_listed(args.codes.list)
+            ? 0
+            : index / args.n_groups * args.slice_rows - task.begin;
+}
+
 /** Writes keys of a query to a DistanceSink.
- * @param index  of the task
- * @param row    of the first key
- * @param keys   of rows that are `stride` apart */
+ * @param offset  see sink_offset
+ * @param row     of the first key
+ * @param keys    of rows that are `stride` apart */
 template <int stride, int n>
 __device__ inline void write_distances(
         const ScanArgs& args,
         const ScanTask& task,
-        uint32_t index,
+        uint32_t offset,
         uint32_t query,
         uint32_t row,
         const float (&keys)[n]) {
@@ -284,10 +295,7 @@ __device__ inline void write_distances(
     if (q >= sink.nq) {
         return;
     }
-    const uint32_t column = is_listed(args.codes.list)
-            ? row
-            : index / args.n_groups * args.slice_rows + (row - task.begin);
-    float* at = sink.distances + size_t(q) * sink.rows + column;
+    float* at = sink.distances + size_t(q) * sink.rows + (offset + row);
 #pragma unroll
     for (int i = 0; i < n; i++) {
         if (row + i * stride < task.end) {
@@ -454,6 +462,7 @@ __global__ void __launch_bounds__(
     const uint32_t begin = task.begin, end = task.end;
     // then these are places in the list
     const bool from_list = group_tiles == 1 && is_listed(codes.list);
+    const uint32_t offset = sink_offset(args, task, blockIdx.x);
     using Raw = typename Decoder::Raw;
     constexpr int ahead =
             is_streamed ? 1 : steps_ahead(nbits, units, group_tiles);
@@ -755,30 +764,33 @@ __global__ void __launch_bounds__(
                     }
                 }
             };
-            if (args.all.distances) {
-                for_each_key([&](int query, uint32_t row, float key, float) {
-                    write_distances<1>(
-                            args, task, blockIdx.x, query, row, {key});
-                });
-            }
-            if (!args.all.distances || is_top_k) {
+            const auto take =
+                    [&](int query, uint32_t row, float key, float last_key) {
+                        if (!(key <= last_key)) {
+                            return;
+                        }
+                        row = from_list ? codes.list.rows[row] : row;
+                        if (!is_top_k) {
+                            collect(args.range, state.queries[query], key, row);
+                            return;
+                        }
+                        const Entry entry = pack_entry(key, row);
+                        if (entry <= state.last[query]) {
+                            const int at = atomicAdd(&state.counts[query], 1);
+                            reservoirs[query * args.reservoirs.capacity + at] =
+                                    entry;
+                        }
+                    };
+            if (!args.all.distances) {
+                for_each_key(take);
+            } else {
                 for_each_key([&](int query,
                                  uint32_t row,
                                  float key,
                                  float last_key) {
-                    if (!(key <= last_key)) {
-                        return;
-                    }
-                    row = from_list ? codes.list.rows[row] : row;
-                    if (!is_top_k) {
-                        collect(args.range, state.queries[query], key, row);
-                        return;
-                    }
-                    const Entry entry = pack_entry(key, row);
-                    if (entry <= state.last[query]) {
-                        const int at = atomicAdd(&state.counts[query], 1);
-                        reservoirs[query * args.reservoirs.capacity + at] =
-                                entry;
+                    write_distances<1>(args, task, offset, query, row, {key});
+                    if (is_top_k) {
+                        take(query, row, key, last_key);
                     }
                 });
             }
