@@ -12,12 +12,9 @@ namespace gpu {
 
 namespace {
 
-/** Rows for which a list has room. If more are left, reading all of them is
- * faster, or hardly slower, and signs are not worth reading. */
-uint32_t list_capacity(const DeviceLayout& layout, size_t n) {
-    // at two bits, signs are half of what there is to read
-    const size_t share = layout.nbits == 2 && !layout.has_trellis() ? 3 : 2;
-    return uint32_t(std::max<size_t>(1, n / share));
+/// Rows for which a list has room. If more are left, all are read.
+uint32_t list_capacity(size_t n) {
+    return uint32_t(std::max<size_t>(1, 3 * n / 4));
 }
 
 size_t best_rows(const ScanPlan& sign_plan, size_t nq, int k) {
@@ -109,7 +106,7 @@ bool DeviceSignFilter::is_promising(size_t nq) {
         return false;
     }
     const uint32_t left = left_[nq];
-    if (left > record.capacity) {
+    if (left > record.most) {
         left_[nq] = 0; // not known, until the next one has ended
         record.pause = record.next_pause;
         record.next_pause = std::min(2 * record.next_pause, longest_pause);
@@ -121,12 +118,9 @@ bool DeviceSignFilter::is_promising(size_t nq) {
     return true;
 }
 
-void DeviceSignFilter::note(
-        size_t nq,
-        const uint32_t* size,
-        uint32_t capacity) {
+void DeviceSignFilter::note(size_t nq, const uint32_t* size, uint32_t most) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    records_[nq].capacity = capacity;
+    records_[nq].most = most;
     TQ_CUDA(cudaMemcpyAsync(
             const_cast<uint32_t*>(left_ + nq),
             size,
@@ -168,7 +162,7 @@ SignSearch::SignSearch(
           factors_(resources, plan.padded_nq()),
           squares_(resources, plan.padded_nq()),
           keys_(resources, nq * round_up(codes.n, sign_rows_unit)),
-          rows_(resources, list_capacity(codes.layout, codes.n)),
+          rows_(resources, list_capacity(codes.n)),
           size_(resources, 1),
           best_rows_(resources, best_rows(sign_plan_, nq, k)),
           best_size_(resources, 1),
@@ -181,6 +175,23 @@ SignSearch::SignSearch(
             squares_.data()};
 }
 
+double SignSearch::break_even(const DeviceLayout& layout, size_t n, size_t nq) {
+    // In bytes that memory gives in the time, measured on an H200. Signs of
+    // several queries are bound by instructions, as are trellises, which have a
+    // faster way for one query, too.
+    const double plane = layout.plane_size();
+    const double bits = !layout.has_trellis() ? layout.nbits
+            : nq > 1                          ? 5
+                                              : std::max(layout.nbits, 3);
+    const double row = 150; // at least, however short
+    const double code = std::max(row, bits * plane);
+    const double signs =
+            std::max(row, (nq > 1 ? 1.8 : 1.15) * plane) + 8 * nq + 4;
+    const double kernels = 250e6; // what is between scans of signs and codes
+    const double listed = 1.2;    // a row of a list, against one of many
+    return ((code - signs) * n - kernels) / (listed * code);
+}
+
 ScanPlan SignSearch::plan(
         const DeviceLayout& layout,
         size_t n,
@@ -190,14 +201,13 @@ ScanPlan SignSearch::plan(
 }
 
 size_t SignSearch::workspace(
-        const DeviceLayout& layout,
         const ScanPlan& sign_plan,
         size_t n,
         size_t nq,
         int k) {
     const size_t best = best_rows(sign_plan, nq, k);
     return nq * round_up(n, size_t(sign_rows_unit)) * sizeof(float) +
-            list_capacity(layout, n) * sizeof(uint32_t) +
+            list_capacity(n) * sizeof(uint32_t) +
             best * (sizeof(uint32_t) + nq * sizeof(float));
 }
 
@@ -289,7 +299,11 @@ RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
 }
 
 void SignSearch::note_outcome() const {
-    filter_.note(nq_, size_.data(), uint32_t(rows_.size()));
+    const double most = break_even(codes_.layout, codes_.n, nq_);
+    filter_.note(
+            nq_,
+            size_.data(),
+            uint32_t(std::clamp<double>(most, 0, rows_.size())));
 }
 
 } // namespace gpu

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -44,9 +45,9 @@ class DeviceSignFilter {
     bool is_promising(size_t nq);
 
     /** At the end of a search, how many rows the signs have left.
-     * @param size      on the device
-     * @param capacity  if more are left, the search has read all rows */
-    void note(size_t nq, const uint32_t* size, uint32_t capacity);
+     * @param size  on the device
+     * @param most  with more, it has not gained */
+    void note(size_t nq, const uint32_t* size, uint32_t most);
 
     /// the signs of n rows; selected: as in DeviceCodes
     DeviceCodes codes(size_t n, const uint32_t* selected) const;
@@ -59,8 +60,8 @@ class DeviceSignFilter {
    private:
     /// of searches for so many queries
     struct Record {
-        uint32_t capacity = ~uint32_t(0); ///< of the last one
-        uint32_t pause = 0;               ///< searches that are left of it
+        uint32_t most = ~uint32_t(0); ///< of the last one
+        uint32_t pause = 0;           ///< searches that are left of it
         uint32_t next_pause = 1;
     };
     static constexpr uint32_t longest_pause = 256;
@@ -103,9 +104,12 @@ class SignSearch {
             int k,
             double margin);
 
+    /** With how many rows left a search takes as long as one that reads all
+     * of them, or less than 0. */
+    static double break_even(const DeviceLayout& layout, size_t n, size_t nq);
+
     /// bytes that one works in, besides reservoirs
     static size_t workspace(
-            const DeviceLayout& layout,
             const ScanPlan& sign_plan,
             size_t n,
             size_t nq,

@@ -233,8 +233,7 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
             SignSearch::plan(layout, codes.n, nq, resources_->device);
     const size_t n_reservoirs =
             std::max(plan.n_reservoirs(), sign_plan.n_reservoirs());
-    const size_t bytes =
-            SignSearch::workspace(layout, sign_plan, codes.n, nq, k) +
+    const size_t bytes = SignSearch::workspace(sign_plan, codes.n, nq, k) +
             (k > 0 ? n_reservoirs * reservoir_capacity(k) * sizeof(Entry) : 0);
     if (bytes > resources_->workspace_limit) {
         return nullptr;
@@ -242,10 +241,9 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     if (use_sign_filter > 0) {
         sign_filter_->extend(codes.n);
     } else {
-        // reading less has to make up for more kernels, and for the codes that
-        // are read for a threshold
-        const bool pays = (layout.nbits > 1 || layout.has_trellis()) &&
-                size_t(codes.n) * layout.dims >= (size_t(1) << 29) &&
+        // the codes that are read for a threshold may be as many as are left
+        const double most = SignSearch::break_even(layout, codes.n, nq);
+        const bool pays = most >= codes.n / 8.0 &&
                 nq * sign_plan.n_slices * k <= codes.n / 8;
         if (!pays || !sign_filter_->is_promising(nq) ||
             !sign_filter_->try_extend(codes.n)) {

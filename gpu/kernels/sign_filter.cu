@@ -169,8 +169,9 @@ __global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
     for (int shift = 32 - radix_bits; shift >= 0; shift -= radix_bits) {
         histogram[threadIdx.x] = 0;
         __syncthreads();
+#pragma unroll 8
         for (size_t i = threadIdx.x; i < n; i += radix_size) {
-            const float key = of_query[i];
+            const float key = __ldg(of_query + i);
             const Entry bits = pack_entry(key, 0) >> 32;
             if (key <= FLT_MAX && bits >> (shift + radix_bits) == prefix) {
                 atomicAdd(&histogram[bits >> shift & (radix_size - 1)], 1);
