@@ -4,7 +4,8 @@
 Needs PyTorch, and of the build the package and the program gpu_bench. Writes a JSON file with,
 in each row, the time, and the bound: bytes of codes (or of vectors) over the
 measured copy bandwidth, or products over the measured rate of int8 (bf16)
-matrix products, whichever is longer.
+matrix products, whichever is longer. That is of reading all codes, which
+searches by the signs of codes do not.
 """
 
 import argparse
@@ -134,9 +135,9 @@ def json_rows(command, **arguments):
         yield json.loads(line)
 
 
-def index_rows(program, codec, d, n, k, batches):
+def index_rows(program, codec, d, n, k, batches, options=()):
     yield from json_rows(
-        [program, codec, "IP", *map(str, (d, n, k, *batches))]
+        [program, codec, "IP", *map(str, (d, n, k, *batches, *options))]
     )
 
 
@@ -190,7 +191,13 @@ def search_rows(args):
     yield from torch_rows(*shape)
     torch.cuda.empty_cache()
     for codec in args.codecs:
-        yield from index_rows(args.program, codec, *shape)
+        for rank in args.ranks or [args.d]:
+            yield from index_rows(
+                args.program,
+                codec,
+                *shape,
+                ["--rank", rank, "--signs", *args.signs],
+            )
     yield from ivf_rows(*shape, args.nlist, args.nprobes)
     if args.faiss:
         yield from faiss_rows(args)
@@ -290,6 +297,20 @@ def main():
         nargs="+",
         default=[f"TQ{b}{t}" for t in ("", "t") for b in (4, 3, 2, 1)],
     )
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        nargs="+",
+        help="dimensions of the subspaces that the vectors of flat indexes "
+        "are in, as of gpu_bench; by default d alone",
+    )
+    parser.add_argument(
+        "--signs",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="use_sign_filter of the flat indexes",
+    )
     parser.add_argument("--nlist", type=int, default=1024)
     parser.add_argument(
         "--nprobes", type=int, nargs="*", default=[16, 64], help="of nlist"
@@ -325,8 +346,16 @@ def main():
     for row in rows:
         add_bound(row, ceilings)
         print(
-            "{codec:30} {what:6} d {d:4} n {n:8} nprobe {nprobe:4} nq {nq:6} {ms:9.3f} ms, bound {bound_ms:.3f}"
-            .format(**{"nprobe": 0, "nq": 0, **row})
+            "{codec:30} {what:6} d {d:4} n {n:8} nprobe {nprobe:4} rank {rank:4} signs {use_sign_filter:2} nq {nq:6} {ms:9.3f} ms, bound {bound_ms:.3f}"
+            .format(
+                **{
+                    "nprobe": 0,
+                    "nq": 0,
+                    "rank": row["d"],
+                    "use_sign_filter": 0,
+                    **row,
+                }
+            )
             + (
                 f", {row['gpus']} GPUs, {'shards' if row['shard'] else 'replicas'}"
                 if row.get("gpus", 1) > 1

@@ -132,6 +132,7 @@ IndexTurboQuant view_of(const IndexTurboQuant& index, idx_t begin, idx_t end) {
     view.metric_type = index.metric_type;
     view.metric_arg = index.metric_arg;
     view.is_trained = index.is_trained;
+    view.sign_margin = index.sign_margin;
     view.code_size = index.code_size;
     view.ntotal = end - begin;
     view.codes = faiss::MaybeOwnedVector<uint8_t>::create_view(

@@ -11,6 +11,7 @@
 #include <faiss_turboquant/IdFilter.h>
 #include <faiss_turboquant/search_pages.h>
 #include <gpu/CodeStorage.h>
+#include <gpu/DeviceSignFilter.h>
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/encode.h>
 #include <gpu/kernels/scan.h>
@@ -33,13 +34,15 @@ namespace {
 
 /// queries made ready on the device, in the order that a plan wants
 struct DeviceQueries {
+    /// of_signs: null, or another way in which they are wanted
     DeviceQueries(
             const GpuResources& resources,
             const Encoder& encoder,
             const ScanPlan& plan,
             const float* x,
             size_t nq,
-            size_t first_row)
+            size_t first_row,
+            const QueryImage* of_signs = nullptr)
             : input(resources, x, nq * encoder.layout.d),
               image(resources, plan.padded_nq() * encoder.layout.dims),
               factors(resources, plan.padded_nq()),
@@ -49,10 +52,12 @@ struct DeviceQueries {
                 input.data,
                 nq,
                 first_row,
-                plan.image_order(),
                 plan.padded_nq(),
-                image.data(),
-                factors.data(),
+                {encoder.layout,
+                 plan.image_order(),
+                 image.data(),
+                 factors.data()},
+                of_signs,
                 check.refused(),
                 resources.stream());
         check.fetch();
@@ -107,7 +112,7 @@ GpuIndexTurboQuant::GpuIndexTurboQuant(
     FAISS_THROW_IF_NOT_MSG(
             resources_, "GpuIndexTurboQuant: the resources are null");
     const DeviceScope scope(resources_->device);
-    storage_ = std::make_unique<CodeStorage>(*resources_, tq);
+    set_storage(std::make_unique<CodeStorage>(*resources_, tq));
 }
 
 GpuIndexTurboQuant::GpuIndexTurboQuant(
@@ -136,7 +141,8 @@ void GpuIndexTurboQuant::copyFrom(const IndexTurboQuant* index) {
     storage->reserve(index->ntotal, 0);
     storage->import(index->codes.data(), index->ntotal, index->code_size, 0);
     tq = index->tq;
-    storage_ = std::move(storage);
+    set_storage(std::move(storage));
+    sign_margin = index->sign_margin;
     d = index->d;
     ntotal = index->ntotal;
     metric_type = index->metric_type;
@@ -152,12 +158,19 @@ void GpuIndexTurboQuant::copyTo(IndexTurboQuant* index) const {
     index->tq = tq;
     index->codes = MaybeOwnedVector<uint8_t>(std::move(codes));
     index->codes_changed();
+    index->sign_margin = sign_margin;
     index->code_size = tq.code_size;
     index->d = d;
     index->ntotal = ntotal;
     index->metric_type = metric_type;
     index->metric_arg = metric_arg;
     index->is_trained = true;
+}
+
+void GpuIndexTurboQuant::set_storage(std::unique_ptr<CodeStorage> storage) {
+    auto filter = std::make_unique<DeviceSignFilter>(*storage);
+    sign_filter_ = std::move(filter);
+    storage_ = std::move(storage);
 }
 
 void GpuIndexTurboQuant::reserve(idx_t n) {
@@ -174,7 +187,7 @@ void GpuIndexTurboQuant::train(idx_t n, const float* x) {
     const DeviceScope scope(resources_->device);
     TurboQuantizer trained = tq;
     trained.train(n, HostInput(*resources_, x, n * d).data);
-    storage_ = std::make_unique<CodeStorage>(*resources_, trained);
+    set_storage(std::make_unique<CodeStorage>(*resources_, trained));
     tq = trained;
 }
 
@@ -198,6 +211,45 @@ void GpuIndexTurboQuant::add(idx_t n, const float* x) {
     }
     storage_->encode_rows(x, n, ntotal);
     ntotal += n;
+}
+
+std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        size_t nq,
+        int k) const {
+    FAISS_THROW_IF_NOT_FMT(
+            sign_margin > 0,
+            "GpuIndexTurboQuant: sign_margin = %g is not positive",
+            sign_margin);
+    if (use_sign_filter == 0 || codes.n == 0 ||
+        nq > DeviceSignFilter::max_queries) {
+        return nullptr;
+    }
+    const DeviceLayout& layout = codes.layout;
+    const ScanPlan sign_plan =
+            SignSearch::plan(layout, codes.n, nq, resources_->device);
+    const size_t n_reservoirs =
+            std::max(plan.n_reservoirs(), sign_plan.n_reservoirs());
+    const size_t bytes = SignSearch::workspace(sign_plan, codes.n, nq, k) +
+            (k > 0 ? n_reservoirs * reservoir_capacity(k) * sizeof(Entry) : 0);
+    if (bytes > resources_->workspace_limit) {
+        return nullptr;
+    }
+    if (use_sign_filter > 0) {
+        sign_filter_->extend(codes.n);
+    } else {
+        // the codes that are read for a threshold may be as many as are left
+        const double most = SignSearch::break_even(layout, codes.n, nq);
+        const bool pays = most >= codes.n / 8.0 &&
+                nq * sign_plan.n_slices * k <= codes.n / 8;
+        if (!pays || !sign_filter_->is_promising(nq) ||
+            !sign_filter_->try_extend(codes.n)) {
+            return nullptr;
+        }
+    }
+    return std::make_unique<SignSearch>(
+            *resources_, *sign_filter_, codes, plan, nq, k, sign_margin);
 }
 
 void GpuIndexTurboQuant::search(
@@ -241,12 +293,20 @@ void GpuIndexTurboQuant::search(
             page = (page + 1) / 2;
             plan = plan_scan(layout, ntotal, page, resources.device);
         }
+        const auto signs = make_sign_search(codes, plan, page, k_found);
         const DeviceQueries queries(
-                resources, storage_->encoder, plan, x + first * d, page, first);
+                resources,
+                storage_->encoder,
+                plan,
+                x + first * d,
+                page,
+                first,
+                signs ? &signs->image() : nullptr);
         Output<float> page_distances(
                 resources, distances + first * k, page * k);
         Output<idx_t> page_labels(resources, labels + first * k, page * k);
-        const size_t n_reservoirs = plan.n_reservoirs();
+        const size_t n_reservoirs =
+                signs ? signs->n_reservoirs() : plan.n_reservoirs();
         const DeviceArray<Entry> entries(resources, n_reservoirs * capacity);
         const DeviceArray<uint32_t> counts(resources, n_reservoirs);
         const DeviceArray<Entry> thresholds(resources, plan.padded_nq());
@@ -257,10 +317,18 @@ void GpuIndexTurboQuant::search(
                 counts.data(),
                 thresholds.data()};
         if (ntotal > 0) {
-            begin_thresholds(
-                    resources, codes, plan, queries, k_found, thresholds);
+            DeviceCodes of_interest = codes;
+            if (signs) {
+                of_interest.list = signs->find_candidates(
+                        queries.image.data(),
+                        queries.factors.data(),
+                        reservoirs);
+            } else {
+                begin_thresholds(
+                        resources, codes, plan, queries, k_found, thresholds);
+            }
             scan_top_k(
-                    codes,
+                    of_interest,
                     plan,
                     {},
                     queries.image.data(),
@@ -277,6 +345,9 @@ void GpuIndexTurboQuant::search(
                 page_distances.data,
                 page_labels.data,
                 resources.stream());
+        if (signs) {
+            signs->note_outcome();
+        }
         page_distances.deliver();
         page_labels.deliver();
         goes_to_host |=
@@ -307,11 +378,25 @@ void GpuIndexTurboQuant::range_search(
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         const ScanPlan plan = plan_scan(layout, ntotal, page, resources.device);
+        const auto signs =
+                is_empty ? nullptr : make_sign_search(codes, plan, page, 0);
         const DeviceQueries queries(
-                resources, storage_->encoder, plan, x + first * d, page, first);
+                resources,
+                storage_->encoder,
+                plan,
+                x + first * d,
+                page,
+                first,
+                signs ? &signs->image() : nullptr);
         check_queries(queries.check);
         if (is_empty) {
             continue;
+        }
+        DeviceCodes of_interest = codes;
+        if (signs) {
+            of_interest.list =
+                    signs->find_candidates(last_key(layout.is_l2, radius));
+            signs->note_outcome();
         }
         auto of_page = collect_hits(
                 resources,
@@ -320,7 +405,7 @@ void GpuIndexTurboQuant::range_search(
                 plan.padded_nq(),
                 [&](const RangeSink& sink) {
                     scan_range(
-                            codes,
+                            of_interest,
                             plan,
                             {},
                             queries.image.data(),
@@ -382,6 +467,7 @@ void GpuIndexTurboQuant::compute_distances(
 void GpuIndexTurboQuant::reset() {
     const DeviceScope scope(resources_->device);
     storage_->clear();
+    sign_filter_->clear();
     ntotal = 0;
 }
 
@@ -395,6 +481,7 @@ size_t GpuIndexTurboQuant::remove_ids(const IDSelector& sel) {
     const size_t removed = ntotal - kept.size();
     if (removed > 0) {
         storage_->keep_rows(kept);
+        sign_filter_->clear();
         ntotal = kept.size();
     }
     return removed;

@@ -11,7 +11,11 @@
 namespace faiss_turboquant {
 namespace gpu {
 struct CodeStorage;
-}
+struct DeviceCodes;
+struct ScanPlan;
+class DeviceSignFilter;
+class SignSearch;
+} // namespace gpu
 } // namespace faiss_turboquant
 
 namespace faiss {
@@ -35,6 +39,27 @@ struct GpuIndexTurboQuant : Index {
     static constexpr idx_t max_k = 2048;
     /// greatest number of vectors
     static constexpr idx_t max_ntotal = (idx_t(1) << 32) - 4096;
+
+    /** Whether searches for up to eight queries first read the signs of all
+     * codes, and then those codes alone that can be among the results, as those
+     * of IndexTurboQuant do. It takes d / 8 + 4 bytes more on the device for
+     * each vector that there is room for, from the first such search on, and 4
+     * for each vector and query of the workspace.
+     *
+     *   -1: where there is room for it and reading few codes makes up for
+     *       reading signs (one query: from 0.6 million vectors of 1536
+     *       dimensions on at four bits, 1 at three bits and with smaller
+     *       trellis codes, 2.7 at two bits; of 768 dimensions 1.6 and 3, and
+     *       none at two bits), but not for some searches after one that had to
+     *       read many codes all the same
+     *    0: never
+     *    1: if it fits into the workspace
+     *
+     * copyFrom and copyTo leave it, on either side, as it is. */
+    int use_sign_filter = 0;
+
+    /// as of IndexTurboQuant; copyFrom and copyTo copy it
+    double sign_margin = 5.5;
 
     /// an empty index; parameters as of IndexTurboQuant, d up to 16384
     GpuIndexTurboQuant(
@@ -115,9 +140,24 @@ struct GpuIndexTurboQuant : Index {
     size_t sa_code_size() const override;
 
    private:
+    /// in place of what there is
+    void set_storage(
+            std::unique_ptr<faiss_turboquant::gpu::CodeStorage> storage);
+
+    /** What a page of queries asks before it reads codes, or null.
+     * @param codes  to be searched
+     * @param plan   of their scan
+     * @param k      0: of a range search */
+    std::unique_ptr<faiss_turboquant::gpu::SignSearch> make_sign_search(
+            const faiss_turboquant::gpu::DeviceCodes& codes,
+            const faiss_turboquant::gpu::ScanPlan& plan,
+            size_t nq,
+            int k) const;
+
     std::shared_ptr<Resources> resources_;
     faiss_turboquant::TurboQuantizer tq;
     std::unique_ptr<faiss_turboquant::gpu::CodeStorage> storage_;
+    std::unique_ptr<faiss_turboquant::gpu::DeviceSignFilter> sign_filter_;
 };
 
 } // namespace gpu

@@ -13,6 +13,11 @@
 namespace faiss_turboquant {
 namespace gpu {
 
+/// of the keys that are within a radius, the greatest
+inline float last_key(bool is_l2, float radius) {
+    return std::nextafter(is_l2 ? radius : -radius, -INFINITY);
+}
+
 /** (row, distance) of each query, by ascending row.
  * @param nq    counts of a RangeSink
  * @param scan  scan(sink): issue scan_range */
@@ -24,7 +29,7 @@ std::vector<RangeHits> collect_hits(
         size_t nq,
         Scan scan) {
     RangeSink sink;
-    sink.last = std::nextafter(is_l2 ? radius : -radius, -INFINITY);
+    sink.last = last_key(is_l2, radius);
     const DeviceArray<unsigned long long> device_counts(resources, nq);
     sink.counts = device_counts.data();
     scan(sink);

@@ -476,7 +476,7 @@ __device__ __forceinline__ void multiply_batch(
                 write_distances<8>(
                         args,
                         task,
-                        blockIdx.x / Shape::blocks,
+                        sink_offset(args, task, blockIdx.x / Shape::blocks),
                         query,
                         first_row + g,
                         {key_of(query, 0, sums[s]),

@@ -32,23 +32,7 @@ DeviceLayout::DeviceLayout(const TurboQuantizer& tq) {
     std::copy_n(layout.thresholds, 7, thresholds);
     half_steps = layout.half_steps;
     half_level = tq.codebook.step / (2 * std::sqrt(double(d)));
-    for (int i = 0; i < 16; i++) {
-        const int entry = i < 8 ? i : 23 - i;
-        const bool is_partner = has_trellis() && nbits > 1;
-        const uint32_t g = is_partner ? 63 - grid[entry] : grid[entry];
-        table[i / 4] |= g << i % 4 * 8;
-    }
-    if (!has_trellis() && nbits == 1) {
-        // dot = 128 sum q + 127 (sum of q where the bit is set), and division
-        // by 127, which leaves no rest, is multiplication by its inverse
-        uint32_t inverse = 127;
-        for (int i = 0; i < 5; i++) {
-            inverse *= 2 - 127 * inverse;
-        }
-        const uint32_t level = 2 * grid[0] - 63;
-        slope = -(2 * level * inverse);
-        base = -(level + 256 * level * inverse);
-    }
+    fill_table();
     if (!has_trellis()) {
         return;
     }
@@ -67,6 +51,40 @@ DeviceLayout::DeviceLayout(const TurboQuantizer& tq) {
             taps[p][k] = -(uint32_t(layout.trellis.taps[p]) >> k & 1);
         }
     }
+}
+
+void DeviceLayout::fill_table() {
+    for (int i = 0; i < 16; i++) {
+        const int entry = i < 8 ? i : 23 - i;
+        const bool is_partner = has_trellis() && nbits > 1;
+        const uint32_t g = is_partner ? 63 - grid[entry] : grid[entry];
+        table[i / 4] |= g << i % 4 * 8;
+    }
+    if (!has_trellis() && nbits == 1) {
+        // dot = 128 sum q + 127 (sum of q where the bit is set), and division
+        // by 127, which leaves no rest, is multiplication by its inverse
+        uint32_t inverse = 127;
+        for (int i = 0; i < 5; i++) {
+            inverse *= 2 - 127 * inverse;
+        }
+        const uint32_t level = 2 * grid[0] - 63;
+        slope = -(2 * level * inverse);
+        base = -(level + 256 * level * inverse);
+    }
+}
+
+DeviceLayout DeviceLayout::signs() const {
+    DeviceLayout signs;
+    signs.d = d;
+    signs.dims = dims;
+    signs.nbits = 1;
+    signs.is_l2 = is_l2;
+    signs.has_offset = has_offset;
+    signs.half_level = half_level;
+    signs.grid[0] = 31; // 2 g - 63 is -1
+    signs.grid[1] = 32;
+    signs.fill_table();
+    return signs;
 }
 
 } // namespace gpu

@@ -77,6 +77,10 @@ struct DeviceLayout {
     DeviceLayout() = default;
     explicit DeviceLayout(const TurboQuantizer& tq);
 
+    /** Of the signs of these codes: one bit a coordinate, set where it is
+     * positive, and levels 1 and -1 times what the scale has to hold. */
+    DeviceLayout signs() const;
+
     /// bytes of a plane of one-bit fields
     TQ_HOST_DEVICE int plane_size() const {
         return dims / 8;
@@ -88,6 +92,10 @@ struct DeviceLayout {
     TQ_HOST_DEVICE bool has_trellis() const {
         return memory > 0;
     }
+
+   private:
+    /// table, slope and base, once the grid is known
+    void fill_table();
 };
 
 } // namespace gpu

@@ -931,7 +931,8 @@ __device__ void write_bit_planes(
  * @param y          (d,)
  * @param quantized  (dims,), scratch
  * @param length     of the query that y is the direction of
- * @param bias       of its distances */
+ * @param bias       of its distances
+ * @param squares    null: not wanted */
 __device__ void write_query(
         const DeviceLayout& layout,
         const ImageOrder& order,
@@ -940,9 +941,11 @@ __device__ void write_query(
         double length,
         double bias,
         const QueryWords& words,
-        DeviceQueryFactors& factors) {
+        DeviceQueryFactors& factors,
+        uint32_t* squares) {
     __shared__ float largest_of_warp[query_threads / 32];
     __shared__ int sum;
+    __shared__ uint32_t sum_of_squares;
     const int d = layout.d, dims = layout.dims;
     float largest = 0;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
@@ -956,6 +959,7 @@ __device__ void write_query(
     }
     if (threadIdx.x == 0) {
         sum = 0;
+        sum_of_squares = 0;
     }
     __syncthreads();
     for (int w = 0; w < blockDim.x / 32; w++) {
@@ -963,12 +967,17 @@ __device__ void write_query(
     }
     const float factor = largest > 0 ? 127 / largest : 0;
     int partial_sum = 0;
+    uint32_t partial_squares = 0;
     for (int i = threadIdx.x; i < dims; i += blockDim.x) {
         const int value = i < d ? __float2int_rn(y[i] * factor) : 0;
         quantized[i] = value;
         partial_sum += value;
+        partial_squares += value * value;
     }
     atomicAdd(&sum, partial_sum);
+    if (squares) {
+        atomicAdd(&sum_of_squares, partial_squares);
+    }
     __syncthreads();
 
     if (order.by_bits) {
@@ -987,6 +996,9 @@ __device__ void write_query(
                 base * uint32_t(sum),
                 sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
                 sign * float(bias)};
+        if (squares) {
+            *squares = sum_of_squares;
+        }
     }
 }
 
@@ -995,20 +1007,20 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
         const float* x,
         size_t nq,
         uint64_t first_row,
-        ImageOrder order,
-        uint8_t* image,
-        DeviceQueryFactors* factors,
+        const __grid_constant__ QueryImage first_image,
+        const __grid_constant__ QueryImage second_image,
         Refused* refused) {
     extern __shared__ float shared[];
     __shared__ double norm, along;
-    const DeviceLayout& layout = encoder.layout;
+    const QueryImage& image = blockIdx.y == 0 ? first_image : second_image;
+    const DeviceLayout& layout = image.layout;
     const int d = layout.d;
     const size_t q = blockIdx.x;
     const int size = shared_vector_size(d);
     const SharedVector work{shared}, y{shared + size};
-    const QueryWords words(layout, image, order, q);
+    const QueryWords words(layout, image.image, image.order, q);
     if (q >= nq) {
-        write_empty_query(layout, words, factors[q]);
+        write_empty_query(layout, words, image.factors[q]);
         return;
     }
     const float* query = x + q * d;
@@ -1032,13 +1044,14 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
     }
     write_query(
             layout,
-            order,
+            image.order,
             y,
             reinterpret_cast<int8_t*>(shared + 2 * size),
             norm,
             bias,
             words,
-            factors[q]);
+            image.factors[q],
+            image.squares ? image.squares + q : nullptr);
 }
 
 __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
@@ -1102,7 +1115,8 @@ __global__ void __launch_bounds__(residual_threads) prepare_residual_kernel(
             1,
             bias,
             words,
-            factors[slot]);
+            factors[slot],
+            nullptr);
 }
 
 // ----------------------------------------------------------- conversion
@@ -1320,18 +1334,25 @@ void prepare_queries(
         const float* x,
         size_t nq,
         uint64_t first_row,
-        const ImageOrder& order,
         size_t padded_nq,
-        uint8_t* image,
-        DeviceQueryFactors* factors,
+        const QueryImage& image,
+        const QueryImage* of_signs,
         Refused* refused,
         cudaStream_t stream) {
     const DeviceLayout& layout = encoder.layout;
     const size_t shared =
             2 * shared_vector_size(layout.d) * sizeof(float) + layout.dims;
     allow_shared_memory(prepare_queries_kernel);
-    prepare_queries_kernel<<<padded_nq, query_threads, shared, stream>>>(
-            encoder, x, nq, first_row, order, image, factors, refused);
+    // one after the other would take longer than to rotate twice
+    const dim3 blocks(padded_nq, of_signs ? 2 : 1);
+    prepare_queries_kernel<<<blocks, query_threads, shared, stream>>>(
+            encoder,
+            x,
+            nq,
+            first_row,
+            image,
+            of_signs ? *of_signs : image,
+            refused);
     TQ_CUDA(cudaGetLastError());
 }
 

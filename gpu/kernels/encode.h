@@ -92,21 +92,30 @@ struct ImageOrder {
     int group_size = 0;     ///< 0 for the first order
 };
 
+/// queries as they are compared with codes of a layout
+struct QueryImage {
+    DeviceLayout layout;
+    ImageOrder order;
+    uint8_t* image = nullptr;              ///< (padded_nq, dims), written
+    DeviceQueryFactors* factors = nullptr; ///< (padded_nq,), written
+    /// (padded_nq,), written: sum of the squares of q. Null: not wanted
+    uint32_t* squares = nullptr;
+};
+
 /** Rotate and quantize queries. Queries past nq are such that nothing is ever
  * near them.
  * @param x          (nq, d)
  * @param padded_nq  multiple of 8, and of group_size
- * @param image      (padded_nq, dims), written
- * @param factors    (padded_nq,), written */
+ * @param image      of the encoder's layout
+ * @param of_signs   if given, another one */
 void prepare_queries(
         const Encoder& encoder,
         const float* x,
         size_t nq,
         uint64_t first_row,
-        const ImageOrder& order,
         size_t padded_nq,
-        uint8_t* image,
-        DeviceQueryFactors* factors,
+        const QueryImage& image,
+        const QueryImage* of_signs,
         Refused* refused,
         cudaStream_t stream);
 

@@ -501,9 +501,11 @@ void scan_top_k(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs,
-        cudaStream_t stream) {
+        cudaStream_t stream,
+        const DistanceSink& all) {
     ScanArgs args = make_args(codes, plan, tasks, image, factors);
     args.reservoirs = reservoirs;
+    args.all = all;
     launch(args, plan, stream);
 }
 

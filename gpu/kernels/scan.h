@@ -27,6 +27,15 @@
 namespace faiss_turboquant {
 namespace gpu {
 
+/** Rows to be looked at in place of all, of which there may be more than there
+ * was room for: then it is all of them again. */
+struct RowList {
+    const uint32_t* rows = nullptr; ///< (capacity,), on the device; null: all.
+                                    ///< A row past the last one has no key
+    const uint32_t* size = nullptr; ///< on the device; how many there are
+    uint32_t capacity = 0;
+};
+
 struct DeviceCodes {
     DeviceLayout layout;
     const uint8_t* planes = nullptr;
@@ -34,6 +43,7 @@ struct DeviceCodes {
     const float* offsets = nullptr;     ///< null if there are none
     const uint32_t* selected = nullptr; ///< bitmap of rows; null: all
     uint32_t n = 0;
+    RowList list; ///< for up to eight queries, not in inverted files
 };
 
 /// rows that a block goes through in a round, at most
@@ -154,11 +164,11 @@ struct RangeSink {
     Entry* entries = nullptr;                   ///< null: only count
 };
 
-/// every distance
+/// every distance; of a RowList, in its order
 struct DistanceSink {
     float* distances = nullptr; ///< (nq, rows)
     uint32_t nq = 0;
-    uint32_t rows = 0;     ///< of all slices
+    uint32_t rows = 0;     ///< of all slices, or more
     bool are_keys = false; ///< in place of distances
 };
 
@@ -176,7 +186,8 @@ void find_thresholds(
         Entry* thresholds,
         cudaStream_t stream);
 
-/// the k best of each slice, or task
+/** The k best of each slice, or task.
+ * @param all  if given, for all keys besides, of up to eight queries */
 void scan_top_k(
         const DeviceCodes& codes,
         const ScanPlan& plan,
@@ -184,7 +195,8 @@ void scan_top_k(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs,
-        cudaStream_t stream);
+        cudaStream_t stream,
+        const DistanceSink& all = {});
 
 /// @param nq  counts
 void scan_range(

@@ -74,7 +74,7 @@ struct ScanArgs {
     uint32_t slice_rows, slice_stride;
     int stream_tiles;
     ScanTasks tasks;
-    // one of them; the others are empty
+    // One of them, or the first and the last; the others are empty.
     Reservoirs reservoirs;
     RangeSink range;
     DistanceSink all;
@@ -281,6 +281,11 @@ struct GroupState {
     uint32_t queries[group_size]; ///< of the page
 };
 
+/// whether it has the rows
+__device__ inline bool is_listed(const RowList& list) {
+    return list.rows && *list.size <= list.capacity;
+}
+
 /// without tasks: groups of the first slice, of the next, ..
 __device__ inline ScanTask task_at(
         const ScanArgs& args,
@@ -290,21 +295,39 @@ __device__ inline ScanTask task_at(
         return args.tasks.tasks[index];
     }
     const uint32_t group = index % args.n_groups;
+    if (is_listed(args.codes.list)) {
+        const uint32_t n = *args.codes.list.size;
+        const uint32_t of_slice = round_up(
+                ceil_div(n, gridDim.x / args.n_groups), uint32_t(tile_rows));
+        const uint32_t begin = min(n, index / args.n_groups * of_slice);
+        return {begin, min(n, begin + of_slice), group * group_size};
+    }
     const uint32_t begin = index / args.n_groups * args.slice_stride;
     return {begin,
             begin + min(args.slice_rows, args.codes.n - begin),
             group * group_size};
 }
 
+/// what to add to a row for its place in a DistanceSink, modulo 2^32.
+/// index: of the task
+__device__ inline uint32_t sink_offset(
+        const ScanArgs& args,
+        const ScanTask& task,
+        uint32_t index) {
+    return is_listed(args.codes.list)
+            ? 0
+            : index / args.n_groups * args.slice_rows - task.begin;
+}
+
 /** Writes keys of a query to a DistanceSink.
- * @param index  of the task
- * @param row    of the first key
- * @param keys   of rows that are `stride` apart */
+ * @param offset  see sink_offset
+ * @param row     of the first key
+ * @param keys    of rows that are `stride` apart */
 template <int stride, int n>
 __device__ inline void write_distances(
         const ScanArgs& args,
         const ScanTask& task,
-        uint32_t index,
+        uint32_t offset,
         uint32_t query,
         uint32_t row,
         const float (&keys)[n]) {
@@ -313,9 +336,7 @@ __device__ inline void write_distances(
     if (q >= sink.nq) {
         return;
     }
-    const uint32_t column =
-            index / args.n_groups * args.slice_rows + (row - task.begin);
-    float* at = sink.distances + size_t(q) * sink.rows + column;
+    float* at = sink.distances + size_t(q) * sink.rows + (offset + row);
 #pragma unroll
     for (int i = 0; i < n; i++) {
         if (row + i * stride < task.end) {
@@ -480,6 +501,9 @@ __global__ void __launch_bounds__(
     __syncthreads();
 
     const uint32_t begin = task.begin, end = task.end;
+    // then these are places in the list
+    const bool from_list = group_tiles == 1 && is_listed(codes.list);
+    const uint32_t offset = sink_offset(args, task, blockIdx.x);
     using Raw = typename Decoder::Raw;
     constexpr int ahead =
             is_streamed ? 1 : steps_ahead(nbits, units, group_tiles);
@@ -491,9 +515,12 @@ __global__ void __launch_bounds__(
         for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const uint32_t row = first_row + m * tile_rows + i * 8 + g;
-                rows[m][i] = codes.planes +
-                        size_t(min(row, end - 1)) * layout.row_size();
+                uint32_t row =
+                        min(first_row + m * tile_rows + i * 8 + g, end - 1);
+                if (from_list) {
+                    row = min(codes.list.rows[row], codes.n - 1);
+                }
+                rows[m][i] = codes.planes + size_t(row) * layout.row_size();
             }
         }
     };
@@ -518,18 +545,26 @@ __global__ void __launch_bounds__(
     };
     const auto copy_tile = [&](int slot, uint32_t first_row) {
         if (first_row < end) {
-            stream.copy(
-                    slot,
-                    codes.planes + size_t(first_row) * layout.row_size(),
-                    min(uint32_t(tile_rows), end - first_row) *
-                            layout.row_size());
+            const uint32_t n = min(uint32_t(tile_rows), end - first_row);
+            if (from_list) {
+                stream.copy_rows(slot, n, layout.row_size(), [&](uint32_t i) {
+                    const uint32_t row = codes.list.rows[first_row + i];
+                    return codes.planes +
+                            size_t(min(row, codes.n - 1)) * layout.row_size();
+                });
+            } else {
+                stream.copy(
+                        slot,
+                        codes.planes + size_t(first_row) * layout.row_size(),
+                        n * layout.row_size());
+            }
         }
     };
     if constexpr (is_streamed) {
         for (int i = 0; i < args.stream_tiles; i++) {
             copy_tile(i, begin + warp * warp_rows + i * round_rows);
         }
-    } else {
+    } else if (begin < end) {
         begin_rows(begin + warp * warp_rows);
     }
 
@@ -542,8 +577,12 @@ __global__ void __launch_bounds__(
         for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const uint32_t row = first_row + m * tile_rows + i * 8 + g;
+                uint32_t row = first_row + m * tile_rows + i * 8 + g;
                 bool is_valid = row < end;
+                if (from_list && is_valid) {
+                    row = codes.list.rows[row];
+                    is_valid = row < codes.n;
+                }
                 if (codes.selected) {
                     is_valid = is_valid &&
                             codes.selected[row / 32] >> row % 32 & 1;
@@ -764,28 +803,33 @@ __global__ void __launch_bounds__(
                     }
                 }
             };
-            if (args.all.distances) {
-                for_each_key([&](int query, uint32_t row, float key, float) {
-                    write_distances<1>(
-                            args, task, blockIdx.x, query, row, {key});
-                });
+            const auto take =
+                    [&](int query, uint32_t row, float key, float last_key) {
+                        if (!(key <= last_key)) {
+                            return;
+                        }
+                        row = from_list ? codes.list.rows[row] : row;
+                        if (!is_top_k) {
+                            collect(args.range, state.queries[query], key, row);
+                            return;
+                        }
+                        const Entry entry = pack_entry(key, row);
+                        if (entry <= state.last[query]) {
+                            const int at = atomicAdd(&state.counts[query], 1);
+                            reservoirs[query * args.reservoirs.capacity + at] =
+                                    entry;
+                        }
+                    };
+            if (!args.all.distances) {
+                for_each_key(take);
             } else {
                 for_each_key([&](int query,
                                  uint32_t row,
                                  float key,
                                  float last_key) {
-                    if (!(key <= last_key)) {
-                        return;
-                    }
-                    if (!is_top_k) {
-                        collect(args.range, state.queries[query], key, row);
-                        return;
-                    }
-                    const Entry entry = pack_entry(key, row);
-                    if (entry <= state.last[query]) {
-                        const int at = atomicAdd(&state.counts[query], 1);
-                        reservoirs[query * args.reservoirs.capacity + at] =
-                                entry;
+                    write_distances<1>(args, task, offset, query, row, {key});
+                    if (is_top_k) {
+                        take(query, row, key, last_key);
                     }
                 });
             }

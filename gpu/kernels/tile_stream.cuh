@@ -77,6 +77,44 @@ class TileStream {
 #endif
     }
 
+    /// The same for n rows, up to 16, from wherever they are.
+    /// row_at: (i) -> the row's address
+    template <class RowAt>
+    __device__ void copy_rows(
+            int slot,
+            uint32_t n,
+            uint32_t row_size,
+            const RowAt& row_at) const {
+        const uint32_t to = ring_ + slot * tile_size_;
+        const uint32_t arrival = arrivals_ + 8 * slot;
+        const uint32_t lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+        const uint8_t* row = lane < n ? row_at(lane) : nullptr;
+        __syncwarp();
+        if (lane == 0) {
+            arrive_and_expect(arrival, n * row_size);
+        }
+        __syncwarp();
+        if (lane < n) {
+            copy_to_shared(to + lane * row_size, row, row_size, arrival);
+        }
+#else
+        __syncwarp();
+        for (uint32_t r = 0; r < n; r++) {
+            const uint8_t* row = row_at(r);
+            for (uint32_t i = lane * 16; i < row_size; i += 32 * 16) {
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                                     to + r * row_size + i),
+                             "l"(row + i)
+                             : "memory");
+            }
+        }
+        asm volatile(
+                "cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(arrival)
+                : "memory");
+#endif
+    }
+
     /// the tile in the slot that is next, once it is there
     __device__ const uint8_t* wait() const {
         wait_for(arrivals_ + 8 * slot_, parity_);

@@ -54,6 +54,42 @@ __device__ void warp_for_each(const Entry* entries, int n, F f) {
     }
 }
 
+struct RadixDigit {
+    int digit; ///< -1: there is none
+    int rest;  ///< of k, less what is in digits before
+    int count; ///< that have it
+};
+
+/// The digit in which the count passes k, by one warp.
+/// histogram: (radix_size,)
+__device__ inline RadixDigit find_digit(const uint32_t* histogram, int k) {
+    constexpr int per_lane = radix_size / 32;
+    const int lane = threadIdx.x % 32;
+    int counts[per_lane], sum = 0;
+    for (int i = 0; i < per_lane; i++) {
+        counts[i] = histogram[lane * per_lane + i];
+        sum += counts[i];
+    }
+    int before = sum; // inclusive, then exclusive, scan
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const int other = __shfl_up_sync(0xffffffff, before, distance);
+        before += lane >= distance ? other : 0;
+    }
+    before -= sum;
+    RadixDigit found = {-1, 0, 0};
+    for (int i = 0; i < per_lane; i++) {
+        if (before < k && k <= before + counts[i]) {
+            found = {lane * per_lane + i, k - before, counts[i]};
+        }
+        before += counts[i];
+    }
+    const int owner = __ffs(__ballot_sync(0xffffffff, found.digit >= 0)) - 1;
+    found.digit = __shfl_sync(0xffffffff, found.digit, owner);
+    found.rest = __shfl_sync(0xffffffff, found.rest, owner);
+    found.count = __shfl_sync(0xffffffff, found.count, owner);
+    return found;
+}
+
 /** The k-th least of n different entries, by one warp: digit by digit from the
  * first bit in which they differ, until one is left.
  * @param histogram  (radix_size,) of the warp's own, in shared memory */
@@ -91,36 +127,12 @@ __device__ inline Entry warp_select(
             }
         });
         __syncwarp();
-        // the digit in which the count passes k
-        constexpr int per_lane = radix_size / 32;
-        int counts[per_lane], sum = 0;
-        for (int i = 0; i < per_lane; i++) {
-            counts[i] = histogram[lane * per_lane + i];
-            sum += counts[i];
-        }
-        int before = sum; // inclusive, then exclusive, scan
-        for (int distance = 1; distance < 32; distance *= 2) {
-            const int other = __shfl_up_sync(0xffffffff, before, distance);
-            before += lane >= distance ? other : 0;
-        }
-        before -= sum;
-        int digit = -1, rest = 0, left = 0;
-        for (int i = 0; i < per_lane; i++) {
-            if (before < k && k <= before + counts[i]) {
-                digit = lane * per_lane + i;
-                rest = k - before;
-                left = counts[i];
-            }
-            before += counts[i];
-        }
-        const int owner = __ffs(__ballot_sync(0xffffffff, digit >= 0)) - 1;
-        digit = __shfl_sync(0xffffffff, digit, owner);
-        k = __shfl_sync(0xffffffff, rest, owner);
-        left = __shfl_sync(0xffffffff, left, owner);
-        prefix = (shift == 64 ? 0 : prefix << bits) | digit;
+        const RadixDigit digit = find_digit(histogram, k);
+        k = digit.rest;
+        prefix = (shift == 64 ? 0 : prefix << bits) | digit.digit;
         shift = next;
         __syncwarp();
-        if (left == 1 && shift > 0) {
+        if (digit.count == 1 && shift > 0) {
             Entry found = 0;
             warp_for_each(entries, n, [&](Entry entry) {
                 found |= entry >> shift == prefix ? entry : 0;

@@ -199,6 +199,8 @@ class GpuMultipleClonerOptions:
     def __init__(self, shard: bool = False) -> None: ...
 
 class GpuIndexTurboQuant(faiss.Index):
+    use_sign_filter: int
+    sign_margin: float
     def __init__(
         self,
         resources: StandardGpuResources,

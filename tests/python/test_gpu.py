@@ -291,6 +291,26 @@ def test_arrays_of_numpy(resources, metric):
 
 
 @needs_gpu
+def test_sign_filter(resources):
+    """Searches for few queries read few codes and find the same."""
+    index, gpu_index = make_gpu_index(resources)
+    assert (gpu_index.use_sign_filter, gpu_index.sign_margin) == (0, 5.5)
+    xq = gaussian(5, D, 3)
+    expected = index.search(xq, K)
+    for use_sign_filter in (0, 1, -1):
+        gpu_index.use_sign_filter = use_sign_filter
+        assert_same(gpu_index.search(xq, K), expected)
+    # far too small a margin: neighbours are lost
+    gpu_index.use_sign_filter, gpu_index.sign_margin = 1, 1e-3
+    assert not np.array_equal(gpu_index.search(xq, K)[1], expected[1])
+    copy = faiss_turboquant.index_gpu_to_cpu(gpu_index)
+    assert copy.sign_margin == 1e-3
+    gpu_index.sign_margin = -1
+    with pytest.raises(RuntimeError, match="sign_margin = -1"):
+        gpu_index.search(xq, K)
+
+
+@needs_gpu
 @pytest.mark.parametrize("on_device", ON_DEVICE)
 def test_arrays_on_the_device(resources, on_device):
     index = make_index(D, centre=True)

@@ -1,0 +1,175 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+
+#include <gpu/CodeStorage.h>
+#include <gpu/GpuResources.h>
+#include <gpu/kernels/sign_filter.h>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+/** The signs of the coordinates of the codes in a CodeStorage, which a search
+ * for few queries reads instead of most codes: what SignFilter is on the CPU,
+ * with the same bound. They are codes of one bit, so that the kernels of these
+ * compute the keys that signs let expect. Offsets are those of the codes.
+ *
+ * Several threads may search at once; all of them issue their work on one
+ * stream. */
+class DeviceSignFilter {
+   public:
+    /// of a search: one tile of matrix instructions
+    static constexpr size_t max_queries = 8;
+
+    /// storage: outlives it
+    explicit DeviceSignFilter(const CodeStorage& storage);
+    ~DeviceSignFilter();
+    DeviceSignFilter(const DeviceSignFilter&) = delete;
+    DeviceSignFilter& operator=(const DeviceSignFilter&) = delete;
+
+    /** Take the rows that are new, to have n, and have room for as many as the
+     * storage. @throws faiss::FaissException if there is no memory */
+    void extend(size_t n);
+
+    /// the same. @return  false if there is no memory, or was none before
+    bool try_extend(size_t n);
+
+    /// after any change of the codes but adding behind the others
+    void clear();
+
+    /** Whether a search for so many queries is likely to gain: for a while it
+     * is not, when one before has had too many rows left. */
+    bool is_promising(size_t nq);
+
+    /** At the end of a search, how many rows the signs have left.
+     * @param size  on the device
+     * @param most  with more, it has not gained */
+    void note(size_t nq, const uint32_t* size, uint32_t most);
+
+    /// the signs of n rows; selected: as in DeviceCodes
+    DeviceCodes codes(size_t n, const uint32_t* selected) const;
+
+    /// (1,) on the device
+    const double* residual() const {
+        return residual_.data();
+    }
+
+   private:
+    /// of searches for so many queries
+    struct Record {
+        uint32_t most = ~uint32_t(0); ///< of the last one
+        uint32_t pause = 0;           ///< searches that are left of it
+        uint32_t next_pause = 1;
+    };
+    static constexpr uint32_t longest_pause = 256;
+
+    const CodeStorage& storage_;
+    DeviceArray<uint8_t> planes_; ///< (capacity, dims / 8)
+    DeviceArray<float> scales_;   ///< (capacity,), times beta
+    DeviceArray<double> residual_;
+    size_t size_ = 0;
+    size_t refused_ = 0; ///< rows for which there was no memory
+
+    std::mutex mutex_;
+    Record records_[max_queries + 1];
+    GpuResources::Mailbox mailbox_;
+    /// (max_queries + 1,) in the mailbox: rows that the last search had left
+    volatile uint32_t* left_;
+};
+
+/** A page of queries that asks a DeviceSignFilter before it reads codes, all of
+ * it in the order of the stream, without waiting:
+ *
+ * 1. the signs of all rows are read, which gives the key that each lets expect,
+ *    and the best of each slice by these;
+ * 2. the codes of these are read: the k-th best of their keys is a threshold;
+ * 3. rows whose key may be below it are listed. */
+class SignSearch {
+   public:
+    /** @param filter  has codes.n rows
+     *  @param codes   to be searched
+     *  @param plan    of a scan of the codes
+     *  @param nq      up to DeviceSignFilter::max_queries
+     *  @param k       0: of a range search
+     *  @param margin  in standard deviations */
+    SignSearch(
+            const GpuResources& resources,
+            DeviceSignFilter& filter,
+            const DeviceCodes& codes,
+            const ScanPlan& plan,
+            size_t nq,
+            int k,
+            double margin);
+
+    /** With how many rows left a search takes as long as one that reads all
+     * of them, or less than 0. */
+    static double break_even(const DeviceLayout& layout, size_t n, size_t nq);
+
+    /// bytes that one works in, besides reservoirs
+    static size_t workspace(
+            const ScanPlan& sign_plan,
+            size_t n,
+            size_t nq,
+            int k);
+
+    /// of a scan of the signs
+    static ScanPlan plan(
+            const DeviceLayout& layout,
+            size_t n,
+            size_t nq,
+            int device);
+
+    /// queries as they have to be prepared besides
+    const QueryImage& image() const {
+        return image_;
+    }
+
+    /// of all scans
+    size_t n_reservoirs() const {
+        return std::max(plan_.n_reservoirs(), sign_plan_.n_reservoirs());
+    }
+
+    /** The rows that a search for the k best has to read.
+     * @param image       of the queries, for codes
+     * @param factors     likewise
+     * @param reservoirs  n_reservoirs() of them, which it works in; thresholds
+     *                    are written */
+    RowList find_candidates(
+            const uint8_t* image,
+            const DeviceQueryFactors* factors,
+            const Reservoirs& reservoirs) const;
+
+    /// those that a search for keys up to `last` has to read
+    RowList find_candidates(float last) const;
+
+    /// at its end
+    void note_outcome() const;
+
+   private:
+    RowList list_candidates(const Entry* thresholds, float last) const;
+    DistanceSink expected_keys() const;
+
+    const GpuResources& resources_;
+    DeviceSignFilter& filter_;
+    const DeviceCodes codes_, signs_;
+    const ScanPlan plan_, sign_plan_;
+    const size_t nq_;
+    const int k_;
+    const double margin_;
+    DeviceArray<uint8_t> image_data_;
+    DeviceArray<DeviceQueryFactors> factors_;
+    DeviceArray<uint32_t> squares_;
+    QueryImage image_;
+    DeviceArray<float> keys_; ///< (nq, padded n), that signs let expect
+    DeviceArray<uint32_t> rows_, size_; ///< candidates
+
+    // the best by their signs, (nq, slices * k)
+    DeviceArray<uint32_t> best_rows_, best_size_;
+    DeviceArray<float> best_keys_; ///< (nq, best_rows)
+};
+
+} // namespace gpu
+} // namespace faiss_turboquant

@@ -1,0 +1,352 @@
+#include <gpu/kernels/sign_filter.h>
+
+#include <algorithm>
+#include <cfloat>
+
+#include <gpu/kernels/cuda_utils.h>
+#include <gpu/kernels/decode.cuh>
+#include <gpu/kernels/top_k.cuh>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+namespace {
+
+constexpr int pack_rows = 8; ///< of a warp, which is a block
+constexpr int pack_blocks = 1 << 13;
+constexpr int list_threads = 256;
+constexpr int list_rows = 4096; ///< of a block
+constexpr int max_queries = 8;
+/// a row that no code has
+constexpr uint32_t no_row_of_list = ~uint32_t(0);
+
+/** The signs of a row's grid positions, by a warp.
+ * @param positions  (dims,), in shared memory
+ * @param plane      (dims / 8,), written
+ * @param sums       of magnitudes and of their squares, to all lanes */
+__device__ void pack_row(
+        const DeviceLayout& layout,
+        const uint32_t* positions,
+        uint32_t* plane,
+        uint32_t (&sums)[2]) {
+    const int words = layout.dims / 32; // of a plane
+    uint32_t magnitudes = 0, squares = 0;
+    for (int i = threadIdx.x; i < words; i += 32) {
+        uint32_t packed = 0;
+#pragma unroll
+        for (int f = 0; f < 8; f++) {
+            const int left = layout.d - 4 * (f * words + i);
+            const uint32_t mask = left >= 4 ? 0xffffffff
+                    : left > 0              ? (1u << 8 * left) - 1
+                                            : 0;
+            const uint32_t x = positions[f * words + i];
+            // a level is 2 x - 63
+            packed |= (x >> 5 & 0x01010101 & mask) << f;
+            const uint32_t levels = __vabsdiffu4(2 * x, 0x3f3f3f3f) & mask;
+            magnitudes = __dp4a(levels, 0x01010101u, magnitudes);
+            squares = __dp4a(levels, levels, squares);
+        }
+        plane[i] = packed;
+    }
+    sums[0] = __reduce_add_sync(0xffffffff, magnitudes);
+    sums[1] = __reduce_add_sync(0xffffffff, squares);
+}
+
+template <int nbits, int trellis>
+__global__ void __launch_bounds__(32) pack_signs_kernel(
+        const __grid_constant__ DeviceCodes codes,
+        uint32_t first,
+        uint8_t* planes,
+        float* scales,
+        double* residual) {
+    using Decoder = RowDecoder<nbits, trellis, 1>;
+    constexpr Fragment fragment{Decoder::bits, 1};
+    extern __shared__ uint4 shared[];
+    const DeviceLayout& layout = codes.layout;
+    const int t = threadIdx.x % 4, g = threadIdx.x / 4;
+    const int steps = layout.dims / dims_unit;
+    const int stride = layout.dims + 16; // rows start in different banks
+    uint8_t* positions = reinterpret_cast<uint8_t*>(shared);
+    double largest = 0;
+    for (size_t begin = first + size_t(blockIdx.x) * pack_rows; begin < codes.n;
+         begin += size_t(gridDim.x) * pack_rows) {
+        const size_t row = min(begin + g, size_t(codes.n - 1));
+        const uint8_t* code = codes.planes + row * layout.row_size();
+        Decoder decoder;
+        if constexpr (Decoder::has_trellis) {
+            decoder.start(
+                    Decoder::template load<false>(layout, code, steps - 1, t));
+        }
+        for (int step = 0; step < steps; step++) {
+            const auto raw =
+                    Decoder::template load<false>(layout, code, step, t);
+            decoder.begin_step(raw, t);
+            uint32_t words[8];
+            decoder.decode_positions(layout, raw, 0, words);
+#pragma unroll
+            for (int p = 0; p < 8; p++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const int c =
+                            fragment.coordinate(layout.dims, step, t, p, j);
+                    positions[g * stride + c] = uint8_t(words[p] >> 8 * j);
+                }
+            }
+        }
+        __syncwarp();
+        for (int r = 0; r < pack_rows && begin + r < codes.n; r++) {
+            uint32_t sums[2];
+            pack_row(
+                    layout,
+                    reinterpret_cast<const uint32_t*>(positions + r * stride),
+                    reinterpret_cast<uint32_t*>(
+                            planes + (begin + r) * layout.plane_size()),
+                    sums);
+            const double magnitudes = sums[0];
+            const double beta = sums[1] / magnitudes;
+            largest = fmax(largest, layout.d - magnitudes / beta);
+            if (threadIdx.x == 0) {
+                scales[begin + r] = float(codes.scales[begin + r] * beta);
+            }
+        }
+        __syncwarp();
+    }
+    if (threadIdx.x == 0) {
+        // numbers above 0 are in the order of their bits
+        atomicMax(
+                reinterpret_cast<unsigned long long*>(residual),
+                static_cast<unsigned long long>(__double_as_longlong(largest)));
+    }
+}
+
+using PackSigns =
+        void (*)(const DeviceCodes, uint32_t, uint8_t*, float*, double*);
+
+/// scalar codes, the trellises that are known, any others
+constexpr PackSigns pack_kernels[3][4] = {
+        {pack_signs_kernel<1, no_trellis>,
+         pack_signs_kernel<2, no_trellis>,
+         pack_signs_kernel<3, no_trellis>,
+         pack_signs_kernel<4, no_trellis>},
+        {pack_signs_kernel<1, 0>,
+         pack_signs_kernel<2, 1>,
+         pack_signs_kernel<3, 2>,
+         pack_signs_kernel<4, 3>},
+        {pack_signs_kernel<1, any_trellis>,
+         pack_signs_kernel<2, any_trellis>,
+         pack_signs_kernel<3, any_trellis>,
+         pack_signs_kernel<4, any_trellis>}};
+
+__global__ void list_reservoirs_kernel(
+        Reservoirs r,
+        uint32_t of_query,
+        uint32_t n,
+        uint32_t* rows,
+        uint32_t* size) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i == 0) {
+        *size = n;
+    }
+    if (i < n) {
+        const uint32_t query = i / of_query, place = i % of_query;
+        const uint32_t slice = place / r.k, rank = place % r.k;
+        const size_t reservoir = size_t(slice) * max_queries + query;
+        rows[i] = rank < r.counts[reservoir]
+                ? uint32_t(r.entries[reservoir * r.capacity + rank])
+                : no_row_of_list;
+    }
+}
+
+__global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
+        const float* keys,
+        size_t stride,
+        size_t n,
+        int k,
+        Entry* thresholds) {
+    __shared__ uint32_t histogram[radix_size];
+    const float* of_query = keys + blockIdx.x * stride;
+    uint32_t prefix = 0;
+    for (int shift = 32 - radix_bits; shift >= 0; shift -= radix_bits) {
+        histogram[threadIdx.x] = 0;
+        __syncthreads();
+#pragma unroll 8
+        for (size_t i = threadIdx.x; i < n; i += radix_size) {
+            const float key = __ldg(of_query + i);
+            const Entry bits = pack_entry(key, 0) >> 32;
+            if (key <= FLT_MAX && bits >> (shift + radix_bits) == prefix) {
+                atomicAdd(&histogram[bits >> shift & (radix_size - 1)], 1);
+            }
+        }
+        __syncthreads();
+        const RadixDigit found = find_digit(histogram, k); // by every warp
+        if (found.digit < 0) {
+            if (threadIdx.x == 0) {
+                thresholds[blockIdx.x] = no_entry;
+            }
+            return;
+        }
+        prefix = prefix << radix_bits | found.digit;
+        k = found.rest;
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        // one of the same key may be better by its id
+        thresholds[blockIdx.x] = Entry(prefix) << 32 | ~uint32_t(0);
+    }
+}
+
+__global__ void __launch_bounds__(list_threads) list_candidates_kernel(
+        const __grid_constant__ SignKeys signs,
+        const Entry* thresholds,
+        float last,
+        uint32_t* rows,
+        uint32_t capacity,
+        uint32_t* size) {
+    __shared__ float slacks[max_queries], limits[max_queries];
+    __shared__ uint32_t found[list_rows];
+    __shared__ uint32_t count, place;
+    const int q = threadIdx.x;
+    if (q < signs.nq) {
+        // |q| |r| / beta at most, times a coordinate of a random unit vector,
+        // of which none is above 1; and what rounding may add to <q, s>
+        const double squares = signs.squares[q];
+        const double spread =
+                fmin(1.0, signs.margin / sqrt(fmax(signs.d, 2.0) - 1));
+        const double bound = sqrt(*signs.residual * squares) * spread +
+                0x1p-20 * sqrt(signs.d * squares);
+        slacks[q] = float(signs.factors[q].multiplier * bound);
+        const float threshold = !thresholds ? last
+                : thresholds[q] == no_entry ? FLT_MAX
+                                            : entry_key(thresholds[q]);
+        // the sums with what is not from the signs are rounded, too
+        limits[q] = threshold + 0x1p-22f * fabsf(threshold);
+    }
+    if (threadIdx.x == 0) {
+        count = 0;
+    }
+    __syncthreads();
+    const int lane = threadIdx.x % 32;
+    const size_t begin = size_t(blockIdx.x) * list_rows;
+#pragma unroll
+    for (int i = 0; i < list_rows; i += sign_rows_unit * list_threads) {
+        const size_t row = begin + i + sign_rows_unit * threadIdx.x;
+        uint32_t of_interest = 0;
+        if (row < signs.n) {
+            const float4 scale =
+                    *reinterpret_cast<const float4*>(signs.scales + row);
+            for (int j = 0; j < signs.nq; j++) {
+                const float4 key = __ldcs(reinterpret_cast<const float4*>(
+                        signs.keys + j * signs.stride + row));
+                const float slack = slacks[j], limit = limits[j];
+                of_interest |= uint32_t(key.x + slack * scale.x <= limit) |
+                        uint32_t(key.y + slack * scale.y <= limit) << 1 |
+                        uint32_t(key.z + slack * scale.z <= limit) << 2 |
+                        uint32_t(key.w + slack * scale.w <= limit) << 3;
+            }
+            const size_t left = signs.n - row;
+            of_interest &= left < sign_rows_unit ? (1u << left) - 1 : 0xf;
+        }
+        if (!__any_sync(0xffffffff, of_interest)) {
+            continue;
+        }
+        uint32_t ballots[sign_rows_unit], at = 0;
+        for (int b = 0; b < sign_rows_unit; b++) {
+            ballots[b] = __ballot_sync(0xffffffff, of_interest >> b & 1);
+            at += __popc(ballots[b]);
+        }
+        if (lane == 0) {
+            at = atomicAdd(&count, at);
+        }
+        at = __shfl_sync(0xffffffff, at, 0);
+        for (int b = 0; b < sign_rows_unit; b++) {
+            if (of_interest >> b & 1) {
+                found[at + __popc(ballots[b] & ((1u << lane) - 1))] =
+                        uint32_t(row + b);
+            }
+            at += __popc(ballots[b]);
+        }
+    }
+    __syncthreads();
+    if (count == 0) {
+        return;
+    }
+    if (threadIdx.x == 0) {
+        place = atomicAdd(size, count);
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < count; i += list_threads) {
+        if (place + i < capacity) {
+            rows[place + i] = found[i];
+        }
+    }
+}
+
+} // namespace
+
+void pack_signs(
+        const DeviceCodes& codes,
+        uint32_t first,
+        uint8_t* planes,
+        float* scales,
+        double* residual,
+        cudaStream_t stream) {
+    const DeviceLayout& layout = codes.layout;
+    const int family = !layout.has_trellis() ? 0 : layout.shipped >= 0 ? 1 : 2;
+    const PackSigns kernel = pack_kernels[family][layout.nbits - 1];
+    allow_shared_memory(kernel);
+    const uint32_t groups = ceil_div(codes.n - first, uint32_t(pack_rows));
+    const int blocks = int(std::min<uint32_t>(groups, pack_blocks));
+    kernel<<<blocks, 32, pack_rows*(layout.dims + 16), stream>>>(
+            codes, first, planes, scales, residual);
+    TQ_CUDA(cudaGetLastError());
+}
+
+void list_reservoirs(
+        const Reservoirs& reservoirs,
+        int n_slices,
+        size_t nq,
+        uint32_t* rows,
+        uint32_t* size,
+        cudaStream_t stream) {
+    const uint32_t of_query = uint32_t(n_slices) * reservoirs.k;
+    const uint32_t n = uint32_t(nq) * of_query;
+    list_reservoirs_kernel<<<
+            ceil_div(n, uint32_t(list_threads)),
+            list_threads,
+            0,
+            stream>>>(reservoirs, of_query, n, rows, size);
+    TQ_CUDA(cudaGetLastError());
+}
+
+void select_thresholds(
+        const float* keys,
+        size_t stride,
+        size_t n,
+        int k,
+        size_t nq,
+        Entry* thresholds,
+        cudaStream_t stream) {
+    select_thresholds_kernel<<<int(nq), radix_size, 0, stream>>>(
+            keys, stride, n, k, thresholds);
+    TQ_CUDA(cudaGetLastError());
+}
+
+void list_candidates(
+        const SignKeys& signs,
+        const Entry* thresholds,
+        float last,
+        uint32_t* rows,
+        uint32_t capacity,
+        uint32_t* size,
+        cudaStream_t stream) {
+    TQ_CUDA(cudaMemsetAsync(size, 0, sizeof(*size), stream));
+    list_candidates_kernel<<<
+            ceil_div(signs.n, uint32_t(list_rows)),
+            list_threads,
+            0,
+            stream>>>(signs, thresholds, last, rows, capacity, size);
+    TQ_CUDA(cudaGetLastError());
+}
+
+} // namespace gpu
+} // namespace faiss_turboquant

@@ -1,0 +1,461 @@
+#include <gpu/DeviceSignFilter.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <faiss/impl/AuxIndexStructures.h>
+#include <faiss/impl/IDSelector.h>
+#include <faiss/utils/AlignedTable.h>
+
+#include <gpu/GpuIndexTurboQuant.h>
+#include <gpu/transfers.h>
+
+#include "gpu_test.h"
+
+using faiss::METRIC_INNER_PRODUCT;
+using faiss::METRIC_L2;
+using faiss::gpu::GpuIndexTurboQuant;
+using faiss_turboquant::RotationType;
+using faiss_turboquant::gpu::CodeStorage;
+using faiss_turboquant::gpu::DeviceCodes;
+using faiss_turboquant::gpu::DeviceSignFilter;
+using faiss_turboquant::gpu::download;
+using faiss_turboquant::gpu::GpuResources;
+
+namespace {
+
+constexpr int memories[] = {0, 8, 10, 12};
+
+IndexTurboQuant make_index(
+        size_t d,
+        int nbits,
+        faiss::MetricType metric,
+        int memory = 0) {
+    return IndexTurboQuant(d, nbits, metric, RotationType::Hadamard, 1, memory);
+}
+
+/// (n, d), twenty around each of n / 20 centres, which depend on d alone
+std::vector<float> clustered(size_t n, size_t d, unsigned seed) {
+    const size_t n_centres = n / 20 + 1;
+    const auto centres = gaussian(n_centres, d, unsigned(d));
+    auto x = gaussian(n, d, seed);
+    std::mt19937 rng(seed);
+    for (size_t i = 0; i < n; i++) {
+        const size_t c = rng() % n_centres;
+        for (size_t j = 0; j < d; j++) {
+            x[i * d + j] = centres[c * d + j] + 0.5f * x[i * d + j];
+        }
+    }
+    return x;
+}
+
+/// a copy that asks the signs, whatever its size
+std::unique_ptr<GpuIndexTurboQuant> filtered(
+        const IndexTurboQuant& index,
+        std::shared_ptr<GpuResources> with = resources()) {
+    auto gpu = std::make_unique<GpuIndexTurboQuant>(with, index);
+    gpu->use_sign_filter = 1;
+    return gpu;
+}
+
+std::string name_of(const IndexTurboQuant& index) {
+    return "nbits " + std::to_string(index.tq.nbits) + " memory " +
+            std::to_string(index.tq.memory()) + " metric " +
+            std::to_string(int(index.metric_type)) + " d " +
+            std::to_string(index.d) + " n " + std::to_string(index.ntotal);
+}
+
+void expect_same_range(
+        const faiss::Index& a,
+        const faiss::Index& b,
+        const std::vector<float>& xq,
+        float radius,
+        const faiss::SearchParameters* params,
+        const std::string& name) {
+    const size_t nq = xq.size() / a.d;
+    faiss::RangeSearchResult in_a(nq), in_b(nq);
+    a.range_search(nq, xq.data(), radius, &in_a, params);
+    b.range_search(nq, xq.data(), radius, &in_b, params);
+    ASSERT_EQ(
+            std::vector<size_t>(in_a.lims, in_a.lims + nq + 1),
+            std::vector<size_t>(in_b.lims, in_b.lims + nq + 1))
+            << name;
+    const size_t n = in_a.lims[nq];
+    EXPECT_TRUE(std::equal(in_a.labels, in_a.labels + n, in_b.labels)) << name;
+    EXPECT_TRUE(std::equal(in_a.distances, in_a.distances + n, in_b.distances))
+            << name;
+}
+
+} // namespace
+
+TEST(DeviceSignFilter, HoldsTheSignsOfTheCodes) {
+    for (const int memory : memories) {
+        for (int nbits = 1; nbits <= 4; nbits++) {
+            for (const size_t d : {1, 7, 33, 128, 200, 384, 1000}) {
+                const size_t n = 45;
+                IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
+                index.add(n, gaussian(n, d, 1).data());
+                CodeStorage storage(*resources(), index.tq);
+                storage.reserve(n, 0);
+                storage.import(index.codes.data(), n, index.code_size, 0);
+                DeviceSignFilter filter(storage);
+                filter.extend(20);
+                filter.extend(n);
+                const DeviceCodes signs = filter.codes(n, nullptr);
+                const size_t row_size = signs.layout.plane_size();
+                const auto planes =
+                        download(*resources(), signs.planes, n * row_size);
+                const auto scales = download(*resources(), signs.scales, n);
+
+                faiss::AlignedTable<uint8_t, 64> grid(
+                        index.tq.layout().padded_dim());
+                double residual = 0;
+                for (size_t i = 0; i < n; i++) {
+                    const uint8_t* code = &index.codes[i * index.code_size];
+                    faiss_turboquant::kernels().decode(
+                            index.tq.layout(), code, grid.data());
+                    double magnitudes = 0, squares = 0;
+                    std::vector<uint8_t> plane(row_size);
+                    for (size_t c = 0; c < d; c++) {
+                        const int level = 2 * grid[c] - 63;
+                        magnitudes += std::abs(level);
+                        squares += level * level;
+                        plane[c % row_size] |= (level > 0) << c / row_size;
+                    }
+                    float scale = 0;
+                    index.tq.load_factors(
+                            code, nullptr, 1, &scale, nullptr, nullptr);
+                    ASSERT_TRUE(std::equal(
+                            plane.begin(),
+                            plane.end(),
+                            planes.begin() + i * row_size))
+                            << name_of(index);
+                    const double beta = squares / magnitudes;
+                    ASSERT_EQ(scales[i], float(scale * beta)) << name_of(index);
+                    residual = std::max(residual, d - magnitudes / beta);
+                }
+                ASSERT_EQ(
+                        download(*resources(), filter.residual(), 1)[0],
+                        residual)
+                        << name_of(index);
+            }
+        }
+    }
+}
+
+TEST(DeviceSignFilter, SearchEqualsTheCpuForRandomShapes) {
+    std::mt19937 rng(1);
+    const auto draw = [&](int least, int most) {
+        return least + int(rng() % (most - least + 1));
+    };
+    for (int trial = 0; trial < 300; trial++) {
+        const size_t d = draw(1, 700), n = draw(1, 8000), nq = draw(1, 9);
+        const idx_t k = draw(1, draw(1, draw(1, 2048)));
+        const bool is_clustered = rng() % 2;
+        const auto data = [&](size_t m, unsigned seed) {
+            return is_clustered ? clustered(m, d, seed) : gaussian(m, d, seed);
+        };
+        IndexTurboQuant index = make_index(
+                d,
+                draw(1, 4),
+                rng() % 2 ? METRIC_L2 : METRIC_INNER_PRODUCT,
+                memories[rng() % 4]);
+        if (rng() % 2) {
+            index.train(100, gaussian(100, d, trial, 1).data());
+        }
+        index.add(n, data(n, trial + 1).data());
+        index.use_sign_filter = 0;
+        const auto gpu = filtered(index);
+        auto xq = data(nq, trial + 2);
+        if (rng() % 4 == 0) {
+            std::fill_n(xq.begin(), d, 0.0f); // as far from everything
+        }
+        const std::string name = name_of(index) + " nq " + std::to_string(nq) +
+                " k " + std::to_string(k) + " trial " + std::to_string(trial);
+        const Results expected = search(index, xq, k);
+        ASSERT_EQ(expected, search(*gpu, xq, k)) << name;
+        const float radius = expected.D[std::min<size_t>(n, k) / 2];
+        expect_same_range(index, *gpu, xq, radius, nullptr, name);
+
+        faiss::IDSelectorRange range(n / 5, n / 5 + draw(0, n));
+        faiss::SearchParameters params;
+        params.sel = &range;
+        ASSERT_EQ(search(index, xq, k, &params), search(*gpu, xq, k, &params))
+                << name;
+        expect_same_range(index, *gpu, xq, radius, &params, name);
+    }
+}
+
+TEST(DeviceSignFilter, SearchEqualsTheCpuWithManyVectors) {
+    for (const int memory : {0, 8}) {
+        for (int nbits = 1; nbits <= 4; nbits++) {
+            const size_t d = nbits == 3 ? 768 : 1536, n = 50001;
+            IndexTurboQuant index =
+                    make_index(d, nbits, METRIC_INNER_PRODUCT, memory);
+            GpuIndexTurboQuant gpu(resources(), index);
+            gpu.add(n, clustered(n, d, 1).data());
+            gpu.copyTo(&index);
+            gpu.use_sign_filter = 1;
+            index.use_sign_filter = 0;
+            for (const auto& xq : {clustered(8, d, 2), gaussian(8, d, 2)}) {
+                for (const size_t nq : {1, 3, 8}) {
+                    const std::vector<float> some(
+                            xq.begin(), xq.begin() + nq * d);
+                    for (const idx_t k : {1, 10, 100, 1000, 2048}) {
+                        ASSERT_EQ(search(index, some, k), search(gpu, some, k))
+                                << name_of(index) << " nq " << nq << " k " << k;
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Codes above some size do not come through shared memory.
+TEST(DeviceSignFilter, SearchEqualsTheCpuForLargeDimensions) {
+    for (const size_t d : {3072, 6144, 16384}) {
+        for (const int memory : {0, 8, 10}) {
+            for (const int nbits : {1, 4}) {
+                const size_t n = 600;
+                IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
+                index.add(n, clustered(n, d, 1).data());
+                const auto gpu = filtered(index);
+                for (const size_t nq : {1, 8}) {
+                    const auto xq = clustered(nq, d, 2);
+                    ASSERT_EQ(search(index, xq, 10), search(*gpu, xq, 10))
+                            << name_of(index) << " nq " << nq;
+                }
+            }
+        }
+    }
+}
+
+TEST(DeviceSignFilter, SearchEqualsTheCpuForOrderedAndEqualVectors) {
+    const size_t d = 64, n = 50000;
+    std::vector<float> x(n * d);
+    const auto direction = gaussian(1, d, 1);
+    for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+        for (const bool equal : {false, true}) {
+            for (size_t i = 0; i < n; i++) {
+                for (size_t j = 0; j < d; j++) {
+                    x[i * d + j] =
+                            direction[j] * (equal ? 1 : 1 + float(i) / n);
+                }
+            }
+            IndexTurboQuant index = make_index(d, 4, metric);
+            index.add(n, x.data());
+            const auto gpu = filtered(index);
+            for (const size_t nq : {1, 7}) {
+                std::vector<float> xq;
+                for (size_t q = 0; q < nq; q++) {
+                    xq.insert(xq.end(), direction.begin(), direction.end());
+                }
+                for (const idx_t k : {1, 100, 2048}) {
+                    EXPECT_EQ(search(index, xq, k), search(*gpu, xq, k))
+                            << "equal " << equal << " nq " << nq << " k " << k;
+                }
+            }
+        }
+    }
+}
+
+TEST(DeviceSignFilter, SearchEqualsReadingAllForVectorsOfAllLengths) {
+    const size_t d = 64, n = 20000, nq = 40;
+    for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+        for (const int memory : {0, 8}) {
+            for (int nbits = 1; nbits <= 4; nbits++) {
+                auto x = gaussian(n, d, 1), xq = gaussian(nq, d, 2);
+                const auto scale = [&](std::vector<float>& v, size_t i) {
+                    const int exponent = int(i % 37) - 20;
+                    const float factor =
+                            i % 37 == 36 ? 0 : std::pow(10.0f, float(exponent));
+                    for (size_t j = i * d; j < (i + 1) * d; j++) {
+                        v[j] *= factor;
+                    }
+                };
+                for (size_t i = 0; i < n; i++) {
+                    scale(x, i);
+                }
+                for (size_t i = 0; i < nq; i++) {
+                    scale(xq, i);
+                }
+                IndexTurboQuant index = make_index(d, nbits, metric, memory);
+                index.add(n, x.data());
+                const auto gpu = filtered(index);
+                const GpuIndexTurboQuant all(resources(), index);
+                for (size_t q = 0; q < nq; q++) {
+                    const std::vector<float> one(
+                            xq.begin() + q * d, xq.begin() + (q + 1) * d);
+                    for (const idx_t k : {1, 10, 600}) {
+                        ASSERT_EQ(search(all, one, k), search(*gpu, one, k))
+                                << name_of(index) << " k " << k << " q " << q;
+                    }
+                }
+            }
+        }
+    }
+}
+
+// With a margin that is much too small, neighbours are lost: it is in use.
+TEST(DeviceSignFilter, PassesOverCodes) {
+    const size_t d = 128, n = 20000;
+    for (const int memory : {0, 8}) {
+        for (const int nbits : {2, 4}) {
+            IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
+            index.add(n, gaussian(n, d, 1).data());
+            index.use_sign_filter = 0;
+            const auto gpu = filtered(index);
+            for (const size_t nq : {1, 8}) {
+                const auto xq = gaussian(nq, d, 2);
+                const Results expected = search(index, xq, 20);
+                gpu->sign_margin = 5.5;
+                EXPECT_EQ(search(*gpu, xq, 20), expected) << name_of(index);
+                gpu->sign_margin = 1e-3;
+                const Results fewer = search(*gpu, xq, 20);
+                EXPECT_NE(fewer.I, expected.I) << name_of(index);
+                faiss::RangeSearchResult some(nq), all(nq);
+                const float radius = expected.D[10];
+                gpu->range_search(nq, xq.data(), radius, &some);
+                index.range_search(nq, xq.data(), radius, &all);
+                EXPECT_LT(some.lims[nq], all.lims[nq]) << name_of(index);
+            }
+        }
+    }
+}
+
+TEST(DeviceSignFilter, FollowsChangesOfTheCodes) {
+    const size_t d = 100, n = 9000;
+    IndexTurboQuant index = make_index(d, 4, METRIC_INNER_PRODUCT);
+    const auto x = clustered(n, d, 1), xq = clustered(4, d, 2);
+    const auto gpu = filtered(index);
+    index.use_sign_filter = 0;
+    const auto expect_same = [&](const char* when) {
+        EXPECT_EQ(search(index, xq, 10), search(*gpu, xq, 10)) << when;
+    };
+    expect_same("empty");
+    for (const size_t count : {1, 7, 500, 3492, 5000}) {
+        const float* from = x.data() + index.ntotal * d;
+        index.add(count, from);
+        gpu->add(count, from);
+        expect_same("added");
+    }
+    const faiss::IDSelectorRange range(100, 4000);
+    index.remove_ids(range);
+    gpu->remove_ids(range);
+    expect_same("removed");
+    index.add(3000, x.data() + 100 * d);
+    gpu->add(3000, x.data() + 100 * d);
+    expect_same("added again");
+    gpu->reserve(50000);
+    expect_same("reserved");
+    index.reset();
+    gpu->reset();
+    expect_same("reset");
+    index.train(500, x.data());
+    gpu->train(500, x.data());
+    index.add(n, x.data());
+    gpu->add(n, x.data());
+    expect_same("trained");
+
+    IndexTurboQuant other = make_index(d, 2, METRIC_L2, 8);
+    other.add(n, x.data());
+    other.use_sign_filter = 0;
+    other.sign_margin = 4;
+    gpu->copyFrom(&other);
+    EXPECT_EQ(gpu->use_sign_filter, 1);
+    EXPECT_EQ(gpu->sign_margin, 4);
+    gpu->sign_margin = 5.5;
+    EXPECT_EQ(search(other, xq, 10), search(*gpu, xq, 10));
+    index.use_sign_filter = 0;
+    gpu->copyTo(&index);
+    EXPECT_EQ(index.use_sign_filter, 0);
+    EXPECT_EQ(index.sign_margin, 5.5);
+    EXPECT_EQ(search(index, xq, 10), search(*gpu, xq, 10));
+}
+
+TEST(DeviceSignFilter, WithoutRoomInTheWorkspaceCodesAreRead) {
+    const size_t d = 64, n = 20000;
+    IndexTurboQuant index = make_index(d, 4, METRIC_L2);
+    index.add(n, gaussian(n, d, 1).data());
+    index.use_sign_filter = 0;
+    const auto gpu =
+            filtered(index, std::make_shared<GpuResources>(0, nullptr, 1000));
+    const auto xq = gaussian(8, d, 2);
+    gpu->sign_margin = 1e-3; // would lose neighbours
+    EXPECT_EQ(search(index, xq, 10), search(*gpu, xq, 10));
+}
+
+TEST(DeviceSignFilter, PausesWhereTooManyRowsAreLeft) {
+    const size_t d = 8, n = 100;
+    const IndexTurboQuant index = make_index(d, 4, METRIC_L2);
+    CodeStorage storage(*resources(), index.tq);
+    storage.reserve(n, 0);
+    DeviceSignFilter filter(storage);
+    const OnDevice<uint32_t> left(std::vector<uint32_t>{20, 80});
+    const auto note = [&](size_t nq, bool many) {
+        filter.note(nq, left.data + many, 50);
+        resources()->synchronize();
+    };
+    EXPECT_TRUE(filter.is_promising(1));
+    note(1, false);
+    EXPECT_TRUE(filter.is_promising(1));
+    // twice as many searches each time
+    for (int pause = 1; pause <= 8; pause *= 2) {
+        note(1, true);
+        EXPECT_TRUE(filter.is_promising(2));
+        for (int i = 0; i < pause + 1; i++) {
+            EXPECT_FALSE(filter.is_promising(1)) << pause << " " << i;
+        }
+        EXPECT_TRUE(filter.is_promising(1));
+    }
+    note(1, false);
+    EXPECT_TRUE(filter.is_promising(1));
+    note(1, true);
+    EXPECT_FALSE(filter.is_promising(1));
+    EXPECT_FALSE(filter.is_promising(1));
+    EXPECT_TRUE(filter.is_promising(1));
+}
+
+TEST(DeviceSignFilter, RefusesBadInput) {
+    const size_t d = 40;
+    IndexTurboQuant index = make_index(d, 4, METRIC_L2);
+    auto x = gaussian(20, d, 1);
+    index.add(20, x.data());
+    const auto gpu = filtered(index);
+    auto xq = gaussian(3, d, 2);
+    xq[2 * d + 5] = NAN;
+    EXPECT_REFUSED(search(*gpu, xq, 3), "query 2 has a NaN");
+    xq = gaussian(3, d, 2);
+    gpu->sign_margin = -1;
+    EXPECT_REFUSED(search(*gpu, xq, 3), "sign_margin = -1");
+    gpu->sign_margin = NAN;
+    EXPECT_REFUSED(search(*gpu, xq, 3), "sign_margin = nan");
+}
+
+TEST(DeviceSignFilter, SearchesInSeveralThreads) {
+    const size_t d = 128, n = 20000, nq = 5;
+    IndexTurboQuant index = make_index(d, 4, METRIC_L2, 8);
+    index.add(n, clustered(n, d, 1).data());
+    const auto gpu = filtered(index);
+    std::vector<std::thread> threads;
+    std::vector<int> failures(8);
+    for (int t = 0; t < 8; t++) {
+        threads.emplace_back([&, t] {
+            const auto xq = clustered(nq, d, 100 + t);
+            const Results expected = search(index, xq, 10);
+            for (int i = 0; i < 20; i++) {
+                failures[t] += !(search(*gpu, xq, 10) == expected);
+            }
+        });
+    }
+    for (auto& thread : threads) {
+        thread.join();
+    }
+    EXPECT_EQ(failures, std::vector<int>(8));
+}
