@@ -124,7 +124,7 @@ class FilteredScan {
     /// of one after which it is seen whether signs are of use
     static constexpr size_t trial_run = 2048;
     /// codes that are read without a look at the signs
-    static constexpr size_t first_pause = 8192, longest_pause = 1 << 20;
+    static constexpr size_t first_pause = 4096, longest_pause = 1 << 20;
     /// of a block, that are read sooner than the block's signs
     static constexpr size_t few_codes = 16;
     /// codes that are read to have a threshold, besides as many as there are
@@ -151,12 +151,15 @@ class FilteredScan {
     }
 
     size_t run_codes() const {
+        size_t n = max_run_;
         for (const State& state : states_) {
-            if (state.pause == 0 && state.on_trial) {
-                return trial_run;
+            if (state.pause > 0) {
+                n = std::min(n, state.pause);
+            } else if (state.on_trial) {
+                n = std::min(n, trial_run);
             }
         }
-        return max_run_;
+        return n;
     }
 
     /// those of the run that are selected
