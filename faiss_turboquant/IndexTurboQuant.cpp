@@ -20,7 +20,7 @@ using faiss_turboquant::CodeScanner;
 using faiss_turboquant::fill_result;
 using faiss_turboquant::for_each_query;
 using faiss_turboquant::get_selector;
-using faiss_turboquant::max_filtered_queries;
+using faiss_turboquant::max_filtered_part;
 using faiss_turboquant::page_queries;
 using faiss_turboquant::PreparedCode;
 using faiss_turboquant::PreparedQuery;
@@ -58,9 +58,6 @@ QueryBatch prepare_queries(
     return batch;
 }
 
-/// of the codes, that are read for many queries at once, at most
-constexpr double max_filtered_part = 1.0 / 16;
-
 /// for n queries
 CodeScanner make_scanner(
         const IndexTurboQuant& index,
@@ -84,13 +81,14 @@ void for_each_page(
         const float* x,
         F scan) {
     const SignFilter* filter = scanner.filter.get();
+    const double max_part = max_filtered_part(index.tq.d, n);
     // many queries ask it if the first one has read few codes by it
     idx_t page = filter && n >= idx_t(batch_queries) ? 1 : page_queries;
     for (idx_t first = 0; first < n; first += page, page = page_queries) {
         page = std::min(page, n - first);
         const size_t n_read =
                 scan(first, prepare_queries(index, filter, first, page, x));
-        if (n_read > max_filtered_part * page * index.ntotal) {
+        if (n_read > max_part * page * index.ntotal) {
             filter = nullptr;
         }
         InterruptCallback::check();
@@ -284,7 +282,7 @@ std::shared_ptr<const SignFilter> IndexTurboQuant::get_sign_filter(
         sign_filter_cache_.clear();
         return nullptr;
     }
-    if (size_t(n) > std::max(batch_queries - 1, max_filtered_queries(tq.d))) {
+    if (size_t(n) >= batch_queries && max_filtered_part(tq.d, n) == 0) {
         return nullptr;
     }
     return sign_filter_cache_.get(tq, codes.data(), ntotal);

@@ -25,7 +25,7 @@ struct SearchParametersTurboQuant : SearchParameters {};
 struct IndexTurboQuant : IndexFlatCodes {
     faiss_turboquant::TurboQuantizer tq;
 
-    /** Whether searches for few queries (without AVX-512, for any number) first
+    /** Whether searches for few queries (without AMX, for any number) first
      * read the signs of all codes, and then those codes alone that can be among
      * the results. That is up to six times as fast where queries have
      * neighbours that are much nearer than most vectors, as embeddings do, and

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <limits>
 
 namespace faiss_turboquant {
 
@@ -52,17 +51,19 @@ size_t sign_bytes(size_t d) {
 
 } // namespace
 
-size_t max_filtered_queries(size_t d) {
+double max_filtered_part(size_t d, size_t n) {
+    constexpr double of_few = 1.0 / 16;
     switch (current_level()) {
         case SimdLevel::amx:
-            return d / 32;
+            return n <= d / 32 ? of_few : 0;
         case SimdLevel::avx512_vnni:
-            return d / 16;
+            return n <= d / 16 ? of_few : of_few / 4;
         case SimdLevel::avx2_vnni:
+            return n <= d / 8 ? of_few : of_few / 4;
         case SimdLevel::neon_dot:
-            return d / 8;
+            return n <= d / 8 ? of_few : 0;
         default:
-            return std::numeric_limits<size_t>::max();
+            return of_few;
     }
 }
 

@@ -149,9 +149,9 @@ class SignFilter {
     double sum_of_scales_ = 0, sum_of_offsets_ = 0;
 };
 
-/** The most queries at a time that find their results sooner by a SignFilter
- * than in panels, which they decode together. */
-size_t max_filtered_queries(size_t d);
+/** With how large a part of the codes left n queries at a time still find their
+ * results sooner by a SignFilter than in panels, which they decode together. */
+double max_filtered_part(size_t d, size_t n);
 
 /** The SignFilter of an index. Made and extended by the first search that wants
  * it; any number of threads may. */
