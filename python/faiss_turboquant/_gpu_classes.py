@@ -133,6 +133,15 @@ tensors of PyTorch, arrays of CuPy, and others that have DLPack or
 `__cuda_array_interface__`, float32 and C-contiguous. Those are neither copied
 nor waited for on the host; results of PyTorch and CuPy come as theirs, on the
 device, in the order of the current stream; to others as numpy's.
+
+Attributes
+----------
+use_sign_filter : int
+    whether searches for up to eight queries read the signs of all codes first:
+    0 never (the default), -1 where that is likely to be faster, 1 wherever it
+    can be done
+sign_margin : float
+    as of `faiss.IndexTurboQuant`
 """
 
 GpuIndexIVFTurboQuant.__doc__ = """An `IndexIVFTurboQuant` with its lists on a GPU.
