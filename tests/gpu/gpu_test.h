@@ -2,7 +2,9 @@
 
 // What tests on the GPU share.
 
+#include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <cuda_runtime.h>
@@ -22,6 +24,44 @@ inline std::shared_ptr<faiss_turboquant::gpu::GpuResources> resources() {
     static const auto shared =
             std::make_shared<faiss_turboquant::gpu::GpuResources>();
     return shared;
+}
+
+/// of trellises that a test goes through; 0 is none
+constexpr int memories[] = {0, 8, 10, 12};
+
+inline IndexTurboQuant make_index(
+        size_t d,
+        int nbits,
+        faiss::MetricType metric = faiss::METRIC_L2,
+        int memory = 0) {
+    return IndexTurboQuant(
+            d,
+            nbits,
+            metric,
+            faiss_turboquant::RotationType::Hadamard,
+            1,
+            memory);
+}
+
+inline std::string name_of(const IndexTurboQuant& index) {
+    return "nbits " + std::to_string(index.tq.nbits) + " memory " +
+            std::to_string(index.tq.memory()) + " metric " +
+            std::to_string(int(index.metric_type)) + " d " +
+            std::to_string(index.d) + " n " + std::to_string(index.ntotal);
+}
+
+/// (n, d), of lengths from 1e-20 to 1e15, and 0
+inline std::vector<float> of_all_lengths(size_t n, size_t d, unsigned seed) {
+    std::vector<float> x = gaussian(n, d, seed);
+    for (size_t i = 0; i < n; i++) {
+        const int exponent = int(i % 37) - 20;
+        const float factor =
+                i % 37 == 36 ? 0 : std::pow(10.0f, float(exponent));
+        for (size_t j = i * d; j < (i + 1) * d; j++) {
+            x[j] *= factor;
+        }
+    }
+    return x;
 }
 
 /// another one than device 0, where there are several

@@ -21,7 +21,6 @@
 using faiss::METRIC_INNER_PRODUCT;
 using faiss::METRIC_L2;
 using faiss::gpu::GpuIndexTurboQuant;
-using faiss_turboquant::RotationType;
 using faiss_turboquant::gpu::CodeStorage;
 using faiss_turboquant::gpu::DeviceCodes;
 using faiss_turboquant::gpu::DeviceSignFilter;
@@ -29,16 +28,6 @@ using faiss_turboquant::gpu::download;
 using faiss_turboquant::gpu::GpuResources;
 
 namespace {
-
-constexpr int memories[] = {0, 8, 10, 12};
-
-IndexTurboQuant make_index(
-        size_t d,
-        int nbits,
-        faiss::MetricType metric,
-        int memory = 0) {
-    return IndexTurboQuant(d, nbits, metric, RotationType::Hadamard, 1, memory);
-}
 
 /// (n, d), twenty around each of n / 20 centres, which depend on d alone
 std::vector<float> clustered(size_t n, size_t d, unsigned seed) {
@@ -62,13 +51,6 @@ std::unique_ptr<GpuIndexTurboQuant> filtered(
     auto gpu = std::make_unique<GpuIndexTurboQuant>(with, index);
     gpu->use_sign_filter = 1;
     return gpu;
-}
-
-std::string name_of(const IndexTurboQuant& index) {
-    return "nbits " + std::to_string(index.tq.nbits) + " memory " +
-            std::to_string(index.tq.memory()) + " metric " +
-            std::to_string(int(index.metric_type)) + " d " +
-            std::to_string(index.d) + " n " + std::to_string(index.ntotal);
 }
 
 void expect_same_range(
@@ -270,21 +252,8 @@ TEST(DeviceSignFilter, SearchEqualsReadingAllForVectorsOfAllLengths) {
     for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
         for (const int memory : {0, 8}) {
             for (int nbits = 1; nbits <= 4; nbits++) {
-                auto x = gaussian(n, d, 1), xq = gaussian(nq, d, 2);
-                const auto scale = [&](std::vector<float>& v, size_t i) {
-                    const int exponent = int(i % 37) - 20;
-                    const float factor =
-                            i % 37 == 36 ? 0 : std::pow(10.0f, float(exponent));
-                    for (size_t j = i * d; j < (i + 1) * d; j++) {
-                        v[j] *= factor;
-                    }
-                };
-                for (size_t i = 0; i < n; i++) {
-                    scale(x, i);
-                }
-                for (size_t i = 0; i < nq; i++) {
-                    scale(xq, i);
-                }
+                const auto x = of_all_lengths(n, d, 1);
+                const auto xq = of_all_lengths(nq, d, 2);
                 IndexTurboQuant index = make_index(d, nbits, metric, memory);
                 index.add(n, x.data());
                 const auto gpu = filtered(index);

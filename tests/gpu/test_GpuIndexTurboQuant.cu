@@ -23,14 +23,6 @@ using faiss_turboquant::gpu::GpuResources;
 
 namespace {
 
-IndexTurboQuant make_index(
-        size_t d,
-        int nbits,
-        faiss::MetricType metric = METRIC_L2,
-        int memory = 0) {
-    return IndexTurboQuant(d, nbits, metric, RotationType::Hadamard, 1, memory);
-}
-
 /// an empty index on the GPU with the parameters of one on the CPU
 std::unique_ptr<GpuIndexTurboQuant> empty_like(const IndexTurboQuant& index) {
     IndexTurboQuant empty = index;
@@ -46,15 +38,6 @@ std::vector<uint8_t> codes_of(const GpuIndexTurboQuant& index) {
     EXPECT_EQ(copy.ntotal, index.ntotal);
     return codes_of(copy);
 }
-
-std::string name_of(const IndexTurboQuant& index) {
-    return "nbits " + std::to_string(index.tq.nbits) + " memory " +
-            std::to_string(index.tq.memory()) + " metric " +
-            std::to_string(int(index.metric_type)) + " d " +
-            std::to_string(index.d) + " n " + std::to_string(index.ntotal);
-}
-
-constexpr int memories[] = {0, 8, 10, 12};
 
 } // namespace
 
@@ -336,21 +319,8 @@ TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForVectorsOfAllLengths) {
     for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
         for (const int memory : {0, 8}) {
             for (int nbits = 1; nbits <= 4; nbits++) {
-                auto x = gaussian(n, d, 1), xq = gaussian(nq, d, 2);
-                const auto scale = [&](std::vector<float>& v, size_t i) {
-                    const int exponent = int(i % 37) - 20;
-                    const float factor =
-                            i % 37 == 36 ? 0 : std::pow(10.0f, float(exponent));
-                    for (size_t j = i * d; j < (i + 1) * d; j++) {
-                        v[j] *= factor;
-                    }
-                };
-                for (size_t i = 0; i < n; i++) {
-                    scale(x, i);
-                }
-                for (size_t i = 0; i < nq; i++) {
-                    scale(xq, i);
-                }
+                const auto x = of_all_lengths(n, d, 1);
+                const auto xq = of_all_lengths(nq, d, 2);
                 IndexTurboQuant index = make_index(d, nbits, metric, memory);
                 index.add(n, x.data());
                 const GpuIndexTurboQuant gpu(resources(), index);
