@@ -141,6 +141,12 @@ def index_rows(program, codec, d, n, k, batches, options=()):
     )
 
 
+def add_random(index, n, chunk=100_000):
+    for begin in range(0, n, chunk):
+        size = min(chunk, n - begin)
+        index.add(torch.randn(size, index.d, device="cuda"))
+
+
 def ivf_rows(d, n, k, batches, nlist, nprobes):
     """Inverted files, with random vectors as centroids and on the GPU."""
     resources = faiss_turboquant.StandardGpuResources()
@@ -151,9 +157,7 @@ def ivf_rows(d, n, k, batches, nlist, nprobes):
     index = faiss_turboquant.GpuIndexIVFTurboQuant(
         resources, quantizer, d, nlist, 4, faiss.METRIC_INNER_PRODUCT
     )
-    chunk = 100_000
-    for begin in range(0, n, chunk):
-        index.add(torch.randn(min(chunk, n - begin), d, device="cuda"))
+    add_random(index, n)
     for nprobe in nprobes:
         index.nprobe = nprobe
         for nq in batches:
@@ -215,7 +219,6 @@ def wall_ms(f, repetitions=10):
 def several_rows(args):
     """Shards and replicas on several GPUs, of vectors and queries that are in
     host memory, as FAISS's wrappers want it, with one GPU for comparison."""
-    chunk = 100_000
     for codec in args.codecs:
         cpu_index = faiss.index_factory(
             args.d, codec, faiss.METRIC_INNER_PRODUCT
@@ -223,9 +226,7 @@ def several_rows(args):
         index = faiss_turboquant.index_cpu_to_gpu(
             faiss_turboquant.StandardGpuResources(), 0, cpu_index
         )
-        for begin in range(0, args.n, chunk):
-            size = min(chunk, args.n - begin)
-            index.add(torch.randn(size, args.d, device="cuda"))
+        add_random(index, args.n)
         cpu_index = faiss_turboquant.index_gpu_to_cpu(index)
         del index
         expected = {}

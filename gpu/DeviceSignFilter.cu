@@ -28,8 +28,9 @@ DeviceSignFilter::DeviceSignFilter(const CodeStorage& storage)
           mailbox_(storage.resources.take_mailbox()),
           left_(static_cast<uint32_t*>(mailbox_.memory)) {
     static_assert(
-            sizeof(uint32_t[max_queries + 1]) <= GpuResources::Mailbox::size);
-    std::fill_n(left_, max_queries + 1, 0);
+            sizeof(uint32_t[max_sign_queries + 1]) <=
+            GpuResources::Mailbox::size);
+    std::fill_n(left_, max_sign_queries + 1, 0);
 }
 
 DeviceSignFilter::~DeviceSignFilter() {
@@ -142,6 +143,7 @@ SignSearch::SignSearch(
         DeviceSignFilter& filter,
         const DeviceCodes& codes,
         const ScanPlan& plan,
+        const ScanPlan& sign_plan,
         size_t nq,
         int k,
         double margin)
@@ -150,11 +152,7 @@ SignSearch::SignSearch(
           codes_(codes),
           signs_(filter.codes(codes.n, codes.selected)),
           plan_(plan),
-          sign_plan_(SignSearch::plan(
-                  codes.layout,
-                  codes.n,
-                  nq,
-                  resources.device)),
+          sign_plan_(sign_plan),
           nq_(nq),
           k_(k),
           margin_(margin),

@@ -21,9 +21,6 @@ namespace gpu {
  * stream. */
 class DeviceSignFilter {
    public:
-    /// of a search: one tile of matrix instructions
-    static constexpr size_t max_queries = 8;
-
     /// storage: outlives it
     explicit DeviceSignFilter(const CodeStorage& storage);
     ~DeviceSignFilter();
@@ -74,9 +71,10 @@ class DeviceSignFilter {
     size_t refused_ = 0; ///< rows for which there was no memory
 
     std::mutex mutex_;
-    Record records_[max_queries + 1];
+    Record records_[max_sign_queries + 1];
     GpuResources::Mailbox mailbox_;
-    /// (max_queries + 1,) in the mailbox: rows that the last search had left
+    /// (max_sign_queries + 1,) in the mailbox: rows that the last search had
+    /// left
     volatile uint32_t* left_;
 };
 
@@ -89,17 +87,19 @@ class DeviceSignFilter {
  * 3. rows whose key may be below it are listed. */
 class SignSearch {
    public:
-    /** @param filter  has codes.n rows
-     *  @param codes   to be searched
-     *  @param plan    of a scan of the codes
-     *  @param nq      up to DeviceSignFilter::max_queries
-     *  @param k       0: of a range search
-     *  @param margin  in standard deviations */
+    /** @param filter     has codes.n rows
+     *  @param codes      to be searched
+     *  @param plan       of a scan of the codes
+     *  @param sign_plan  plan() of these codes and queries
+     *  @param nq         up to max_sign_queries
+     *  @param k          0: of a range search
+     *  @param margin     in standard deviations */
     SignSearch(
             const GpuResources& resources,
             DeviceSignFilter& filter,
             const DeviceCodes& codes,
             const ScanPlan& plan,
+            const ScanPlan& sign_plan,
             size_t nq,
             int k,
             double margin);

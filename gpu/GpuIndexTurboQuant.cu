@@ -222,8 +222,7 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
             sign_margin > 0,
             "GpuIndexTurboQuant: sign_margin = %g is not positive",
             sign_margin);
-    if (use_sign_filter == 0 || codes.n == 0 ||
-        nq > DeviceSignFilter::max_queries) {
+    if (use_sign_filter == 0 || codes.n == 0 || nq > max_sign_queries) {
         return nullptr;
     }
     const DeviceLayout& layout = codes.layout;
@@ -249,7 +248,14 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
         }
     }
     return std::make_unique<SignSearch>(
-            *resources_, *sign_filter_, codes, plan, nq, k, sign_margin);
+            *resources_,
+            *sign_filter_,
+            codes,
+            plan,
+            sign_plan,
+            nq,
+            k,
+            sign_margin);
 }
 
 void GpuIndexTurboQuant::search(

@@ -28,6 +28,22 @@ inline std::vector<float> gaussian(
     return x;
 }
 
+/// (n, d), around n / 20 centres: with neighbours that are much nearer than
+/// most vectors
+inline std::vector<float> clustered(size_t n, size_t d, unsigned seed) {
+    const size_t n_centres = n / 20 + 1;
+    const std::vector<float> centres = gaussian(n_centres, d, 99);
+    std::vector<float> x = gaussian(n, d, seed);
+    std::mt19937 rng(seed);
+    for (size_t i = 0; i < n; i++) {
+        const float* centre = &centres[rng() % n_centres * d];
+        for (size_t j = 0; j < d; j++) {
+            x[i * d + j] = centre[j] + 0.5f * x[i * d + j];
+        }
+    }
+    return x;
+}
+
 struct Results {
     std::vector<float> D;
     std::vector<faiss::idx_t> I;

@@ -16,7 +16,6 @@ constexpr int pack_rows = 8; ///< of a warp, which is a block
 constexpr int pack_blocks = 1 << 13;
 constexpr int list_threads = 256;
 constexpr int list_rows = 4096; ///< of a block
-constexpr int max_queries = 8;
 /// a row that no code has
 constexpr uint32_t no_row_of_list = ~uint32_t(0);
 
@@ -150,7 +149,7 @@ __global__ void list_reservoirs_kernel(
     if (i < n) {
         const uint32_t query = i / of_query, place = i % of_query;
         const uint32_t slice = place / r.k, rank = place % r.k;
-        const size_t reservoir = size_t(slice) * max_queries + query;
+        const size_t reservoir = size_t(slice) * max_sign_queries + query;
         rows[i] = rank < r.counts[reservoir]
                 ? uint32_t(r.entries[reservoir * r.capacity + rank])
                 : no_row_of_list;
@@ -202,7 +201,7 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
         uint32_t* rows,
         uint32_t capacity,
         uint32_t* size) {
-    __shared__ float slacks[max_queries], limits[max_queries];
+    __shared__ float slacks[max_sign_queries], limits[max_sign_queries];
     __shared__ uint32_t found[list_rows];
     __shared__ uint32_t count, place;
     const int q = threadIdx.x;

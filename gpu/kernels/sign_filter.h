@@ -14,6 +14,9 @@
 namespace faiss_turboquant {
 namespace gpu {
 
+/// of a search: one tile of matrix instructions
+constexpr int max_sign_queries = 8;
+
 /// rows of lists are read by fours: arrays of a value for each are as long
 constexpr uint32_t sign_rows_unit = 4;
 
@@ -31,7 +34,7 @@ void pack_signs(
         cudaStream_t stream);
 
 /** Rows that are in reservoirs, each query's apart.
- * @param nq    up to eight
+ * @param nq    up to max_sign_queries
  * @param rows  (nq, n_slices * k), written: past a reservoir's rows, those that
  *              have no key
  * @param size  (1,), written: of all */
@@ -62,7 +65,7 @@ struct SignKeys {
     const float* keys = nullptr; ///< (nq, stride), those that they let expect;
                                  ///< NaN where a row is not selected
     size_t stride = 0;           ///< a multiple of sign_rows_unit
-    size_t nq = 0;               ///< up to eight
+    size_t nq = 0;               ///< up to max_sign_queries
     const float* scales = nullptr; ///< (n,), from pack_signs
     uint32_t n = 0;
 

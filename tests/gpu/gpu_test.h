@@ -64,6 +64,21 @@ inline std::vector<float> of_all_lengths(size_t n, size_t d, unsigned seed) {
     return x;
 }
 
+/// (n, d), multiples of a direction, (d,): equal, or from 1 to 2 times it
+inline std::vector<float> multiples(
+        const std::vector<float>& direction,
+        size_t n,
+        bool equal) {
+    std::vector<float> x;
+    x.reserve(n * direction.size());
+    for (size_t i = 0; i < n; i++) {
+        for (const float v : direction) {
+            x.push_back(v * (equal ? 1 : 1 + float(i) / n));
+        }
+    }
+    return x;
+}
+
 /// another one than device 0, where there are several
 inline int last_device() {
     return faiss_turboquant::gpu::get_num_gpus() - 1;

@@ -29,21 +29,6 @@ using faiss_turboquant::gpu::GpuResources;
 
 namespace {
 
-/// (n, d), twenty around each of n / 20 centres, which depend on d alone
-std::vector<float> clustered(size_t n, size_t d, unsigned seed) {
-    const size_t n_centres = n / 20 + 1;
-    const auto centres = gaussian(n_centres, d, unsigned(d));
-    auto x = gaussian(n, d, seed);
-    std::mt19937 rng(seed);
-    for (size_t i = 0; i < n; i++) {
-        const size_t c = rng() % n_centres;
-        for (size_t j = 0; j < d; j++) {
-            x[i * d + j] = centres[c * d + j] + 0.5f * x[i * d + j];
-        }
-    }
-    return x;
-}
-
 /// a copy that asks the signs, whatever its size
 std::unique_ptr<GpuIndexTurboQuant> filtered(
         const IndexTurboQuant& index,
@@ -220,24 +205,15 @@ TEST(DeviceSignFilter, SearchEqualsTheCpuForLargeDimensions) {
 
 TEST(DeviceSignFilter, SearchEqualsTheCpuForOrderedAndEqualVectors) {
     const size_t d = 64, n = 50000;
-    std::vector<float> x(n * d);
     const auto direction = gaussian(1, d, 1);
     for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
         for (const bool equal : {false, true}) {
-            for (size_t i = 0; i < n; i++) {
-                for (size_t j = 0; j < d; j++) {
-                    x[i * d + j] =
-                            direction[j] * (equal ? 1 : 1 + float(i) / n);
-                }
-            }
+            const auto x = multiples(direction, n, equal);
             IndexTurboQuant index = make_index(d, 4, metric);
             index.add(n, x.data());
             const auto gpu = filtered(index);
             for (const size_t nq : {1, 7}) {
-                std::vector<float> xq;
-                for (size_t q = 0; q < nq; q++) {
-                    xq.insert(xq.end(), direction.begin(), direction.end());
-                }
+                const auto xq = multiples(direction, nq, true);
                 for (const idx_t k : {1, 100, 2048}) {
                     EXPECT_EQ(search(index, xq, k), search(*gpu, xq, k))
                             << "equal " << equal << " nq " << nq << " k " << k;

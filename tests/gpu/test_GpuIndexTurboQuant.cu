@@ -288,22 +288,14 @@ TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForRandomShapes) {
 // thresholds; and many equal distances, of which the lowest ids win.
 TEST(GpuIndexTurboQuant, SearchEqualsTheCpuForOrderedAndEqualVectors) {
     const size_t d = 64, n = 50000;
-    std::vector<float> x(n * d);
     const auto direction = gaussian(1, d, 1);
     for (const bool equal : {false, true}) {
-        for (size_t i = 0; i < n; i++) {
-            for (size_t j = 0; j < d; j++) {
-                x[i * d + j] = direction[j] * (equal ? 1 : 1 + float(i) / n);
-            }
-        }
+        const auto x = multiples(direction, n, equal);
         IndexTurboQuant index = make_index(d, 4, METRIC_INNER_PRODUCT);
         index.add(n, x.data());
         const GpuIndexTurboQuant gpu(resources(), index);
         for (const size_t nq : {1, 40, 140}) {
-            std::vector<float> xq;
-            for (size_t q = 0; q < nq; q++) {
-                xq.insert(xq.end(), direction.begin(), direction.end());
-            }
+            const auto xq = multiples(direction, nq, true);
             for (const idx_t k : {1, 100, 2048}) {
                 EXPECT_EQ(search(index, xq, k), search(gpu, xq, k))
                         << "equal " << equal << " nq " << nq << " k " << k;
