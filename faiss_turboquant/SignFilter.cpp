@@ -179,64 +179,28 @@ SignQuery SignFilter::make_query(
     query.expected.slope = static_cast<float>(query.multiplier * 2 / unit);
     query.expected.shift = static_cast<float>(-query.multiplier * sum);
     query.expected.bias = sign_ * factors.bias;
-    query.squares = double(squares);
-    // no coordinate of a unit vector is above 1
-    query.share =
-            std::min(1.0, margin / std::sqrt(std::max<double>(d_, 2) - 1));
     // n_tables errors of 2 / unit * [-1/2, 1/2]
-    query.rounding = std::sqrt(n_tables / 3.0) / unit * margin;
+    query.bound = {
+            double(squares),
+            sign_share(double(d_), margin),
+            std::sqrt(n_tables / 3.0) / unit * margin};
     return query;
 }
 
 SignFormula SignFilter::least(const SignQuery& query, float threshold) const {
-    // With y = <q, v> / beta, w = |v| / beta and a residual rho = |r| / beta,
-    // of which rho^2 + w^2 = d, signs give y less at most
-    //   g(y) = sqrt(share^2 rho^2 (|q|^2 - y^2 / w^2) + rounding^2).
-    // That is concave in y, so its tangents are bounds for any y: linear, as
-    // the formula wants it. The slope is that where codes are near the
-    // threshold. Of that slope, -s, the tangent is h - s y, with
-    //   h^2 = (share^2 rho^2 |q|^2 + rounding^2)
-    //         (1 + s^2 w^2 / (share^2 rho^2)),
-    // and h is convex in rho: linear between the least and the largest, or, if
-    // these are far apart, no more than that of the largest.
+    // the bound that is nearest where codes are near the threshold
     const double n = double(size_);
-    double y = (double(threshold) - query.expected.bias - sum_of_offsets_ / n) /
+    const double y =
+            (double(threshold) - query.expected.bias - sum_of_offsets_ / n) /
             (query.multiplier * (sum_of_scales_ / n));
-    const double w2 = double(d_) - double(least_residual_) * least_residual_;
-    const double largest = 0.999 * std::sqrt(w2 * query.squares);
-    y = y > 0 ? std::min(y, largest) : 0; // 0 where it is not a number
-    const double rounding2 = query.rounding * query.rounding;
-    const auto spread2 = [&](double residual) {
-        return query.share * query.share * residual * residual;
-    };
-    const double at_largest = spread2(largest_residual_);
-    const double g =
-            std::sqrt(at_largest * (query.squares - y * y / w2) + rounding2);
-    const double s = g > 0 ? at_largest * y / (w2 * g) : 0;
-    const auto h = [&](double residual) {
-        const double x = spread2(residual);
-        // s is 0 where x may be
-        return std::sqrt(
-                (x * query.squares + rounding2) *
-                (1 + (s > 0 ? s * s * w2 / x : 0)));
-    };
-    const double least_residual = least_residual_ < largest_residual_ / 4
-            ? largest_residual_
-            : least_residual_;
-    const double h_least = h(least_residual);
-    const double range = largest_residual_ - least_residual;
-    const double spread =
-            range > 0 ? (h(largest_residual_) - h_least) / range : 0;
-
-    // <q, s> + h >= (1 + s) y of the code
-    const double factor = 1 / (1 + s);
-    const double multiplier = query.multiplier * factor;
+    const SignBound bound = sign_bound(
+            query.bound, {least_residual_, largest_residual_}, double(d_), y);
+    const double multiplier = query.multiplier * bound.factor;
     SignFormula least = query.expected;
-    least.slope = static_cast<float>(query.expected.slope * factor);
+    least.slope = static_cast<float>(query.expected.slope * bound.factor);
     least.shift = static_cast<float>(
-            query.expected.shift * factor +
-            multiplier * (h_least - spread * least_residual));
-    least.spread = static_cast<float>(multiplier * spread);
+            query.expected.shift * bound.factor + multiplier * bound.shift);
+    least.spread = static_cast<float>(multiplier * bound.spread);
     return least;
 }
 

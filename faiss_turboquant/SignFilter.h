@@ -10,6 +10,7 @@
 #include <faiss/utils/AlignedTable.h>
 
 #include <faiss_turboquant/kernels/kernels.h>
+#include <faiss_turboquant/kernels/sign_bound.h>
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 
 namespace faiss_turboquant {
@@ -23,10 +24,7 @@ struct SignQuery {
 
     // for SignFilter::least
     double multiplier = 0; ///< of <q, s> in keys, without the code's scale
-    double squares = 0;    ///< |q|^2
-    /// of |q| |r|, that <q, r> exceeds with the probability of the margin
-    double share = 0;
-    double rounding = 0; ///< that the tables add to <q, s>, likewise
+    SignBoundQuery bound;
 };
 
 /** The signs of the coordinates of codes, in blocks that a query reads instead

@@ -6,6 +6,7 @@
 
 #include <faiss/impl/FaissAssert.h>
 
+#include <gpu/kernels/sign_filter.h>
 #include <gpu/transfers.h>
 
 namespace faiss_turboquant {
@@ -81,7 +82,11 @@ CodeStorage::Rows CodeStorage::make_rows(size_t n) const {
     constexpr MemoryUse use = MemoryUse::index;
     return {DeviceArray<uint8_t>(resources, n * layout().row_size(), use),
             DeviceArray<float>(resources, n, use),
-            DeviceArray<float>(resources, layout().has_offset ? n : 0, use)};
+            DeviceArray<float>(
+                    resources,
+                    layout().has_offset ? round_up(n, size_t(sign_rows_unit))
+                                        : 0,
+                    use)};
 }
 
 void CodeStorage::replace(Rows rows) {

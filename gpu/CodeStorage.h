@@ -84,7 +84,7 @@ struct CodeStorage {
     struct Rows {
         DeviceArray<uint8_t> planes; ///< (n, row_size)
         DeviceArray<float> scales;   ///< (n,)
-        DeviceArray<float> offsets;  ///< (n,) or empty
+        DeviceArray<float> offsets;  ///< (n,), or longer, or empty
     };
     Rows make_rows(size_t n) const;
     void replace(Rows rows);

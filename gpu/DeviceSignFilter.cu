@@ -41,62 +41,73 @@ DeviceSignFilter::~DeviceSignFilter() {
 
 void DeviceSignFilter::extend(size_t n) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    take_rows(n);
+}
+
+bool DeviceSignFilter::try_extend(size_t n) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t capacity = storage_.capacity();
+    if (refused_ == capacity) {
+        return false;
+    }
+    if (n > scales_.size()) {
+        size_t available = 0, all = 0;
+        TQ_CUDA(cudaMemGetInfo(&available, &all));
+        if (bytes_of_row() * capacity > available / 2) {
+            refused_ = capacity;
+            return false;
+        }
+    }
+    try {
+        take_rows(n);
+        return true;
+    } catch (const faiss::FaissException&) {
+        refused_ = capacity;
+        return false;
+    }
+}
+
+size_t DeviceSignFilter::bytes_of_row() const {
+    return storage_.layout().plane_size() + 2 * sizeof(float);
+}
+
+void DeviceSignFilter::take_rows(size_t n) {
     const GpuResources& resources = storage_.resources;
-    const size_t row_size = storage_.layout().plane_size();
     if (n > scales_.size()) {
         // where there is no room beside the old ones, they have to be made anew
-        planes_ = {};
-        scales_ = {};
-        size_ = 0;
+        release();
         constexpr MemoryUse use = MemoryUse::index;
         const size_t capacity =
                 round_up(storage_.capacity(), size_t(sign_rows_unit));
-        DeviceArray<uint8_t> planes(resources, capacity * row_size, use);
+        DeviceArray<uint8_t> planes(
+                resources, capacity * storage_.layout().plane_size(), use);
         DeviceArray<float> scales(resources, capacity, use);
-        if (residual_.size() == 0) {
-            residual_ = DeviceArray<double>(resources, 1, use);
-        }
+        DeviceArray<float> residuals(resources, capacity, use);
+        statistics_ = DeviceArray<SignStatistics>(resources, 1, use);
         planes_ = std::move(planes);
         scales_ = std::move(scales);
-    }
-    if (size_ == 0) {
-        TQ_CUDA(cudaMemsetAsync(
-                residual_.data(), 0, sizeof(double), resources.stream()));
+        residuals_ = std::move(residuals);
     }
     if (size_ < n) {
         pack_signs(
                 storage_.codes(n, nullptr),
                 uint32_t(size_),
-                planes_.data(),
-                scales_.data(),
-                residual_.data(),
+                rows(),
                 resources.stream());
         size_ = n;
     }
 }
 
-bool DeviceSignFilter::try_extend(size_t n) {
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (refused_ == storage_.capacity()) {
-            return false;
-        }
-    }
-    try {
-        extend(n);
-        return true;
-    } catch (const faiss::FaissException&) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        refused_ = storage_.capacity();
-        return false;
-    }
+void DeviceSignFilter::clear() {
+    release();
+    refused_ = 0;
 }
 
-void DeviceSignFilter::clear() {
+void DeviceSignFilter::release() {
     planes_ = {};
     scales_ = {};
+    residuals_ = {};
     size_ = 0;
-    refused_ = 0;
 }
 
 bool DeviceSignFilter::is_promising(size_t nq) {
@@ -174,18 +185,20 @@ SignSearch::SignSearch(
 }
 
 double SignSearch::break_even(const DeviceLayout& layout, size_t n, size_t nq) {
-    // In bytes that memory gives in the time, measured on an H200. Signs of
-    // several queries are bound by instructions, as are trellises, which have a
-    // faster way for one query, too.
+    // In bytes that memory gives in the time, measured on an H200. Short rows,
+    // signs of several queries and trellises, which have a faster way for one
+    // query, are bound by instructions.
+    const bool is_one = nq == 1;
     const double plane = layout.plane_size();
-    const double bits = !layout.has_trellis() ? layout.nbits
-            : nq > 1                          ? 5
-                                              : std::max(layout.nbits, 3);
-    const double row = 150; // at least, however short
-    const double code = std::max(row, bits * plane);
-    const double signs =
-            std::max(row, (nq > 1 ? 1.8 : 1.15) * plane) + 8 * nq + 4;
-    const double kernels = 250e6; // what is between scans of signs and codes
+    const double planes = !layout.has_trellis() ? layout.nbits
+            : is_one ? std::max<double>(layout.nbits, 3.2)
+                     : 5.5;
+    const double code = std::max(240.0, planes * plane);
+    const double keys = 8 * nq; // written and read
+    const double signs = keys + 12 +
+            (is_one ? std::max(140.0, 1.05 * plane)
+                    : std::max(210.0, 1.5 * plane));
+    const double kernels = 180e6; // what is between scans of signs and codes
     const double listed = 1.2;    // a row of a list, against one of many
     return ((code - signs) * n - kernels) / (listed * code);
 }
@@ -277,11 +290,12 @@ RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
     keys.keys = keys_.data();
     keys.stride = round_up(codes_.n, sign_rows_unit);
     keys.nq = nq_;
-    keys.scales = signs_.scales;
+    keys.rows = filter_.rows();
+    keys.offsets = codes_.offsets;
     keys.n = codes_.n;
     keys.d = codes_.layout.d;
+    keys.is_l2 = codes_.layout.is_l2;
     keys.margin = margin_;
-    keys.residual = filter_.residual();
     keys.factors = factors_.data();
     keys.squares = squares_.data();
     const uint32_t capacity = uint32_t(rows_.size());

@@ -14,8 +14,9 @@ namespace gpu {
 
 /** The signs of the coordinates of the codes in a CodeStorage, which a search
  * for few queries reads instead of most codes: what SignFilter is on the CPU,
- * with the same bound. They are codes of one bit, so that the kernels of these
- * compute the keys that signs let expect. Offsets are those of the codes.
+ * with the same bound (sign_bound). They are codes of one bit, so that the
+ * kernels of these compute the keys that signs let expect. Offsets are those of
+ * the codes.
  *
  * Several threads may search at once; all of them issue their work on one
  * stream. */
@@ -31,7 +32,8 @@ class DeviceSignFilter {
      * storage. @throws faiss::FaissException if there is no memory */
     void extend(size_t n);
 
-    /// the same. @return  false if there is no memory, or was none before
+    /// the same, where it takes no more than half of the memory that is free.
+    /// @return  false if there is too little, or was before
     bool try_extend(size_t n);
 
     /// after any change of the codes but adding behind the others
@@ -49,12 +51,19 @@ class DeviceSignFilter {
     /// the signs of n rows; selected: as in DeviceCodes
     DeviceCodes codes(size_t n, const uint32_t* selected) const;
 
-    /// (1,) on the device
-    const double* residual() const {
-        return residual_.data();
+    /// on the device
+    SignRows rows() const {
+        return {planes_.data(),
+                scales_.data(),
+                residuals_.data(),
+                statistics_.data()};
     }
 
    private:
+    size_t bytes_of_row() const;
+    void take_rows(size_t n);
+    void release();
+
     /// of searches for so many queries
     struct Record {
         uint32_t most = ~uint32_t(0); ///< of the last one
@@ -64,9 +73,10 @@ class DeviceSignFilter {
     static constexpr uint32_t longest_pause = 256;
 
     const CodeStorage& storage_;
-    DeviceArray<uint8_t> planes_; ///< (capacity, dims / 8)
-    DeviceArray<float> scales_;   ///< (capacity,), times beta
-    DeviceArray<double> residual_;
+    // as of SignRows
+    DeviceArray<uint8_t> planes_;
+    DeviceArray<float> scales_, residuals_;
+    DeviceArray<SignStatistics> statistics_;
     size_t size_ = 0;
     size_t refused_ = 0; ///< rows for which there was no memory
 

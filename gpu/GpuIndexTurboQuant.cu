@@ -175,7 +175,13 @@ void GpuIndexTurboQuant::set_storage(std::unique_ptr<CodeStorage> storage) {
 
 void GpuIndexTurboQuant::reserve(idx_t n) {
     const DeviceScope scope(resources_->device);
-    storage_->reserve(n, ntotal);
+    try {
+        storage_->reserve(n, ntotal);
+    } catch (const FaissException&) {
+        // without signs, which a search makes again if there is room for them
+        sign_filter_->clear();
+        storage_->reserve(n, ntotal);
+    }
 }
 
 void GpuIndexTurboQuant::train(idx_t n, const float* x) {
@@ -206,7 +212,7 @@ void GpuIndexTurboQuant::add(idx_t n, const float* x) {
         try {
             storage_->reserve(more, ntotal);
         } catch (const FaissException&) {
-            storage_->reserve(wanted, ntotal);
+            reserve(wanted);
         }
     }
     storage_->encode_rows(x, n, ntotal);

@@ -42,21 +42,21 @@ struct GpuIndexTurboQuant : Index {
 
     /** Whether searches for up to eight queries first read the signs of all
      * codes, and then those codes alone that can be among the results, as those
-     * of IndexTurboQuant do. It takes d / 8 + 4 bytes more on the device for
+     * of IndexTurboQuant do. It takes d / 8 + 8 bytes more on the device for
      * each vector that there is room for, from the first such search on, and 4
      * for each vector and query of the workspace.
      *
-     *   -1: where there is room for it and reading few codes makes up for
-     *       reading signs (one query: from 0.6 million vectors of 1536
-     *       dimensions on at four bits, 1 at three bits and with smaller
-     *       trellis codes, 2.7 at two bits; of 768 dimensions 1.6 and 3, and
-     *       none at two bits), but not for some searches after one that had to
-     *       read many codes all the same
+     *   -1: where it takes no more than half of the memory that is free and
+     *       reading few codes makes up for reading signs (one query: from 0.5
+     *       million vectors of 1536 dimensions on at four bits, 0.7 at three
+     *       and with smaller trellis codes, 1.7 at two; of 768 dimensions 1, 2
+     *       and 4), but not for some searches after one that had to read many
+     *       codes all the same
      *    0: never
      *    1: if it fits into the workspace
      *
      * copyFrom and copyTo leave it, on either side, as it is. */
-    int use_sign_filter = 0;
+    int use_sign_filter = -1;
 
     /// as of IndexTurboQuant; copyFrom and copyTo copy it
     double sign_margin = 5.5;

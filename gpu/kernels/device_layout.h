@@ -11,13 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <faiss_turboquant/kernels/host_device.h>
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
-
-#ifdef __CUDACC__
-#define TQ_HOST_DEVICE __host__ __device__
-#else
-#define TQ_HOST_DEVICE
-#endif
 
 namespace faiss_turboquant {
 namespace gpu {

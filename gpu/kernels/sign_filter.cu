@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cfloat>
 
+#include <faiss_turboquant/kernels/sign_bound.h>
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/decode.cuh>
 #include <gpu/kernels/top_k.cuh>
@@ -14,6 +15,8 @@ namespace {
 
 constexpr int pack_rows = 8; ///< of a warp, which is a block
 constexpr int pack_blocks = 1 << 13;
+constexpr int mean_threads = 256;
+constexpr uint32_t mean_rows = 1024; ///< at most
 constexpr int list_threads = 256;
 constexpr int list_rows = 4096; ///< of a block
 /// a row that no code has
@@ -55,9 +58,7 @@ template <int nbits, int trellis>
 __global__ void __launch_bounds__(32) pack_signs_kernel(
         const __grid_constant__ DeviceCodes codes,
         uint32_t first,
-        uint8_t* planes,
-        float* scales,
-        double* residual) {
+        const __grid_constant__ SignRows signs) {
     using Decoder = RowDecoder<nbits, trellis, 1>;
     constexpr Fragment fragment{Decoder::bits, 1};
     extern __shared__ uint4 shared[];
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(32) pack_signs_kernel(
     const int steps = layout.dims / dims_unit;
     const int stride = layout.dims + 16; // rows start in different banks
     uint8_t* positions = reinterpret_cast<uint8_t*>(shared);
-    double largest = 0;
+    float least = FLT_MAX, largest = 0;
     for (size_t begin = first + size_t(blockIdx.x) * pack_rows; begin < codes.n;
          begin += size_t(gridDim.x) * pack_rows) {
         const size_t row = min(begin + g, size_t(codes.n - 1));
@@ -99,27 +100,35 @@ __global__ void __launch_bounds__(32) pack_signs_kernel(
                     layout,
                     reinterpret_cast<const uint32_t*>(positions + r * stride),
                     reinterpret_cast<uint32_t*>(
-                            planes + (begin + r) * layout.plane_size()),
+                            signs.planes + (begin + r) * layout.plane_size()),
                     sums);
-            const double magnitudes = sums[0];
-            const double beta = sums[1] / magnitudes;
-            largest = fmax(largest, layout.d - magnitudes / beta);
+            const int64_t magnitudes = sums[0], squares = sums[1];
+            const double beta = double(squares) / double(magnitudes);
+            const double left =
+                    double(layout.d * squares - magnitudes * magnitudes);
+            const float residual = float(sqrt(left / double(squares)));
+            least = fminf(least, residual);
+            largest = fmaxf(largest, residual);
             if (threadIdx.x == 0) {
-                scales[begin + r] = float(codes.scales[begin + r] * beta);
+                signs.scales[begin + r] = float(codes.scales[begin + r] * beta);
+                signs.residuals[begin + r] = residual;
             }
         }
         __syncwarp();
     }
     if (threadIdx.x == 0) {
-        // numbers above 0 are in the order of their bits
+        // numbers that are not below 0 are in the order of their bits
+        SignStatistics& all = *signs.statistics;
+        atomicMin(
+                reinterpret_cast<int*>(&all.least_residual),
+                __float_as_int(least));
         atomicMax(
-                reinterpret_cast<unsigned long long*>(residual),
-                static_cast<unsigned long long>(__double_as_longlong(largest)));
+                reinterpret_cast<int*>(&all.largest_residual),
+                __float_as_int(largest));
     }
 }
 
-using PackSigns =
-        void (*)(const DeviceCodes, uint32_t, uint8_t*, float*, double*);
+using PackSigns = void (*)(const DeviceCodes, uint32_t, const SignRows);
 
 /// scalar codes, the trellises that are known, any others
 constexpr PackSigns pack_kernels[3][4] = {
@@ -135,6 +144,33 @@ constexpr PackSigns pack_kernels[3][4] = {
          pack_signs_kernel<2, any_trellis>,
          pack_signs_kernel<3, any_trellis>,
          pack_signs_kernel<4, any_trellis>}};
+
+/// means of rows from all over the codes, by one block
+__global__ void __launch_bounds__(mean_threads) mean_kernel(
+        const __grid_constant__ DeviceCodes codes,
+        const __grid_constant__ SignRows signs) {
+    __shared__ double sums[2][mean_threads];
+    const uint32_t n = min(codes.n, mean_rows);
+    double scale = 0, offset = 0;
+    for (uint32_t i = threadIdx.x; i < n; i += mean_threads) {
+        const size_t row = size_t(i) * codes.n / n;
+        scale += signs.scales[row];
+        offset += codes.offsets ? codes.offsets[row] : 0;
+    }
+    sums[0][threadIdx.x] = scale;
+    sums[1][threadIdx.x] = offset;
+    for (int half = mean_threads / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) {
+            sums[0][threadIdx.x] += sums[0][threadIdx.x + half];
+            sums[1][threadIdx.x] += sums[1][threadIdx.x + half];
+        }
+    }
+    if (threadIdx.x == 0) {
+        signs.statistics->scale = float(sums[0][0] / n);
+        signs.statistics->offset = float(sums[1][0] / n);
+    }
+}
 
 __global__ void list_reservoirs_kernel(
         Reservoirs r,
@@ -194,6 +230,38 @@ __global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
     }
 }
 
+/** The least that a row's key can be, with the key that its signs let expect:
+ *
+ *   factor * key + (shift + spread * residual) * scale + rest * offset
+ *
+ * It is of interest up to `limit`. */
+struct KeyBound {
+    float factor, shift, spread, rest, limit;
+};
+
+__device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
+    const DeviceQueryFactors& factors = signs.factors[q];
+    const SignStatistics& statistics = *signs.rows.statistics;
+    const double multiplier = factors.multiplier, squares = signs.squares[q];
+    const float sign = signs.is_l2 ? 1 : -1;
+    const double y =
+            (double(threshold) - factors.bias - sign * statistics.offset) /
+            (multiplier * statistics.scale);
+    const SignBound bound = sign_bound(
+            {squares, sign_share(signs.d, signs.margin), 0},
+            {statistics.least_residual, statistics.largest_residual},
+            signs.d,
+            y);
+    // more than rounding may do to <q, s>, and, in the last line, to the rest
+    const double rounding = 0x1p-20 * sqrt(signs.d * squares);
+    const float rest = float(1 - bound.factor);
+    return {float(bound.factor),
+            float(multiplier * (bound.factor * bound.shift + rounding)),
+            float(multiplier * bound.factor * bound.spread),
+            rest * sign,
+            threshold + 0x1p-20f * fabsf(threshold) - rest * factors.bias};
+}
+
 __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
         const __grid_constant__ SignKeys signs,
         const Entry* thresholds,
@@ -201,24 +269,15 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
         uint32_t* rows,
         uint32_t capacity,
         uint32_t* size) {
-    __shared__ float slacks[max_sign_queries], limits[max_sign_queries];
+    __shared__ KeyBound bounds[max_sign_queries];
     __shared__ uint32_t found[list_rows];
     __shared__ uint32_t count, place;
     const int q = threadIdx.x;
     if (q < signs.nq) {
-        // |q| |r| / beta at most, times a coordinate of a random unit vector,
-        // of which none is above 1; and what rounding may add to <q, s>
-        const double squares = signs.squares[q];
-        const double spread =
-                fmin(1.0, signs.margin / sqrt(fmax(signs.d, 2.0) - 1));
-        const double bound = sqrt(*signs.residual * squares) * spread +
-                0x1p-20 * sqrt(signs.d * squares);
-        slacks[q] = float(signs.factors[q].multiplier * bound);
         const float threshold = !thresholds ? last
                 : thresholds[q] == no_entry ? FLT_MAX
                                             : entry_key(thresholds[q]);
-        // the sums with what is not from the signs are rounded, too
-        limits[q] = threshold + 0x1p-22f * fabsf(threshold);
+        bounds[q] = bound_keys(signs, q, threshold);
     }
     if (threadIdx.x == 0) {
         count = 0;
@@ -232,15 +291,35 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
         uint32_t of_interest = 0;
         if (row < signs.n) {
             const float4 scale =
-                    *reinterpret_cast<const float4*>(signs.scales + row);
+                    *reinterpret_cast<const float4*>(signs.rows.scales + row);
+            const float4 residual = *reinterpret_cast<const float4*>(
+                    signs.rows.residuals + row);
+            float4 offset = {};
+            if (signs.offsets) {
+                offset = *reinterpret_cast<const float4*>(signs.offsets + row);
+            }
             for (int j = 0; j < signs.nq; j++) {
                 const float4 key = __ldcs(reinterpret_cast<const float4*>(
                         signs.keys + j * signs.stride + row));
-                const float slack = slacks[j], limit = limits[j];
-                of_interest |= uint32_t(key.x + slack * scale.x <= limit) |
-                        uint32_t(key.y + slack * scale.y <= limit) << 1 |
-                        uint32_t(key.z + slack * scale.z <= limit) << 2 |
-                        uint32_t(key.w + slack * scale.w <= limit) << 3;
+                const KeyBound bound = bounds[j];
+                const auto is_of_interest = [&](float key,
+                                                float scale,
+                                                float residual,
+                                                float offset) {
+                    const float left =
+                            (bound.shift + bound.spread * residual) * scale;
+                    return uint32_t(
+                            bound.factor * key + left + bound.rest * offset <=
+                            bound.limit);
+                };
+                of_interest |=
+                        is_of_interest(key.x, scale.x, residual.x, offset.x) |
+                        is_of_interest(key.y, scale.y, residual.y, offset.y)
+                                << 1 |
+                        is_of_interest(key.z, scale.z, residual.z, offset.z)
+                                << 2 |
+                        is_of_interest(key.w, scale.w, residual.w, offset.w)
+                                << 3;
             }
             const size_t left = signs.n - row;
             of_interest &= left < sign_rows_unit ? (1u << left) - 1 : 0xf;
@@ -285,10 +364,18 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
 void pack_signs(
         const DeviceCodes& codes,
         uint32_t first,
-        uint8_t* planes,
-        float* scales,
-        double* residual,
+        const SignRows& signs,
         cudaStream_t stream) {
+    if (first == 0) {
+        // a number above all others, and 0
+        TQ_CUDA(cudaMemsetAsync(
+                &signs.statistics->least_residual,
+                0x7f,
+                sizeof(float),
+                stream));
+        TQ_CUDA(cudaMemsetAsync(
+                &signs.statistics->largest_residual, 0, sizeof(float), stream));
+    }
     const DeviceLayout& layout = codes.layout;
     const int family = !layout.has_trellis() ? 0 : layout.shipped >= 0 ? 1 : 2;
     const PackSigns kernel = pack_kernels[family][layout.nbits - 1];
@@ -296,7 +383,9 @@ void pack_signs(
     const uint32_t groups = ceil_div(codes.n - first, uint32_t(pack_rows));
     const int blocks = int(std::min<uint32_t>(groups, pack_blocks));
     kernel<<<blocks, 32, pack_rows*(layout.dims + 16), stream>>>(
-            codes, first, planes, scales, residual);
+            codes, first, signs);
+    TQ_CUDA(cudaGetLastError());
+    mean_kernel<<<1, mean_threads, 0, stream>>>(codes, signs);
     TQ_CUDA(cudaGetLastError());
 }
 

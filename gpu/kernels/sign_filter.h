@@ -20,17 +20,26 @@ constexpr int max_sign_queries = 8;
 /// rows of lists are read by fours: arrays of a value for each are as long
 constexpr uint32_t sign_rows_unit = 4;
 
-/** The signs of rows first .. codes.n - 1.
- * @param planes    (n, dims / 8), of which these rows are written; as of
- *                  DeviceLayout::signs
- * @param scales    (n,), likewise: scales of codes times beta, see SignFilter
- * @param residual  (1,): the largest |r|^2 / beta^2 of any row, raised */
+/// of all rows, for the choice of a bound
+struct SignStatistics {
+    float least_residual, largest_residual;
+    float scale, offset; ///< means of a sample
+};
+
+/// what is held of rows, see SignFilter
+struct SignRows {
+    uint8_t* planes = nullptr;  ///< (n, dims / 8), as of DeviceLayout::signs
+    float* scales = nullptr;    ///< (n,), of codes times beta
+    float* residuals = nullptr; ///< (n,), |r| / beta
+    SignStatistics* statistics = nullptr; ///< (1,)
+};
+
+/** Write the signs of rows first .. codes.n - 1. With first = 0, the statistics
+ * begin anew. */
 void pack_signs(
         const DeviceCodes& codes,
         uint32_t first,
-        uint8_t* planes,
-        float* scales,
-        double* residual,
+        const SignRows& signs,
         cudaStream_t stream);
 
 /** Rows that are in reservoirs, each query's apart.
@@ -66,13 +75,14 @@ struct SignKeys {
                                  ///< NaN where a row is not selected
     size_t stride = 0;           ///< a multiple of sign_rows_unit
     size_t nq = 0;               ///< up to max_sign_queries
-    const float* scales = nullptr; ///< (n,), from pack_signs
+    SignRows rows;
+    const float* offsets = nullptr; ///< (n,), of codes; null for zeros
     uint32_t n = 0;
 
     // how far from them a row's key may be
     int d = 0;
-    double margin = 0; ///< in standard deviations
-    const double* residual = nullptr;
+    bool is_l2 = false;
+    double margin = 0;                           ///< in standard deviations
     const DeviceQueryFactors* factors = nullptr; ///< (nq,)
     const uint32_t* squares = nullptr;           ///< (nq,), of QueryImage
 };

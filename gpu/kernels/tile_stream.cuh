@@ -44,8 +44,10 @@ class TileStream {
               tiles_(tiles),
               n_tiles_(n_tiles),
               tile_size_(tile_size) {
-        if (threadIdx.x % 32 < n_tiles) {
-            init_barrier(arrivals_ + 8 * (threadIdx.x % 32), copying_lanes);
+        if (threadIdx.x % 32 == 0) {
+            for (int i = 0; i < n_tiles; i++) {
+                init_barrier(arrivals_ + 8 * i, copying_lanes);
+            }
         }
 #if __CUDA_ARCH__ >= 900
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -138,7 +138,7 @@ Attributes
 ----------
 use_sign_filter : int
     whether searches for up to eight queries read the signs of all codes first:
-    0 never (the default), -1 where that is likely to be faster, 1 wherever it
+    -1 where that is likely to be faster (the default), 0 never, 1 wherever it
     can be done
 sign_margin : float
     as of `faiss.IndexTurboQuant`

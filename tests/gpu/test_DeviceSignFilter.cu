@@ -26,6 +26,8 @@ using faiss_turboquant::gpu::DeviceCodes;
 using faiss_turboquant::gpu::DeviceSignFilter;
 using faiss_turboquant::gpu::download;
 using faiss_turboquant::gpu::GpuResources;
+using faiss_turboquant::gpu::SignRows;
+using faiss_turboquant::gpu::SignStatistics;
 
 namespace {
 
@@ -76,13 +78,18 @@ TEST(DeviceSignFilter, HoldsTheSignsOfTheCodes) {
                 filter.extend(n);
                 const DeviceCodes signs = filter.codes(n, nullptr);
                 const size_t row_size = signs.layout.plane_size();
+                const SignRows rows = filter.rows();
                 const auto planes =
                         download(*resources(), signs.planes, n * row_size);
                 const auto scales = download(*resources(), signs.scales, n);
+                const auto residuals =
+                        download(*resources(), rows.residuals, n);
+                const SignStatistics statistics =
+                        download(*resources(), rows.statistics, 1)[0];
 
                 faiss::AlignedTable<uint8_t, 64> grid(
                         index.tq.layout().padded_dim());
-                double residual = 0;
+                double sum = 0;
                 for (size_t i = 0; i < n; i++) {
                     const uint8_t* code = &index.codes[i * index.code_size];
                     faiss_turboquant::kernels().decode(
@@ -105,12 +112,17 @@ TEST(DeviceSignFilter, HoldsTheSignsOfTheCodes) {
                             << name_of(index);
                     const double beta = squares / magnitudes;
                     ASSERT_EQ(scales[i], float(scale * beta)) << name_of(index);
-                    residual = std::max(residual, d - magnitudes / beta);
+                    const double left = d * squares - magnitudes * magnitudes;
+                    ASSERT_EQ(residuals[i], float(std::sqrt(left / squares)))
+                            << name_of(index);
+                    sum += scales[i];
                 }
-                ASSERT_EQ(
-                        download(*resources(), filter.residual(), 1)[0],
-                        residual)
+                const auto [least, largest] =
+                        std::minmax_element(residuals.begin(), residuals.end());
+                EXPECT_EQ(statistics.least_residual, *least) << name_of(index);
+                EXPECT_EQ(statistics.largest_residual, *largest)
                         << name_of(index);
+                EXPECT_FLOAT_EQ(statistics.scale, sum / n) << name_of(index);
             }
         }
     }

@@ -294,7 +294,7 @@ def test_arrays_of_numpy(resources, metric):
 def test_sign_filter(resources):
     """Searches for few queries read few codes and find the same."""
     index, gpu_index = make_gpu_index(resources)
-    assert (gpu_index.use_sign_filter, gpu_index.sign_margin) == (0, 5.5)
+    assert (gpu_index.use_sign_filter, gpu_index.sign_margin) == (-1, 5.5)
     xq = gaussian(5, D, 3)
     expected = index.search(xq, K)
     for use_sign_filter in (0, 1, -1):

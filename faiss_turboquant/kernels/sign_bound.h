@@ -1,0 +1,81 @@
+#pragma once
+
+/** How much the signs of a code leave open of its product with a query: the
+ * bound of SignFilter, on the CPU and the GPU. */
+
+#include <cmath>
+
+#include <faiss_turboquant/kernels/host_device.h>
+
+namespace faiss_turboquant {
+
+/// a query as its bound has it
+struct SignBoundQuery {
+    double squares = 0;  ///< |q|^2
+    double share = 0;    ///< see sign_share
+    double rounding = 0; ///< of <q, s>: with the probability of the margin
+};
+
+/// |r| / beta of codes, see SignFilter
+struct SignResiduals {
+    double least, largest;
+};
+
+/** <q, v> / beta <= factor * (<q, s> + shift + spread * |r| / beta) with the
+ * probability of the margin. */
+struct SignBound {
+    double factor, shift, spread;
+};
+
+/// The part of |q| |r| that <q, r> exceeds with the probability of a margin in
+/// standard deviations. d: dimension
+TQ_HOST_DEVICE inline double sign_share(double d, double margin) {
+    const double share = margin / std::sqrt((d > 2 ? d : 2) - 1);
+    return share < 1 ? share : 1; // no coordinate of a unit vector is greater
+}
+
+/** The bound that is nearest for a code with <q, v> / beta = y, and holds for
+ * any. */
+TQ_HOST_DEVICE inline SignBound sign_bound(
+        const SignBoundQuery& query,
+        const SignResiduals& residuals,
+        double d,
+        double y) {
+    // With y = <q, v> / beta, w = |v| / beta and a residual rho = |r| / beta,
+    // of which rho^2 + w^2 = d, signs give y less at most
+    //   g(y) = sqrt(share^2 rho^2 (|q|^2 - y^2 / w^2) + rounding^2).
+    // That is concave in y, so its tangents are bounds for any y: linear, as
+    // is wanted. Of the slope -s the tangent is h - s y, with
+    //   h^2 = (share^2 rho^2 |q|^2 + rounding^2)
+    //         (1 + s^2 w^2 / (share^2 rho^2)),
+    // and h is convex in rho: linear between the least and the largest, or, if
+    // these are far apart, no more than that of the largest.
+    const double w2 = d - residuals.least * residuals.least;
+    const double most = 0.999 * std::sqrt(w2 * query.squares);
+    y = !(y > 0) ? 0 : y < most ? y : most; // 0 where it is not a number
+    const double rounding2 = query.rounding * query.rounding;
+    const auto spread2 = [&](double residual) {
+        return query.share * query.share * residual * residual;
+    };
+    const double at_largest = spread2(residuals.largest);
+    const double g =
+            std::sqrt(at_largest * (query.squares - y * y / w2) + rounding2);
+    const double s = g > 0 ? at_largest * y / (w2 * g) : 0;
+    const auto h = [&](double residual) {
+        const double x = spread2(residual);
+        // s is 0 where x may be
+        return std::sqrt(
+                (x * query.squares + rounding2) *
+                (1 + (s > 0 ? s * s * w2 / x : 0)));
+    };
+    const double least = residuals.least < residuals.largest / 4
+            ? residuals.largest
+            : residuals.least;
+    const double h_least = h(least), range = residuals.largest - least;
+    const double spread =
+            range > 0 ? (h(residuals.largest) - h_least) / range : 0;
+    // <q, s> + h >= (1 + s) y of the code
+    return {1 / (1 + s), h_least - spread * least, spread};
+}
+
+} // namespace faiss_turboquant
