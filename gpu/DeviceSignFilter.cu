@@ -197,7 +197,7 @@ double SignSearch::break_even(const DeviceLayout& layout, size_t n, size_t nq) {
     const double keys = 8 * nq; // written and read
     const double signs = keys + 12 +
             (is_one ? std::max(140.0, 1.05 * plane)
-                    : std::max(210.0, 1.5 * plane));
+                    : std::max(195.0, 1.2 * plane));
     const double kernels = 180e6; // what is between scans of signs and codes
     const double listed = 1.2;    // a row of a list, against one of many
     return ((code - signs) * n - kernels) / (listed * code);
@@ -208,7 +208,10 @@ ScanPlan SignSearch::plan(
         size_t n,
         size_t nq,
         int device) {
-    return plan_scan(layout.signs(), uint32_t(n), nq, device);
+    // The bound takes rounding as random, which of few coordinates it is not.
+    constexpr int least_d = 256;
+    const auto plan = layout.d < least_d ? plan_scan : plan_coarse_scan;
+    return plan(layout.signs(), uint32_t(n), nq, device);
 }
 
 size_t SignSearch::workspace(
@@ -298,6 +301,7 @@ RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
     keys.margin = margin_;
     keys.factors = factors_.data();
     keys.squares = squares_.data();
+    keys.query_bits = sign_plan_.query_bits;
     const uint32_t capacity = uint32_t(rows_.size());
     gpu::list_candidates(
             keys,

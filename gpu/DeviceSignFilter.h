@@ -171,7 +171,7 @@ class SignSearch {
     const double margin_;
     DeviceArray<uint8_t> image_data_;
     DeviceArray<DeviceQueryFactors> factors_;
-    DeviceArray<uint32_t> squares_;
+    DeviceArray<QuerySquares> squares_;
     QueryImage image_;
     DeviceArray<float> keys_; ///< (nq, padded n), that signs let expect
     DeviceArray<uint32_t> rows_, size_; ///< candidates

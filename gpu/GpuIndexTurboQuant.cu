@@ -246,7 +246,7 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     } else {
         // the codes that are read for a threshold may be as many as are left
         const double most = SignSearch::break_even(layout, codes.n, nq);
-        const bool pays = most >= codes.n / 8.0 &&
+        const bool pays = most >= codes.n / 16.0 &&
                 nq * sign_plan.n_slices * k <= codes.n / 8;
         if (!pays || !sign_filter_->is_promising(nq) ||
             !sign_filter_->try_extend(codes.n)) {

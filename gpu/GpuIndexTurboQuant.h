@@ -47,10 +47,10 @@ struct GpuIndexTurboQuant : Index {
      * for each vector and query of the workspace.
      *
      *   -1: where it takes no more than half of the memory that is free and
-     *       reading few codes makes up for reading signs (one query: from 0.5
-     *       million vectors of 1536 dimensions on at four bits, 0.7 at three
-     *       and with smaller trellis codes, 1.7 at two; of 768 dimensions 1, 2
-     *       and 4), but not for some searches after one that had to read many
+     *       reading few codes makes up for reading signs (one query: from 0.4
+     *       million vectors of 1536 dimensions on at four bits, 0.6 at three
+     *       and with smaller trellis codes, 1.4 at two; of 768 dimensions 1, 2
+     *       and 3), but not for some searches after one that had to read many
      *       codes all the same
      *    0: never
      *    1: if it fits into the workspace

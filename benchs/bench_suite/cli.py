@@ -1,6 +1,7 @@
 """Command line and main loop of bench_all."""
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -12,8 +13,9 @@ from .errors import BenchError
 
 DESCRIPTION = """\
 Compares vector codes at equal terms: TurboQuant (TQ1 .. TQ4, and TQ1t .. TQ4t
-with a trellis) with FAISS's own PQ, RaBitQ and scalar quantizers, and with
-turbovec when it is installed.
+with a trellis) with FAISS's own PQ, RaBitQ and scalar quantizers, with EDEN and
+SQtq of newer releases of FAISS (--other-faiss), and with turbovec when it is
+installed.
 For each: bytes per vector, training and adding, recall, search speed.
 Prints tables and writes results.json, results.md and plots.
 
@@ -72,6 +74,7 @@ NOT_DISTORTION = (
     "--recall-seconds",
     "--seconds",
     "--threads",
+    "--other-faiss",
 )
 
 
@@ -195,6 +198,15 @@ def parse_args(argv):
         f"all, here {cpu_count()})",
     )
     p.add_argument(
+        "--other-faiss",
+        type=Path,
+        metavar="DIR",
+        help="a folder with another release of FAISS, from pip install "
+        "--no-deps --target DIR faiss-cpu==1.15.1: contenders that the one "
+        "here does not know, as EDEN, are measured with it, in a process of "
+        "its own; not with --report graphs (default: $BENCH_OTHER_FAISS)",
+    )
+    p.add_argument(
         "--output",
         type=Path,
         default=Path("bench_results"),
@@ -221,6 +233,10 @@ def parse_args(argv):
     args.repetitions = args.repetitions or (2 if quick else 3)
     args.budget = args.budget or (20 if quick else 120)
     args.recall_seconds = args.recall_seconds or (2 if quick else 8)
+    if args.report == "graphs" and args.other_faiss:
+        p.error("--other-faiss does not go with --report graphs")
+    if args.report != "graphs" and args.other_faiss is None:
+        args.other_faiss = os.environ.get("BENCH_OTHER_FAISS")
     if args.report == "speed":
         complete_speed_args(args, p)
     elif args.report == "graphs":
@@ -274,7 +290,7 @@ def expand(name, d):
     return re.sub(r"\{d(/(\d+))?\}", value, name)
 
 
-def build_contenders(data, defaults, args, plugin_error):
+def build_contenders(data, defaults, args, sources):
     """Trains, fills and queries the contenders asked for, or the defaults.
 
     data: with ground truth.
@@ -299,18 +315,18 @@ def build_contenders(data, defaults, args, plugin_error):
         bar.set_postfix_str(name)
         with measure.ticking(bar):
             contender = co.make(
-                name, data.d, data.metric, unit_length, plugin_error
+                name, data.d, data.metric, unit_length, sources
             )
             try:
                 if isinstance(contender, co.Skipped):
                     raise BenchError(contender.reason)
-                row = measure.build(
-                    contender,
+                row = contender.run(
+                    measure.build,
                     data,
                     args.train_rows,
                     args.budget,
                     args.recall_seconds,
-                    lambda stage: bar.set_postfix_str(f"{name}: {stage}"),
+                    say=lambda stage: bar.set_postfix_str(f"{name}: {stage}"),
                 )
             except BenchError as e:
                 if isinstance(contender, co.Skipped) and args.contenders:
@@ -325,7 +341,7 @@ def build_contenders(data, defaults, args, plugin_error):
     return ready, rows, skipped
 
 
-def bench_dataset(data, args, plugin_error):
+def bench_dataset(data, args, sources):
     """All contenders on one data set. Returns its part of the results."""
     from tqdm import tqdm
 
@@ -333,7 +349,7 @@ def bench_dataset(data, args, plugin_error):
 
     datasets.add_ground_truth(data)
     defaults = contenders.default_names(data.d, args.quick)
-    ready, rows, skipped = build_contenders(data, defaults, args, plugin_error)
+    ready, rows, skipped = build_contenders(data, defaults, args, sources)
     # Round after round over all contenders, so that a disturbance of the
     # machine meets all of them and the medians none.
     runs = {row["name"]: [] for row in rows}
@@ -344,7 +360,7 @@ def bench_dataset(data, args, plugin_error):
         if done and measure.is_slow(done[0], args.seconds):
             continue
         bar.set_postfix_str(contender.name)
-        done.append(measure.speed(contender, data.queries, args.seconds))
+        done.append(contender.run(measure.speed, data.queries, args.seconds))
     for row in rows:
         row["speed"] = measure.medians(runs[row["name"]])
         row["speed_repetitions"] = runs[row["name"]]
@@ -410,6 +426,19 @@ def start_results(args, **settings):
     }
 
 
+def get_sources(args):
+    from . import contenders
+    from .other_faiss import OtherFaiss
+
+    other = None
+    if args.other_faiss:
+        try:
+            other = OtherFaiss(args.other_faiss)
+        except ImportError as e:
+            raise BenchError(f"--other-faiss {args.other_faiss}: {e}") from None
+    return contenders.Sources(contenders.import_plugin(), other)
+
+
 def load_datasets(args):
     from . import datasets
 
@@ -420,12 +449,12 @@ def load_datasets(args):
 
 
 def run_search(args):
-    from . import contenders, measure, report
+    from . import measure, report
 
-    plugin_error = contenders.import_plugin()
+    sources = get_sources(args)
     results = start_results(args, k=measure.K)
     for data in load_datasets(args):
-        result = bench_dataset(data, args, plugin_error)
+        result = bench_dataset(data, args, sources)
         results["datasets"].append(result)
         cores = results["machine"]["cores"]
         print("\n" + report.result_text(result, cores), flush=True)
@@ -436,16 +465,16 @@ def run_search(args):
 
 
 def run_speed(args):
-    from . import contenders, speed
+    from . import speed
 
-    plugin_error = contenders.import_plugin()
+    sources = get_sources(args)
     results = start_results(args, threads=args.threads)
     for data in load_datasets(args):
         ready, rows, skipped = build_contenders(
             speed.with_recall_queries(data),
             speed.default_names(data.d),
             args,
-            plugin_error,
+            sources,
         )
         result = speed.run(
             data, ready, rows, args.threads, args.repetitions, args.seconds
@@ -459,14 +488,14 @@ def run_speed(args):
 
 
 def run_graphs(args):
-    from . import contenders, datasets, graphs
+    from . import datasets, graphs
 
-    plugin_error = contenders.import_plugin()
+    sources = get_sources(args)
     results = start_results(args)
     for data in load_datasets(args):
         datasets.add_ground_truth(data)
         ready, rows, skipped = build_contenders(
-            data, graphs.default_names(), args, plugin_error
+            data, graphs.default_names(), args, sources
         )
         result = graphs.run(data, ready, rows, args.repetitions, args.seconds)
         result["skipped"] = skipped

@@ -68,7 +68,28 @@ def has_inaccurate_ip(factory, faiss):
     return version < (1, 14, 1) and re.search(r"RaBitQ(fs)?[2-9]", factory)
 
 
-class FaissContender:
+@contextmanager
+def set_for_a_while(value, set_value):
+    """set_value(value) -> the value before, which is set again at the end."""
+    before = set_value(value)
+    try:
+        yield
+    finally:
+        set_value(before)
+
+
+class Contender:
+    """What there is to be measured, in this process or another."""
+
+    def run(self, f, *args, **options):
+        """f(contender, *args, **options), where the contender is."""
+        return f(self, *args, **options)
+
+    def one_thread(self):
+        return self.threads(1)
+
+
+class FaissContender(Contender):
     """An index made by faiss.index_factory.
 
     Its search threads are OpenMP's; the BLAS of FAISS's wheels has one.
@@ -138,20 +159,17 @@ class FaissContender:
     def total_bytes(self):
         return self.faiss.serialize_index(self.index).nbytes
 
-    @contextmanager
-    def threads(self, n):
+    def set_threads(self, n):
+        """Returns how many there were."""
         before = self.faiss.omp_get_max_threads()
         self.faiss.omp_set_num_threads(n)
-        try:
-            yield
-        finally:
-            self.faiss.omp_set_num_threads(before)
+        return before
 
-    def one_thread(self):
-        return self.threads(1)
+    def threads(self, n):
+        return set_for_a_while(n, self.set_threads)
 
 
-class TurbovecContender:
+class TurbovecContender(Contender):
     """turbovec's own index. Its thread pool has a fixed size, so all
     threads of the process are bound to as many CPUs as there shall be
     threads."""
@@ -186,21 +204,14 @@ class TurbovecContender:
     def total_bytes(self):
         return len(self.index.to_bytes())
 
-    @contextmanager
     def threads(self, n):
         def bind(cpus):
+            before = os.sched_getaffinity(0)
             for thread in os.listdir("/proc/self/task"):
                 os.sched_setaffinity(int(thread), cpus)
+            return before
 
-        before = os.sched_getaffinity(0)
-        bind(sorted(before)[:n])
-        try:
-            yield
-        finally:
-            bind(before)
-
-    def one_thread(self):
-        return self.threads(1)
+        return set_for_a_while(sorted(os.sched_getaffinity(0))[:n], bind)
 
 
 @dataclass
@@ -223,14 +234,21 @@ def is_turboquant(name):
     return bool(re.match(r"(.*,)?TQ\d", name))
 
 
-def make(name, d, metric, unit_length=False, plugin_error=None):
+@dataclass(frozen=True)
+class Sources:
+    """Where contenders come from, besides the FAISS here."""
+
+    plugin_error: str = None  # what import_plugin() returned
+    other: object = None  # OtherFaiss, for what the FAISS here does not know
+
+
+def make(name, d, metric, unit_length=False, sources=Sources()):
     """A contender, empty and untrained, or Skipped with the reason.
 
     unit_length: all vectors and queries have length 1.
-    plugin_error: what import_plugin() returned.
     """
-    if plugin_error and is_turboquant(name):
-        return Skipped(name, plugin_error)
+    if sources.plugin_error and is_turboquant(name):
+        return Skipped(name, sources.plugin_error)
     try:
         if not name.startswith("turbovec"):
             return FaissContender(name, d, metric, unit_length)
@@ -240,16 +258,32 @@ def make(name, d, metric, unit_length=False, plugin_error=None):
     except BenchError as e:
         return Skipped(name, str(e))
     except RuntimeError as e:
-        return Skipped(name, why_not(e))
+        other = sources.other
+        if other and _is_unknown(e) and not is_turboquant(name):
+            try:
+                return other.make(name, d, metric, unit_length)
+            except RuntimeError as also:
+                return Skipped(name, why_not(also, other.version))
+        return Skipped(name, why_not(e, _faiss_version()))
 
 
-def why_not(error):
-    """The reason in an exception of faiss.index_factory, in a few words."""
+def _faiss_version():
+    import faiss
+
+    return faiss.__version__
+
+
+def _is_unknown(error):
+    """Whether faiss.index_factory does not know the string."""
+    return "could not parse index string" in str(error)
+
+
+def why_not(error, version):
+    """The reason in an exception of the index_factory of a FAISS, in a few
+    words."""
     reason = str(error).strip().splitlines()[-1]  # what, after where
-    if "could not parse index string" in reason:
-        import faiss
-
-        return f"FAISS {faiss.__version__} does not know it"
+    if _is_unknown(error):
+        return f"FAISS {version} does not know it"
     _, unknown, hint = reason.partition(
         "is not a TurboQuant codec of this version"
     )

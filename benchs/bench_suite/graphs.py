@@ -41,8 +41,8 @@ def run(data, ready, rows, repetitions, seconds):
                 bar.set_postfix_str(f"{contender.name}, efSearch {ef}")
                 set_width(contender, ef)
                 with contender.one_thread():
-                    took = speed.per_query(
-                        contender, data.queries, size, measure.K, seconds
+                    took = contender.run(
+                        speed.per_query, data.queries, size, measure.K, seconds
                     )
                 times.setdefault((contender.name, ef), []).append(took)
                 bar.update()

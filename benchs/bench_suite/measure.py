@@ -76,15 +76,16 @@ def timed(f, *args):
     return time.perf_counter() - start, result
 
 
-def build(contender, data, train_rows, budget, recall_seconds, say):
+def build(contender, data, train_rows, budget, recall_seconds, say=None):
     """Trains, fills and queries a contender on all threads.
 
     budget: seconds for training; recall_seconds: for the recall search,
     which a slow contender then does on the first of the queries only.
-    say: called with the name of each stage.
+    say: if given, called with the name of each stage.
     Returns the first half of its row of results. Raises BenchError if the
     budget does not suffice.
     """
+    say = say or (lambda stage: None)
     n = len(data.base)
     row = {"name": contender.name, "train_s": 0.0, "train_rows": 0}
     row["note"] = contender.note

@@ -29,6 +29,7 @@ PASSES = 7
 def default_names(d):
     return (
         ["Flat", "SQ8", "SQ4", f"PQ{d}x4fs", "RR,RaBitQfs1", "RR,RaBitQfs4"]
+        + ["RR,EDEN1", "RR,EDEN4", "RR,SQtq4"]
         + [f"TQ{b}{t}" for t in ("", "t") for b in (1, 2, 3, 4)]
         + ["turbovec2", "turbovec4"]
     )
@@ -85,6 +86,7 @@ def sizes_of_batches(contender, queries, seconds):
 def per_query(contender, queries, size, k, seconds):
     """Median seconds per query of the searches for `size` queries at once
     that fit into the time; at least one."""
+    contender.search(queries[:1], k)  # wakes threads
     starts = cycle(range(0, len(queries) - size + 1, size))
     times = []
     end = time.perf_counter() + seconds
@@ -112,8 +114,8 @@ def measure_all(ready, queries, threads, repetitions, seconds):
     each = list(product(ready, threads))
     for contender, n in tqdm(each, desc="sizes of batches", unit="index"):
         with contender.threads(n):
-            sizes[contender.name, n] = sizes_of_batches(
-                contender, many, seconds
+            sizes[contender.name, n] = contender.run(
+                sizes_of_batches, many, seconds
             )
     order = list(product(range(repetitions), threads, MODES))
     with tqdm(total=len(order) * len(ready), unit="run") as bar:
@@ -124,8 +126,7 @@ def measure_all(ready, queries, threads, repetitions, seconds):
                 bar.set_postfix_str(contender.name)
                 size = sizes[contender.name, n][batch]
                 with contender.threads(n):
-                    contender.search(many[:1], k)  # wakes threads
-                    took = per_query(contender, many, size, k, seconds)
+                    took = contender.run(per_query, many, size, k, seconds)
                 key = contender.name, n, batch, k
                 times.setdefault(key, (size, []))[1].append(took)
                 bar.update()

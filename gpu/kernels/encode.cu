@@ -889,26 +889,26 @@ __device__ void write_fragments(
     }
 }
 
-/// the bits of a quantized query as eight codes of one bit, by the block
+/// the bits of a quantized query as codes of one bit, by the block
 __device__ void write_bit_planes(
         const DeviceLayout& layout,
         const ImageOrder& order,
         const int8_t* quantized,
         const QueryWords& words) {
     const int lane = threadIdx.x % 32;
-    const int units = order.units;
+    const int units = order.units, bits = order.query_bits;
     const int of_step = 4 * units; // words of a plane
     // where bit b of word i goes
     const auto place = [&](int i, int b) {
         const int step = i / of_step, in_step = i % of_step;
         if (order.is_single) {
-            return (step * 8 + b) * of_step + in_step;
+            return (step * bits + b) * of_step + in_step;
         }
         const int t = in_step / units, unit = in_step % units;
         const int width = units == 1 ? 1 : 2; // of a pair
         // of the lane
-        const int word =
-                ((step * units + unit) / width * 8 + b) * width + unit % width;
+        const int word = ((step * units + unit) / width * bits + b) * width +
+                unit % width;
         return (word / 4 * 4 + t) * 4 + word % 4;
     };
     for (int i = threadIdx.x / 32; i < layout.dims / 32; i += blockDim.x / 32) {
@@ -921,7 +921,7 @@ __device__ void write_bit_planes(
             const uint32_t plane = __ballot_sync(0xffffffff, value >> b & 1);
             word = lane == b ? plane : word;
         }
-        if (lane < 8) {
+        if (lane < bits) {
             words[place(i, lane)] = word;
         }
     }
@@ -942,10 +942,10 @@ __device__ void write_query(
         double bias,
         const QueryWords& words,
         DeviceQueryFactors& factors,
-        uint32_t* squares) {
+        QuerySquares* squares) {
     __shared__ float largest_of_warp[query_threads / 32];
     __shared__ int sum;
-    __shared__ uint32_t sum_of_squares;
+    __shared__ QuerySquares sums_of_squares;
     const int d = layout.d, dims = layout.dims;
     float largest = 0;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
@@ -959,24 +959,31 @@ __device__ void write_query(
     }
     if (threadIdx.x == 0) {
         sum = 0;
-        sum_of_squares = 0;
+        sums_of_squares = {};
     }
     __syncthreads();
     for (int w = 0; w < blockDim.x / 32; w++) {
         largest = fmaxf(largest, largest_of_warp[w]);
     }
+    const int greatest = greatest_of(order.query_bits);
     const float factor = largest > 0 ? 127 / largest : 0;
     int partial_sum = 0;
-    uint32_t partial_squares = 0;
+    QuerySquares partial = {};
     for (int i = threadIdx.x; i < dims; i += blockDim.x) {
-        const int value = i < d ? __float2int_rn(y[i] * factor) : 0;
+        const int fine = i < d ? __float2int_rn(y[i] * factor) : 0;
+        const int value = greatest == 127
+                ? fine
+                : __float2int_rn(float(fine * greatest) / 127);
+        const int rounding = greatest * fine - 127 * value;
         quantized[i] = value;
         partial_sum += value;
-        partial_squares += value * value;
+        partial.of_query += fine * fine;
+        partial.of_rounding += rounding * rounding;
     }
     atomicAdd(&sum, partial_sum);
     if (squares) {
-        atomicAdd(&sum_of_squares, partial_squares);
+        atomicAdd(&sums_of_squares.of_query, partial.of_query);
+        atomicAdd(&sums_of_squares.of_rounding, partial.of_rounding);
     }
     __syncthreads();
 
@@ -987,7 +994,7 @@ __device__ void write_query(
     }
     if (threadIdx.x == 0) {
         const double multiplier =
-                length * (double(largest) / 127) * layout.half_level;
+                length * (double(largest) / greatest) * layout.half_level;
         const uint32_t base = order.is_batch ? DeviceLayout().base
                                              : layout.base_of(order.by_bits);
         const float sign = layout.is_l2 ? 1 : -1;
@@ -997,7 +1004,7 @@ __device__ void write_query(
                 sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
                 sign * float(bias)};
         if (squares) {
-            *squares = sum_of_squares;
+            *squares = sums_of_squares;
         }
     }
 }

@@ -48,6 +48,7 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
     switch (plan.group_tiles) {
         case 1: {
             const auto& few = plan.is_single ? kernels.single
+                    : plan.query_bits < 8    ? kernels.coarse
                     : plan.stream.warps > 0  ? kernels.streamed
                                              : kernels.few;
             return few[plan.units / 2];
@@ -450,6 +451,18 @@ ScanPlan plan_scan(
             round_up(std::max(1u, ceil_div(n, uint32_t(plan.n_slices))), rows);
     plan.n_slices = int(ceil_div(n, plan.slice_rows));
     plan.slice_stride = plan.slice_rows;
+    return plan;
+}
+
+ScanPlan plan_coarse_scan(
+        const DeviceLayout& layout,
+        uint32_t n,
+        size_t nq,
+        int device) {
+    ScanPlan plan = plan_scan(layout, n, nq, device);
+    if (plan.by_bits && !plan.is_single) {
+        plan.query_bits = coarse_query_bits;
+    }
     return plan;
 }
 

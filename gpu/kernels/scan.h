@@ -64,6 +64,7 @@ struct ScanPlan {
     int units = 1;          ///< of Fragment
     bool by_bits = false;   ///< see counts_bits, counts_bits_of_eight
     bool is_single = false; ///< by bits: groups of one query
+    int query_bits = 8;     ///< by bits: of the integers of a query
     StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
@@ -79,6 +80,7 @@ struct ScanPlan {
     ImageOrder image_order() const {
         return {units,
                 by_bits,
+                query_bits,
                 is_single,
                 is_batch,
                 uses_wgmma || is_batch ? group_size() : 0};
@@ -96,6 +98,14 @@ struct ScanPlan {
 };
 
 ScanPlan plan_scan(
+        const DeviceLayout& layout,
+        uint32_t n,
+        size_t nq,
+        int device);
+
+/** The same, but queries may have fewer bits than they have for codes, where
+ * that is faster. For layouts of signs. */
+ScanPlan plan_coarse_scan(
         const DeviceLayout& layout,
         uint32_t n,
         size_t nq,

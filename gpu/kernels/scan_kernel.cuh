@@ -52,6 +52,9 @@ constexpr bool counts_bits_of_eight(int nbits, bool has_trellis) {
     return nbits == 1 && !has_trellis;
 }
 
+/// of queries that are not compared exactly, in half the instructions
+constexpr int coarse_query_bits = 4;
+
 /// Fragment::units with few queries, at most. Trellises are short of registers;
 /// at two bits, planes of bits leave some.
 constexpr int few_units(int nbits, bool has_trellis, bool is_single) {
@@ -86,6 +89,7 @@ using ScanKernel = void (*)(ScanArgs);
 struct ScanKernels {
     ScanKernel few[3];      ///< one tile of queries; units 1, 2, 4; or null
     ScanKernel streamed[3]; ///< the same, through a TileStream
+    ScanKernel coarse[3];   ///< streamed, with few bits of eight queries
     ScanKernel single[3];   ///< and of one query, see counts_bits
     ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
     ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
@@ -233,16 +237,16 @@ __device__ inline void add_bits(int (&sums)[n_sums], int t) {
 /** Of a step, set bits that rows g (x) and g + 8 (y) share with eight queries:
  * sums[4 b + 2 i + j] is of row g + 8 i and bit b of query 2 t + j.
  * @param image  of the step and the lane, see ImageOrder */
-template <int units>
+template <int units, int n_sums>
 __device__ inline void count_bits_of_eight(
-        int (&sums)[32],
+        int (&sums)[n_sums],
         const uint32_t (&x)[units],
         const uint32_t (&y)[units],
         const uint4* image) {
 #pragma unroll
     for (int i = 0; i < units; i += 2) {
 #pragma unroll
-        for (int b = 0; b < 8; b += units == 1 ? 4 : 2, image += 32) {
+        for (int b = 0; b < n_sums / 4; b += units == 1 ? 4 : 2, image += 32) {
             const uint4 w = *image;
             int* c = sums + 4 * b;
             if constexpr (units == 1) {
@@ -259,12 +263,13 @@ __device__ inline void count_bits_of_eight(
 }
 
 /// the dot products from such sums, to the first four
-__device__ inline void add_bits_of_eight(int (&sums)[32]) {
+template <int n_sums>
+__device__ inline void add_bits_of_eight(int (&sums)[n_sums]) {
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-        int dot = -sums[28 + c]; // two's complement
+        int dot = -sums[n_sums - 4 + c]; // two's complement
 #pragma unroll
-        for (int b = 6; b >= 0; b--) {
+        for (int b = n_sums / 4 - 2; b >= 0; b--) {
             dot = 2 * dot + sums[4 * b + c];
         }
         sums[c] = dot;
@@ -431,7 +436,8 @@ template <
         int group_tiles,
         bool uses_wgmma,
         bool is_streamed,
-        bool by_bits>
+        bool by_bits,
+        int query_bits = 8>
 __global__ void __launch_bounds__(
         ScanShape<group_tiles, uses_wgmma, is_streamed>::threads,
         group_tiles > 1 || is_streamed ? 1 : 2)
@@ -442,7 +448,7 @@ __global__ void __launch_bounds__(
     constexpr int n_row_tiles = Shape::row_tiles;
     constexpr bool eight_by_bits = !by_bits && is_streamed &&
             counts_bits_of_eight(nbits, trellis != no_trellis);
-    constexpr int n_sums = eight_by_bits ? 32
+    constexpr int n_sums = eight_by_bits ? 4 * query_bits
             : by_bits                    ? 4 * Decoder::bit_planes
                                          : 4 * group_tiles * Shape::chains;
     constexpr int warp_rows = Shape::warp_rows;
@@ -717,7 +723,7 @@ __global__ void __launch_bounds__(
                                 raw[0][0].words[0],
                                 raw[0][1].words[0],
                                 fragment);
-                        fragment += 2 * units * 32;
+                        fragment += units * query_bits * 32 / 4;
                     } else {
                         multiply_step(raw, [] {});
                     }

@@ -20,6 +20,17 @@ constexpr void add_few(ScanKernels& kernels) {
                 scan_kernel<nbits, trellis, units, 1, false, false, false>;
         kernels.streamed[i] =
                 scan_kernel<nbits, trellis, units, 1, false, true, false>;
+        if constexpr (counts_bits_of_eight(nbits, has_trellis)) {
+            kernels.coarse[i] = scan_kernel<
+                    nbits,
+                    trellis,
+                    units,
+                    1,
+                    false,
+                    true,
+                    false,
+                    coarse_query_bits>;
+        }
     }
     if constexpr (
             counts_bits(nbits, has_trellis, trellis) &&

@@ -242,17 +242,24 @@ struct KeyBound {
 __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
     const DeviceQueryFactors& factors = signs.factors[q];
     const SignStatistics& statistics = *signs.rows.statistics;
-    const double multiplier = factors.multiplier, squares = signs.squares[q];
+    const double multiplier = factors.multiplier;
+    // of integers that are a query's part of these
+    const double unit = greatest_of(signs.query_bits) / 127.0;
+    const double squares = unit * unit * signs.squares[q].of_query;
+    const double rounded = sqrt(double(signs.squares[q].of_rounding)) / 127;
     const float sign = signs.is_l2 ? 1 : -1;
     const double y =
             (double(threshold) - factors.bias - sign * statistics.offset) /
             (multiplier * statistics.scale);
     const SignBound bound = sign_bound(
-            {squares, sign_share(signs.d, signs.margin), 0},
+            {squares,
+             sign_share(signs.d, signs.margin),
+             signs.margin * rounded},
             {statistics.least_residual, statistics.largest_residual},
             signs.d,
             y);
-    // more than rounding may do to <q, s>, and, in the last line, to the rest
+    // more than rounding to floats may do to <q, s>, and, in the last line, to
+    // the rest
     const double rounding = 0x1p-20 * sqrt(signs.d * squares);
     const float rest = float(1 - bound.factor);
     return {float(bound.factor),

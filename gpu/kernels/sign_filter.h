@@ -84,7 +84,8 @@ struct SignKeys {
     bool is_l2 = false;
     double margin = 0;                           ///< in standard deviations
     const DeviceQueryFactors* factors = nullptr; ///< (nq,)
-    const uint32_t* squares = nullptr;           ///< (nq,), of QueryImage
+    const QuerySquares* squares = nullptr;       ///< (nq,), of QueryImage
+    int query_bits = 8;                          ///< of ImageOrder
 };
 
 /** The rows that may be of interest to any of the queries.

@@ -45,6 +45,7 @@ class TileStream {
               n_tiles_(n_tiles),
               tile_size_(tile_size) {
         if (threadIdx.x % 32 == 0) {
+#pragma unroll 1
             for (int i = 0; i < n_tiles; i++) {
                 init_barrier(arrivals_ + 8 * i, copying_lanes);
             }

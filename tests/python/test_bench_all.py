@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from bench_suite import (  # noqa: E402
     embed,
     measure,
     report,
+    speed,
 )
 from bench_suite.errors import BenchError  # noqa: E402
+from bench_suite.other_faiss import OtherContender, OtherFaiss  # noqa: E402
 
 # ---------------------------------------------------------------- recall
 
@@ -158,9 +161,8 @@ def test_what_cannot_run_is_skipped_with_a_reason():
     for name in ("TQ9", "TQ9t", "TQ9t (trained)"):
         skipped = contenders.make(name, 64, "ip")
         assert "faiss_turboquant does not know" in skipped.reason
-    skipped = contenders.make(
-        "TQ4", 64, "ip", plugin_error="the plugin is away"
-    )
+    sources = contenders.Sources(plugin_error="the plugin is away")
+    skipped = contenders.make("TQ4", 64, "ip", sources=sources)
     assert skipped.reason == "the plugin is away"
 
 
@@ -173,6 +175,71 @@ def test_inaccurate_rabitq_runs_with_l2_and_says_so():
     inaccurate = contenders.has_inaccurate_ip("RR,RaBitQ4", faiss)
     assert (several.index.metric_type == faiss.METRIC_L2) == bool(inaccurate)
     assert bool(several.note) == bool(inaccurate)
+
+
+@pytest.fixture(scope="module")
+def other():
+    """A second process with the FAISS that is installed."""
+    faiss = pytest.importorskip("faiss")
+    other = OtherFaiss(Path(faiss.__file__).parents[1])
+    yield other
+    other.close()
+
+
+def test_contenders_of_another_faiss(other):
+    faiss = pytest.importorskip("faiss")
+    pytest.importorskip("tqdm")
+    assert other.version == faiss.__version__
+    data = datasets.load("gaussian:d=16,n=400,nq=30")
+    datasets.add_ground_truth(data)
+    stages = []
+    rows = [
+        contender.run(measure.build, data, 300, 60, 5, say=stages.append)
+        for contender in (
+            contenders.make("SQ4", 16, "ip"),
+            other.make("SQ4", 16, "ip", False),
+        )
+    ]
+    assert stages == 2 * ["train", "add", "recall"]
+    own_process = f"with FAISS {faiss.__version__}, in a process of its own"
+    assert [row.pop("note") for row in rows] == [None, own_process]
+    times = {"train_s", "add_s", "add_per_s"}
+    assert {k: v for k, v in rows[0].items() if k not in times} == {
+        k: v for k, v in rows[1].items() if k not in times
+    }
+
+
+def test_measurements_in_another_process(other):
+    x = np.random.RandomState(1).standard_normal((2000, 16)).astype("f4")
+    contender = other.make("Flat", 16, "ip", False)
+    contender.run(methodcaller("add", x))
+    before = contender.run(methodcaller("set_threads", 2))
+    with contender.one_thread():
+        assert contender.run(methodcaller("set_threads", 1)) == 1
+        assert contender.run(speed.per_query, x, 4, 10, 0.01) > 0
+    assert contender.run(methodcaller("set_threads", before)) == 2
+    # what goes wrong there is raised here, and it goes on
+    with pytest.raises(RuntimeError, match="could not parse"):
+        other.make("Nonsense", 16, "ip", False)
+    with pytest.raises(AssertionError):
+        contender.run(methodcaller("search", x[:, :3], 5))
+    assert contender.run(methodcaller("total_bytes")) > x.nbytes
+
+
+def test_another_faiss_is_asked_for_what_is_unknown(other):
+    sources = contenders.Sources(other=other)
+    known = contenders.make("Flat", 16, "ip", sources=sources)
+    assert isinstance(known, contenders.FaissContender)
+    skipped = contenders.make("Nonsense", 16, "ip", sources=sources)
+    assert skipped.reason == f"FAISS {other.version} does not know it"
+    with pytest.MonkeyPatch.context() as patch:
+        # as if the one here did not know Flat
+        def refuse(*args):
+            raise RuntimeError("could not parse index string Flat")
+
+        patch.setattr(contenders, "FaissContender", refuse)
+        made = contenders.make("Flat", 16, "ip", sources=sources)
+        assert isinstance(made, OtherContender)
 
 
 def test_has_unit_length():
@@ -435,6 +502,8 @@ def test_a_whole_run(tmp_path):
         (["--report", "none"], "--report"),
         (["--skip", "("], "--skip"),
         (["--data", "a.npy", "b.npy", "--queries", "q.npy"], "--queries"),
+        (["--other-faiss", "nowhere"], "nowhere: there is no FAISS in it"),
+        (["--report", "graphs", "--other-faiss", "x"], "not go with --report"),
     ],
 )
 def test_bad_arguments_end_with_a_message(tmp_path, arguments, message):

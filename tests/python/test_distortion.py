@@ -164,7 +164,7 @@ def test_unknown_codecs_are_skipped_or_refused():
 def test_reasons_are_short():
     with pytest.raises(RuntimeError) as info:
         faiss.index_factory(8, "TQ9t")
-    reason = contenders.why_not(info.value)
+    reason = contenders.why_not(info.value, faiss.__version__)
     assert reason.startswith("the installed faiss_turboquant does not know it")
     assert "index_factory" not in reason
 

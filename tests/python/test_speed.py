@@ -31,7 +31,8 @@ def test_default_contenders():
     names = speed.default_names(384)
     assert len(set(names)) == len(names)
     assert {"Flat", "PQ384x4fs", "TQ1", "TQ4t", "turbovec4"} <= set(names)
-    for name in names:
+    of_newer_faiss = {"RR,EDEN1", "RR,EDEN4", "RR,SQtq4"}
+    for name in set(names) - of_newer_faiss:
         if not name.startswith("turbovec"):
             made = contenders.make(name, 384, "ip")
             assert isinstance(made, contenders.FaissContender), made
@@ -77,7 +78,7 @@ def test_threads_of_turbovec():
 # ---------------------------------------------------------------- measuring
 
 
-class Fake:
+class Fake(contenders.Contender):
     """A contender whose searches take the time that cost(queries) says."""
 
     def __init__(self, name, cost):
@@ -156,12 +157,15 @@ def test_what_is_faster_in_batches_gets_larger_ones(fake_clock):
 def test_per_query_is_a_median_over_the_calls(monkeypatch, fake_clock):
     clock = iter([0.0, 1.0, 2.0, 3.0])
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
-    costs = iter([4.0, 100.0, 8.0])
+    costs = iter([1.0, 4.0, 100.0, 8.0])
     contender = Fake("x", lambda n: next(costs))
     # of 10 queries two batches of 4 can be made
     got = speed.per_query(contender, numbered(10), 4, 7, 3.0)
     assert got == 8.0 / 4
-    assert contender.calls == [(None, i, 4, 7) for i in (0, 4, 0)]
+    # the first wakes threads
+    assert contender.calls == [(None, 0, 1, 7)] + [
+        (None, i, 4, 7) for i in (0, 4, 0)
+    ]
 
 
 def test_per_query_searches_at_least_once(fake_clock):
