@@ -309,8 +309,8 @@ def main():
         "--signs",
         type=int,
         nargs="+",
-        default=[0],
-        help="use_sign_filter of the flat indexes",
+        default=[-1],
+        help="use_sign_filter of the flat indexes (default: -1, as theirs)",
     )
     parser.add_argument("--nlist", type=int, default=1024)
     parser.add_argument(

@@ -3,7 +3,7 @@
 //     gpu_bench CODEC METRIC D N K NQ... [--rank R] [--signs S...]
 //
 // K = 0 is for scores alone. CODEC as in factory strings (TQ4, TQ2t, TQ1t10).
-// S are values of use_sign_filter, 0 if none are given. Vectors, queries and
+// S are values of use_sign_filter, -1 if none are given. Vectors, queries and
 // results are on the device. A time is the median of several, of a whole call
 // and what it has put on the stream.
 //
@@ -108,7 +108,7 @@ std::vector<int> take_option(
 int main(int argc, char** argv) {
     std::vector<std::string> arguments(argv + 1, argv + argc);
     const int rank = take_option(arguments, "--rank", 1 << 30)[0];
-    const std::vector<int> signs = take_option(arguments, "--signs", 0);
+    const std::vector<int> signs = take_option(arguments, "--signs", -1);
     if (arguments.size() < 6 || arguments[0].substr(0, 2) != "TQ") {
         std::fprintf(
                 stderr,
