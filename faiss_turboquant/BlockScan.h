@@ -105,8 +105,17 @@ struct Reservoir {
 
     /// empty it; only what is below this threshold is wanted from now on
     void restart(float new_threshold) {
+        keeps_equal = false;
         entries.clear();
         threshold = new_threshold;
+    }
+
+    /// the k-th best key, infinity if there are fewer
+    float last_key() {
+        shrink();
+        return entries.size() < k
+                ? std::numeric_limits<float>::infinity()
+                : entry_key(*std::max_element(entries.begin(), entries.end()));
     }
 
     /// bytes that it grows to

@@ -99,16 +99,19 @@ template <class Collector>
 size_t run_task(const Task& task, Collector* collectors) {
     const CodeScanner& scanner = task.scanner;
     if (!task.queries.signs.empty()) {
-        return FilteredScan<Collector>(
-                       scanner.tq,
-                       *scanner.filter,
-                       scanner.codes,
-                       task.selected,
-                       task.queries,
-                       task.q0,
-                       task.nq,
-                       collectors)
-                .scan(task.begin, task.end);
+        FilteredScan<Collector> scan(scanner.tq);
+        scan.start(
+                *scanner.filter,
+                scanner.codes,
+                task.queries,
+                task.q0,
+                task.nq,
+                collectors);
+        const bool all = task.selected.empty();
+        return scan.scan(
+                task.begin,
+                task.end,
+                all ? nullptr : task.selected.data() + task.begin / sign_block);
     }
     BlockScan<Collector> scan(scanner.tq);
     scan.start(task.queries, task.q0, task.nq, collectors);

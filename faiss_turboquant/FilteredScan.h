@@ -17,26 +17,32 @@
 
 namespace faiss_turboquant {
 
+/// the results of a query in a list
+struct ListReservoir : Reservoir {
+    using Reservoir::Reservoir;
+
+    /// make the threshold as good as it can be
+    void update_threshold() {
+        threshold = std::min(threshold, next_key(last_key()));
+    }
+};
+
 /** The results of a query in a part of the codes. Parts share what they know.
  */
 struct SharedReservoir : Reservoir {
     /// the k-th best key that any part has found
-    std::atomic<float>* last_key;
+    std::atomic<float>* shared_key;
 
-    SharedReservoir(size_t k, std::atomic<float>* last_key)
-            : Reservoir(k), last_key(last_key) {}
+    SharedReservoir(size_t k, std::atomic<float>* shared_key)
+            : Reservoir(k), shared_key(shared_key) {}
 
     /// tell the other parts, and take over what they know
-    void share_threshold() {
-        shrink();
-        float shared = last_key->load(std::memory_order_relaxed);
-        if (entries.size() == k) {
-            const float own = entry_key(
-                    *std::max_element(entries.begin(), entries.end()));
-            while (own < shared &&
-                   !last_key->compare_exchange_weak(
-                           shared, own, std::memory_order_relaxed)) {
-            }
+    void update_threshold() {
+        const float own = last_key();
+        float shared = shared_key->load(std::memory_order_relaxed);
+        while (own < shared &&
+               !shared_key->compare_exchange_weak(
+                       shared, own, std::memory_order_relaxed)) {
         }
         // an equal key of a smaller row may be here
         threshold = std::min(threshold, next_key(shared));
@@ -50,30 +56,27 @@ struct SharedReservoir : Reservoir {
 template <class Collector>
 class FilteredScan {
    public:
+    explicit FilteredScan(const TurboQuantizer& tq) : tq_(tq), scan_(tq) {}
+
     /** @param filter      of all codes
      *  @param codes       all of them
-     *  @param selected    of all ids, or empty
      *  @param queries     whose [first, first + nq) are searched for
-     *  @param collectors  (nq,), as of BlockScan */
-    FilteredScan(
-            const TurboQuantizer& tq,
+     *  @param collectors  (nq,), as of BlockScan
+     *  All are used until the next start. */
+    void start(
             const SignFilter& filter,
             const uint8_t* codes,
-            const IdFilter::Bitmap& selected,
             const QueryBatch& queries,
             size_t first,
             size_t nq,
-            Collector* collectors)
-            : code_size_(tq.code_size),
-              filter_(filter),
-              codes_(codes),
-              selected_(selected),
-              queries_(queries),
-              first_query_(first),
-              collectors_(collectors),
-              states_(nq),
-              max_run_(nq == 1 ? longest_run : shared_run(tq.d)),
-              scan_(tq) {
+            Collector* collectors) {
+        filter_ = &filter;
+        codes_ = codes;
+        queries_ = &queries;
+        first_query_ = first;
+        collectors_ = collectors;
+        states_.assign(nq, State());
+        max_run_ = nq == 1 ? longest_run : shared_run(tq_.d);
         if constexpr (is_reservoir) {
             for (size_t q = 0; q < nq; q++) {
                 collectors[q].keeps_equal = true;
@@ -83,9 +86,11 @@ class FilteredScan {
 
     /** Codes [begin, end); begin is a multiple of sign_block. Collectors get
      * their numbers less begin.
+     * @param selected  a bitmap of these codes; null: all
      * @return  how many were read, those of each query */
-    size_t scan(size_t begin, size_t end) {
+    size_t scan(size_t begin, size_t end, const uint64_t* selected) {
         begin_ = begin;
+        selected_ = selected;
         size_t n_read = 0;
         for (first_ = begin; first_ < end; first_ = end_) {
             end_ = std::min(end, first_ + run_codes());
@@ -167,7 +172,8 @@ class FilteredScan {
         n_selected_ = 0;
         of_run_.clear();
         for (size_t i = first_; i < end_; i += sign_block) {
-            const uint64_t word = selected_.empty() ? ~0ull : selected_[i / 64];
+            const uint64_t word =
+                    selected_ ? selected_[(i - begin_) / 64] : ~0ull;
             const size_t n = end_ - i;
             of_run_.push_back(n < 64 ? word & ((1ull << n) - 1) : word);
             n_selected_ += __builtin_popcountll(of_run_.back());
@@ -183,7 +189,7 @@ class FilteredScan {
         all_sums_.resize(n * max_run_);
         for (size_t i = 0; i < of_run_.size(); i++) {
             if (of_run_[i]) {
-                filter_.sum_signs(
+                filter_->sum_signs(
                         tables,
                         n,
                         first_ / sign_block + i,
@@ -197,9 +203,9 @@ class FilteredScan {
     void start(size_t q) {
         q_ = q;
         unread_ = of_run_;
-        has_gaps_ = !selected_.empty();
-        scan_.start(queries_, first_query_ + q, 1, &collectors_[q]);
-        share_threshold();
+        has_gaps_ = selected_;
+        scan_.start(*queries_, first_query_ + q, 1, &collectors_[q]);
+        update_threshold();
     }
 
     size_t scan_run(size_t q) {
@@ -209,7 +215,7 @@ class FilteredScan {
             n_read += read_best();
         }
         const float threshold = collectors_[q].threshold;
-        const SignFormula least = filter_.least(query(q), threshold);
+        const SignFormula least = filter_->least(query(q), threshold);
         rows_.clear();
         for (size_t i = 0; i < unread_.size(); i++) {
             if (unread_[i]) {
@@ -228,13 +234,13 @@ class FilteredScan {
     }
 
     const SignQuery& query(size_t q) const {
-        return queries_.signs[first_query_ + q];
+        return queries_->signs[first_query_ + q];
     }
 
     /// of block i of the run
     uint64_t below(const SignFormula& formula, size_t i, float threshold)
             const {
-        return filter_.below(
+        return filter_->below(
                 formula,
                 first_ / sign_block + i,
                 sums_ + i * sign_block,
@@ -258,8 +264,8 @@ class FilteredScan {
             size_t n = 0;
             for (; bits; bits &= bits - 1, n++) {
                 rows[n] = i * sign_block + __builtin_ctzll(bits);
-                keys[n] =
-                        filter_.key(expected, first_ + rows[n], sums_[rows[n]]);
+                keys[n] = filter_->key(
+                        expected, first_ + rows[n], sums_[rows[n]]);
             }
             best.add(keys, rows, n);
         }
@@ -272,13 +278,13 @@ class FilteredScan {
         }
         has_gaps_ = true;
         const size_t n_read = read(best_);
-        share_threshold();
+        update_threshold();
         return n_read;
     }
 
-    void share_threshold() {
+    void update_threshold() {
         if constexpr (is_reservoir) {
-            collectors_[q_].share_threshold();
+            collectors_[q_].update_threshold();
         }
     }
 
@@ -288,7 +294,7 @@ class FilteredScan {
         }
         for (size_t i = first_; i < end_; i += block_codes) {
             scan_.scan_block(
-                    codes_ + begin_ * code_size_,
+                    codes_ + begin_ * tq_.code_size,
                     i - begin_,
                     nullptr,
                     std::min(block_codes, end_ - i));
@@ -313,24 +319,26 @@ class FilteredScan {
     }
 
     size_t read_rows() {
-        scan_.scan(codes_ + begin_ * code_size_, rows_.data(), rows_.size());
+        scan_.scan(codes_ + begin_ * tq_.code_size, rows_.data(), rows_.size());
         return rows_.size();
     }
 
-    const size_t code_size_;
-    const SignFilter& filter_;
-    const uint8_t* const codes_;
-    const IdFilter::Bitmap& selected_;
-    const QueryBatch& queries_;
-    const size_t first_query_;
-    Collector* const collectors_;
-    std::vector<State> states_;
-    const size_t max_run_;
+    const TurboQuantizer& tq_;
     BlockScan<Collector> scan_;
 
+    // from start
+    const SignFilter* filter_ = nullptr;
+    const uint8_t* codes_ = nullptr;
+    const QueryBatch* queries_ = nullptr;
+    size_t first_query_ = 0;
+    Collector* collectors_ = nullptr;
+    std::vector<State> states_;
+    size_t max_run_ = 0;
+
     size_t begin_ = 0;
-    size_t first_ = 0, end_ = 0; ///< codes of the run
-    Bitmap of_run_;              ///< those that are selected
+    const uint64_t* selected_ = nullptr; ///< codes from begin on
+    size_t first_ = 0, end_ = 0;         ///< codes of the run
+    Bitmap of_run_;                      ///< those that are selected
     size_t n_selected_ = 0;
     std::vector<uint16_t> all_sums_; ///< (up to sign_queries, max_run)
 

@@ -15,6 +15,7 @@
 
 #include <faiss_turboquant/BlockScan.h>
 #include <faiss_turboquant/IdFilter.h>
+#include <faiss_turboquant/IndexTurboQuant.h>
 #include <faiss_turboquant/ListScanner.h>
 
 namespace faiss {
@@ -34,6 +35,7 @@ using faiss_turboquant::page_queries;
 using faiss_turboquant::PreparedQuery;
 using faiss_turboquant::RangeHits;
 using faiss_turboquant::RotationType;
+using faiss_turboquant::SignFilter;
 using faiss_turboquant::TurboQuantizer;
 
 namespace {
@@ -302,6 +304,7 @@ IndexIVFTurboQuant::IndexIVFTurboQuant() {
 void IndexIVFTurboQuant::Cache::clear() {
     const std::lock_guard<std::mutex> lock(mutex);
     rotated_centres.reset();
+    sign_filters.clear();
 }
 
 std::shared_ptr<const IndexIVFTurboQuant::RotatedCentres> IndexIVFTurboQuant::
@@ -439,6 +442,7 @@ void IndexIVFTurboQuant::add_sa_codes(
 
 size_t IndexIVFTurboQuant::remove_ids(const IDSelector& sel) {
     check_can_change(invlists, "remove_ids");
+    cache_.sign_filters.clear();
     return IndexIVF::remove_ids(sel);
 }
 
@@ -447,6 +451,7 @@ void IndexIVFTurboQuant::update_vectors(
         const idx_t* ids,
         const float* x) {
     check_can_change(invlists, "update_vectors");
+    cache_.sign_filters.clear();
     IndexIVF::update_vectors(n, ids, x);
 }
 
@@ -605,7 +610,12 @@ void IndexIVFTurboQuant::search_preassigned(
             (params ? params->max_codes : max_codes) != 0;
     const auto rotated_centres = this->rotated_centres();
     const ListScanner scanner{
-            tq, *invlists, rotated_centres->data(), sel, store_pairs};
+            tq,
+            *invlists,
+            rotated_centres->data(),
+            sel,
+            store_pairs,
+            get_signs()};
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         const auto rotated = rotate_queries(tq, first, page, x);
@@ -637,6 +647,24 @@ void IndexIVFTurboQuant::search_preassigned(
                 params,
                 stats);
     }
+}
+
+faiss_turboquant::ListSigns IndexIVFTurboQuant::get_signs() const {
+    FAISS_THROW_IF_NOT_FMT(
+            sign_margin > 0,
+            "IndexIVFTurboQuant: sign_margin = %g is not positive",
+            sign_margin);
+    const bool pays = dynamic_cast<const ArrayInvertedLists*>(invlists) &&
+            (tq.nbits > 1 ||
+             SignFilter::bytes(tq, ntotal) <=
+                     IndexTurboQuant::max_one_bit_filter_bytes);
+    const bool wanted = use_sign_filter < 0 ? pays : use_sign_filter > 0;
+    if (!wanted || !SignFilter::supports(tq)) {
+        cache_.sign_filters.clear();
+        return {};
+    }
+    cache_.sign_filters.resize(invlists->nlist);
+    return {&cache_.sign_filters, sign_margin, use_sign_filter < 0};
 }
 
 bool IndexIVFTurboQuant::needs_faiss_loop(
@@ -703,7 +731,8 @@ void IndexIVFTurboQuant::range_search_preassigned(
             *invlists,
             rotated_centres->data(),
             params ? params->sel : nullptr,
-            store_pairs};
+            store_pairs,
+            get_signs()};
     std::vector<RangeHits> hits(nx);
     for (idx_t first = 0; first < nx; first += page_queries) {
         const idx_t page = std::min(page_queries, nx - first);

@@ -17,6 +17,7 @@
 #include <hwy/cache_control.h>
 
 #include <faiss_turboquant/BlockScan.h>
+#include <faiss_turboquant/FilteredScan.h>
 #include <faiss_turboquant/IdFilter.h>
 #include <faiss_turboquant/QueryBatch.h>
 
@@ -311,6 +312,83 @@ class BestResults {
     std::unique_ptr<uint32_t[]> visits_;
 };
 
+/** Which queries ask the signs of a list. Where that is optional, one for which
+ * most codes of a list had to be read all the same does without in some lists
+ * that follow, and so do searches after one in which it was like this. */
+class SignsOfLists {
+   public:
+    SignsOfLists(const ListScanner& scanner, size_t nq) : scanner_(scanner) {
+        ListSignFilters* filters = scanner.signs.filters;
+        if (filters && (!is_optional() || filters->is_promising())) {
+            pauses_.reset(new Pause[nq]);
+        }
+    }
+
+    ~SignsOfLists() {
+        if (n_asked_ > 0) {
+            scanner_.signs.filters->note(2 * n_gains_ >= n_asked_);
+        }
+    }
+
+    /** Null: codes are read without.
+     * @param queries  of the task
+     * @param codes    of its list */
+    std::shared_ptr<const SignFilter> get(
+            const Task& task,
+            const uint32_t* queries,
+            const uint8_t* codes) {
+        const size_t n = scanner_.lists.list_size(task.list_no);
+        if (!pauses_ || task.n >= batch_queries ||
+            (is_optional() && n < least_codes)) {
+            return nullptr;
+        }
+        bool is_pause = false;
+        for (size_t i = 0; i < task.n; i++) {
+            std::atomic<uint32_t>& left = pauses_[queries[i]].left;
+            const uint32_t lists = left.load(std::memory_order_relaxed);
+            if (lists > 0) {
+                left.store(lists - 1, std::memory_order_relaxed);
+                is_pause = true;
+            }
+        }
+        return is_pause ? nullptr
+                        : scanner_.signs.filters->get(
+                                  scanner_.tq, task.list_no, codes, n);
+    }
+
+    /// after the codes of a task have been read by their signs
+    /// @param gains  whether they were few
+    void note(const Task& task, const uint32_t* queries, bool gains) {
+        n_asked_++;
+        n_gains_ += gains;
+        for (size_t i = 0; i < task.n && is_optional(); i++) {
+            Pause& pause = pauses_[queries[i]];
+            const uint32_t next = pause.next.load(std::memory_order_relaxed);
+            pause.left.store(gains ? 0 : next, std::memory_order_relaxed);
+            pause.next.store(
+                    gains ? 1 : std::min(2 * next, longest_pause),
+                    std::memory_order_relaxed);
+        }
+    }
+
+   private:
+    bool is_optional() const {
+        return scanner_.signs.is_optional;
+    }
+
+    /// of a list: else preparing a query takes longer than reading
+    static constexpr size_t least_codes = 256;
+    static constexpr uint32_t longest_pause = 64;
+    /// in lists; threads do not wait for each other
+    struct Pause {
+        std::atomic<uint32_t> left{0}, next{1};
+    };
+
+    const ListScanner& scanner_;
+    std::unique_ptr<Pause[]> pauses_; ///< (nq,); null: none asks
+    std::atomic<size_t> n_asked_{0}, n_gains_{0};
+};
+
 /** Run all tasks.
  * @param start   start(query, collector): make a collector ready
  * @param finish  finish(task, i, collector, label_of_row): take the results of
@@ -319,6 +397,7 @@ template <class Collector, class Make, class Start, class Finish>
 ListScanner::Stats run_tasks(
         const ListScanner& scanner,
         const Probes& probes,
+        size_t nq,
         const float* rotated,
         Make make,
         Start start,
@@ -330,15 +409,19 @@ ListScanner::Stats run_tasks(
     const int nthreads = std::clamp<size_t>(
             probes.tasks.size(), 1, size_t(omp_get_max_threads()));
     size_t nlist = 0, ndis = 0, nkept = 0;
+    SignsOfLists signs_of_lists(scanner, nq);
     std::exception_ptr error;
 
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1) \
         reduction(+ : nlist, ndis, nkept)
     {
         BlockScan<Collector> scan(tq);
+        FilteredScan<Collector> filtered_scan(tq);
         QueryBatch batch(tq);
         std::vector<Collector> collectors;
+        IdFilter::Bitmap selected;
         std::vector<uint32_t> rows;
+        std::vector<int8_t> q(padded);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t t = 0; t < int64_t(probes.tasks.size()); t++) {
             try {
@@ -348,10 +431,10 @@ ListScanner::Stats run_tasks(
                         &scanner.lists, task.list_no);
                 size_t n = task.end - task.begin;
                 if (filter) {
+                    selected = filter->select(ids.get() + task.begin, n);
                     rows.clear();
                     for_each_bit(
-                            filter->select(ids.get() + task.begin, n),
-                            [&](size_t i) { rows.push_back(i); });
+                            selected, [&](size_t i) { rows.push_back(i); });
                     n = rows.size();
                 }
                 nlist += task.begin == 0 ? task.n : 0;
@@ -362,7 +445,11 @@ ListScanner::Stats run_tasks(
                 while (collectors.size() < task.n) {
                     collectors.push_back(make());
                 }
-                batch.resize(task.n);
+                faiss::InvertedLists::ScopedCodes codes(
+                        &scanner.lists, task.list_no);
+                const auto signs =
+                        signs_of_lists.get(task, queries, codes.get());
+                batch.resize(task.n, /*with_signs=*/bool(signs));
                 for (size_t i = 0; i < task.n; i++) {
                     if (i + 1 < task.n) {
                         prefetch(rotated + queries[i + 1] * padded, padded);
@@ -370,17 +457,38 @@ ListScanner::Stats run_tasks(
                     tq.prepare_residual_query(
                             rotated + queries[i] * padded,
                             scanner.rotated_centres + task.list_no * padded,
-                            batch.row(i),
+                            signs ? q.data() : batch.row(i),
                             batch[i]);
+                    if (signs) {
+                        tq.arrange_query(q.data(), batch[i]);
+                        batch.signs[i] = signs->make_query(
+                                q.data(),
+                                batch[i].factors,
+                                scanner.signs.margin);
+                    }
                     start(queries[i], collectors[i]);
                 }
-                scan.start(batch, 0, task.n, collectors.data());
-                faiss::InvertedLists::ScopedCodes codes(
-                        &scanner.lists, task.list_no);
-                scan.scan(
-                        codes.get() + task.begin * tq.code_size,
-                        filter ? rows.data() : nullptr,
-                        n);
+                if (signs) {
+                    filtered_scan.start(
+                            *signs,
+                            codes.get(),
+                            batch,
+                            0,
+                            task.n,
+                            collectors.data());
+                    const size_t n_read = filtered_scan.scan(
+                            task.begin,
+                            task.end,
+                            filter ? selected.data() : nullptr);
+                    signs_of_lists.note(
+                            task, queries, 4 * n_read <= task.n * n);
+                } else {
+                    scan.start(batch, 0, task.n, collectors.data());
+                    scan.scan(
+                            codes.get() + task.begin * tq.code_size,
+                            filter ? rows.data() : nullptr,
+                            n);
+                }
                 for (size_t i = 0; i < task.n; i++) {
                     nkept += finish(t, i, collectors[i], [&](uint32_t row) {
                         const size_t at = task.begin + row;
@@ -420,15 +528,16 @@ ListScanner::Stats ListScanner::search(
     const Probes probes = group_by_list(lists, nq, keys, nprobe, max_group);
     BestResults best(*this, probes, nq, k);
     QueryLocks locks;
-    const Stats stats = run_tasks<Reservoir>(
+    const Stats stats = run_tasks<ListReservoir>(
             *this,
             probes,
+            nq,
             rotated,
-            [&] { return Reservoir(k_of_task); },
-            [&](size_t q, Reservoir& reservoir) {
+            [&] { return ListReservoir(k_of_task); },
+            [&](size_t q, ListReservoir& reservoir) {
                 reservoir.restart(best.threshold(q));
             },
-            [&](size_t t, size_t i, Reservoir& reservoir, auto) {
+            [&](size_t t, size_t i, ListReservoir& reservoir, auto) {
                 const Task& task = probes.tasks[t];
                 const uint32_t* queries = &probes.queries[task.first];
                 if (i + 1 < task.n) {
@@ -479,6 +588,7 @@ ListScanner::Stats ListScanner::range_search(
     const Stats stats = run_tasks<RangeCollector>(
             *this,
             probes,
+            nq,
             rotated,
             [&] {
                 return RangeCollector{is_l2 ? radius : -radius, {}};

@@ -6,10 +6,19 @@
 #include <faiss/impl/IDSelector.h>
 #include <faiss/invlists/InvertedLists.h>
 
+#include <faiss_turboquant/SignFilter.h>
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
 #include <faiss_turboquant/search_pages.h>
 
 namespace faiss_turboquant {
+
+/// Where few queries probe a list, they ask its signs which codes to read.
+struct ListSigns {
+    ListSignFilters* filters = nullptr; ///< null: all codes are read
+    double margin = 0;                  ///< as of SignFilter::make_query
+    /// only where that is likely to be faster
+    bool is_optional = true;
+};
 
 /** Search of inverted lists of residual codes, on all threads. Queries that
  * probe the same list share the decoding of its codes.
@@ -24,6 +33,7 @@ struct ListScanner {
     const float* rotated_centres; ///< (nlist, rotated_dim)
     const faiss::IDSelector* sel; ///< null: all ids
     bool store_pairs; ///< labels are lo_build(list, row) instead of ids
+    ListSigns signs;
 
     /// what a search has read
     struct Stats {

@@ -219,9 +219,11 @@ SignFilterCache& SignFilterCache::operator=(const SignFilterCache& other) {
 std::shared_ptr<const SignFilter> SignFilterCache::get(
         const TurboQuantizer& tq,
         const uint8_t* codes,
-        size_t ntotal) {
+        size_t ntotal,
+        bool looks) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (filter_ && (filter_->size() > ntotal || has_other_codes(tq, codes))) {
+    if (filter_ &&
+        (filter_->size() > ntotal || (looks && has_other_codes(tq, codes)))) {
         filter_.reset();
     }
     if (!filter_ || filter_->size() < ntotal) {
@@ -251,6 +253,48 @@ bool SignFilterCache::has_other_codes(
 void SignFilterCache::clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
     filter_.reset();
+}
+
+void ListSignFilters::resize(size_t nlist) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (of_lists_.size() != nlist) {
+        of_lists_ = std::vector<SignFilterCache>(nlist);
+    }
+}
+
+std::shared_ptr<const SignFilter> ListSignFilters::get(
+        const TurboQuantizer& tq,
+        size_t list_no,
+        const uint8_t* codes,
+        size_t n) {
+    const bool looks = n_asked_++ % look_period == 0;
+    return of_lists_[list_no].get(tq, codes, n, looks);
+}
+
+bool ListSignFilters::is_promising() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (pause_ > 0) {
+        pause_--;
+        return false;
+    }
+    return true;
+}
+
+void ListSignFilters::note(bool gains) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (gains) {
+        next_pause_ = 1;
+        return;
+    }
+    pause_ = next_pause_;
+    next_pause_ = std::min(2 * next_pause_, longest_pause);
+}
+
+void ListSignFilters::clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    of_lists_.clear();
+    pause_ = 0;
+    next_pause_ = 1;
 }
 
 } // namespace faiss_turboquant

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -160,13 +161,15 @@ class SignFilterCache {
     SignFilterCache& operator=(const SignFilterCache& other);
 
     /** @param codes  (ntotal, tq.code_size); since the last call, codes may
-     *                have been added behind the others. That these are what
-     *                they were is looked at, at one of them.
+     *                have been added behind the others
+     *  @param looks  whether it is looked at one of these if they are what
+     *                they were
      *  @return  of these codes */
     std::shared_ptr<const SignFilter> get(
             const TurboQuantizer& tq,
             const uint8_t* codes,
-            size_t ntotal);
+            size_t ntotal,
+            bool looks = true);
 
     /// after any other change of the codes
     void clear();
@@ -177,6 +180,42 @@ class SignFilterCache {
     mutable std::mutex mutex_;
     std::shared_ptr<SignFilter> filter_;
     uint64_t looks_ = 0;
+};
+
+/** Those of inverted lists. */
+class ListSignFilters {
+   public:
+    /// for so many lists. Others may not use it at the same time, unless there
+    /// are as many already
+    void resize(size_t nlist);
+
+    /// @param codes  (n, tq.code_size), of the list; as of SignFilterCache
+    std::shared_ptr<const SignFilter> get(
+            const TurboQuantizer& tq,
+            size_t list_no,
+            const uint8_t* codes,
+            size_t n);
+
+    /// Whether a search is likely to gain by them: some are not, after one that
+    /// has not.
+    bool is_promising();
+
+    /// at the end of a search that has asked
+    void note(bool gains);
+
+    /// after any change of codes but adding behind the others
+    void clear();
+
+   private:
+    /// a look costs as much as some hundred codes
+    static constexpr uint64_t look_period = 16;
+    static constexpr size_t longest_pause = 256;
+
+    std::mutex mutex_;
+    std::vector<SignFilterCache> of_lists_;
+    std::atomic<uint64_t> n_asked_{0};
+    size_t pause_ = 0; ///< searches that are left of it
+    size_t next_pause_ = 1;
 };
 
 } // namespace faiss_turboquant

@@ -524,6 +524,132 @@ TEST(IndexIVFTurboQuant, StorePairs) {
     }
 }
 
+TEST(IndexIVFTurboQuant, SignsFirstFindTheSame) {
+    for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+        for (const Codec codec : {Codec{1, 0}, {2, 8}, {3, 0}, {4, 0}}) {
+            for (const size_t d : {70, 200}) {
+                Fixture f(d, codec, metric, 6000);
+                f.index.use_sign_filter = 1;
+                const faiss::IDSelectorRange most(500, 5900, true);
+                const faiss::IDSelectorRange few(3000, 3020);
+                for (const faiss::IDSelector* sel :
+                     std::initializer_list<const faiss::IDSelector*>{
+                             nullptr, &most, &few}) {
+                    SearchParametersIVF params;
+                    params.nprobe = f.index.nprobe;
+                    params.sel = const_cast<faiss::IDSelector*>(sel);
+                    for (const size_t nq : {1, 3}) {
+                        const std::vector<float> xq(
+                                f.xq.begin(), f.xq.begin() + nq * d);
+                        for (const idx_t k : {1, 10, 300, 7000}) {
+                            EXPECT_EQ(
+                                    search(f.index, xq, k, &params),
+                                    brute_force(f.index, xq, k, sel))
+                                    << codec.nbits << " bits, d " << d << " k "
+                                    << k << " nq " << nq;
+                        }
+                    }
+                }
+                faiss::RangeSearchResult with(1), without(1);
+                const float radius =
+                        search(f.index, row(f.xq, d, 0), 200).D[199];
+                f.index.range_search(1, f.xq.data(), radius, &with);
+                f.index.use_sign_filter = 0;
+                f.index.range_search(1, f.xq.data(), radius, &without);
+                ASSERT_EQ(with.lims[1], without.lims[1]);
+                EXPECT_GT(with.lims[1], 190u);
+                for (size_t i = 0; i < with.lims[1]; i++) {
+                    EXPECT_EQ(with.labels[i], without.labels[i]);
+                    EXPECT_EQ(with.distances[i], without.distances[i]);
+                }
+            }
+        }
+    }
+}
+
+// With a margin that is much too small, neighbours are lost: signs are asked.
+TEST(IndexIVFTurboQuant, SignsFirstByDefault) {
+    const size_t d = 128;
+    Fixture f(d, 4, METRIC_L2, 6000);
+    const auto is_exact = [&](size_t nq, idx_t k = 20) {
+        const std::vector<float> xq(f.xq.begin(), f.xq.begin() + nq * d);
+        return search(f.index, xq, k) == brute_force(f.index, xq, k);
+    };
+    f.index.sign_margin = 1e-3;
+    EXPECT_FALSE(is_exact(1));
+    EXPECT_FALSE(is_exact(3));
+    EXPECT_TRUE(is_exact(60)); // many queries of a list
+    f.index.use_sign_filter = 0;
+    EXPECT_TRUE(is_exact(1));
+    f.index.use_sign_filter = 1;
+    EXPECT_FALSE(is_exact(1));
+    f.index.sign_margin = 5.5;
+    EXPECT_TRUE(is_exact(1));
+
+    // lists that are not large
+    Fixture small(d, 4, METRIC_L2, 700);
+    small.index.sign_margin = 1e-3;
+    const auto count_exact = [&] {
+        size_t n = 0;
+        for (size_t q = 0; q < 60; q++) {
+            const auto xq = row(small.xq, d, q);
+            n += search(small.index, xq, 5) == brute_force(small.index, xq, 5);
+        }
+        return n;
+    };
+    EXPECT_EQ(count_exact(), 60u);
+    small.index.use_sign_filter = 1;
+    EXPECT_LT(count_exact(), 60u);
+    small.index.sign_margin = NAN;
+    EXPECT_THROW(
+            search(small.index, row(small.xq, d, 0), 5), faiss::FaissException);
+}
+
+TEST(IndexIVFTurboQuant, SignsFollowChanges) {
+    const size_t d = 100;
+    Fixture f(d, 4, METRIC_INNER_PRODUCT, 3000);
+    f.index.use_sign_filter = 1;
+    const auto expect_exact = [&](const char* when) {
+        for (size_t q = 0; q < 5; q++) {
+            const auto xq = row(f.xq, d, q);
+            EXPECT_EQ(search(f.index, xq, 10), brute_force(f.index, xq, 10))
+                    << when;
+        }
+    };
+    expect_exact("added");
+    f.index.add(700, clusters(700, d, 3).data());
+    expect_exact("added more");
+    const faiss::IDSelectorRange range(100, 1300);
+    f.index.remove_ids(range);
+    const auto more = clusters(1200, d, 4);
+    f.index.add(1200, more.data()); // as many as before
+    expect_exact("removed and added");
+    Fixture g(d, 4, METRIC_INNER_PRODUCT, 3000);
+    f.index.merge_from(g.index, f.index.ntotal);
+    expect_exact("merged");
+    f.index.reset();
+    expect_exact("reset");
+    f.index.add(3000, g.xb.data());
+    expect_exact("filled again");
+    f.index.make_direct_map();
+    std::vector<idx_t> ids(500);
+    std::iota(ids.begin(), ids.end(), 0);
+    f.index.update_vectors(500, ids.data(), more.data());
+    expect_exact("updated");
+    IndexIVFTurboQuant copy(f.index);
+    copy.own_invlists = false;
+    EXPECT_EQ(
+            search(copy, row(f.xq, d, 0), 10),
+            search(f.index, row(f.xq, d, 0), 10));
+    // other lists, unknown to the index
+    faiss::ArrayInvertedLists others(nlist, f.index.code_size);
+    f.index.replace_invlists(&others, false);
+    f.index.ntotal = 0;
+    f.index.direct_map.clear();
+    f.index.add(2000, clusters(2000, d, 5).data());
+    expect_exact("replaced");
+}
+
 TEST(IndexIVFTurboQuant, RemoveUpdateMergeCopy) {
     Fixture f(30, 4, METRIC_INNER_PRODUCT);
     const size_t d = 30;

@@ -138,13 +138,13 @@ TEST(SignFilter, EqualKeysInAnyOrder) {
     const float keys[] = {5, 1, 3};
     const uint32_t rows[] = {7, 8, 9};
     first.add(keys, rows, 1);
-    first.share_threshold();
-    second.share_threshold();
+    first.update_threshold();
+    second.update_threshold();
     EXPECT_TRUE(std::isinf(second.threshold)); // one key is not two
     first.add(keys + 1, rows + 1, 2);
-    first.share_threshold();
+    first.update_threshold();
     EXPECT_EQ(3, last_key);
-    second.share_threshold();
+    second.update_threshold();
     EXPECT_GT(second.threshold, 3);
     EXPECT_LT(second.threshold, 3.000001f);
     EXPECT_EQ(3, last_key);

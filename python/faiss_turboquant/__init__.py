@@ -16,7 +16,7 @@ Each understands TurboQuant at any depth inside FAISS's wrappers and hands
 everything else to FAISS. A function that was imported by name before (`from
 faiss import read_index`) stays FAISS's. `describe(index)` tells what is inside
 an index. `faiss.ParameterSpace` sets the fields `use_sign_filter` and
-`sign_margin` of an `IndexTurboQuant` at any depth, besides FAISS's parameters.
+`sign_margin` of a TurboQuant index at any depth, besides FAISS's parameters.
 
 `faiss_turboquant.gpu` has what belongs to NVIDIA GPUs, if it was built.
 

@@ -169,6 +169,8 @@ class IndexTurboQuant(faiss.IndexFlatCodes):
 
 class IndexIVFTurboQuant(faiss.IndexIVF):
     tq: TurboQuantizer
+    use_sign_filter: int
+    sign_margin: float
     centre_scales: Any  # std::vector: faiss.vector_to_array
     def centres_changed(self) -> None: ...
     def __init__(

@@ -2,7 +2,6 @@
 
 import faiss
 
-from . import swigfaiss_turboquant as _swig
 from ._describe import find_turboquant
 from ._replace import replace
 
@@ -17,17 +16,16 @@ _OWN = {"use_sign_filter": _whole, "sign_margin": float}
 
 
 def _set_own(index, name, value):
-    flat = [
-        each
-        for each, _ in find_turboquant(index)
-        if isinstance(each, _swig.IndexTurboQuant)
+    found = [
+        each for each, _ in find_turboquant(index) if hasattr(each, name)
     ]
-    if not flat:
+    if not found:
         raise RuntimeError(
             f"ParameterSpace: could not set {name} = {value}: there is no "
-            f"IndexTurboQuant inside this {type(index).__name__}"
+            "IndexTurboQuant or IndexIVFTurboQuant inside this "
+            f"{type(index).__name__}"
         )
-    for each in flat:
+    for each in found:
         setattr(each, name, _OWN[name](value))
 
 

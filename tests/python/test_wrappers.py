@@ -155,9 +155,12 @@ def test_parameters_of_ours(metric):
     ivf = faiss.index_factory(D, "IVF4,TQ2", metric)
     space.initialize(ivf)
     space.set_index_parameters(ivf, 1)
+    space.set_index_parameters(ivf, "nprobe=2,sign_margin=4,use_sign_filter=1")
+    assert (ivf.nprobe, ivf.sign_margin, ivf.use_sign_filter) == (2, 4, 1)
+    other = faiss.index_factory(D, "IVF4,SQ8", metric)
     for name in ("sign_margin", "use_sign_filter"):
-        with pytest.raises(RuntimeError, match=f"{name} = 1.*IndexIVF"):
-            space.set_index_parameter(ivf, name, 1)
+        with pytest.raises(RuntimeError, match=f"{name} = 1.*this IndexIVF"):
+            space.set_index_parameter(other, name, 1)
     with pytest.raises(RuntimeError, match="no_such"):
         space.set_index_parameters(index, "no_such=1")
 
