@@ -91,6 +91,8 @@ class FilteredScan {
     size_t scan(size_t begin, size_t end, const uint64_t* selected) {
         begin_ = begin;
         selected_ = selected;
+        const size_t blocks = (end - begin + sign_block - 1) / sign_block;
+        stride_ = std::min(max_run_, blocks * sign_block);
         size_t n_read = 0;
         for (first_ = begin; first_ < end; first_ = end_) {
             end_ = std::min(end, first_ + run_codes());
@@ -111,7 +113,7 @@ class FilteredScan {
                 const size_t n = std::min(sign_queries, asking.size() - i);
                 sum_signs(&asking[i], n);
                 for (size_t j = 0; j < n; j++) {
-                    sums_ = all_sums_.data() + j * max_run_;
+                    sums_ = all_sums_.data() + j * stride_;
                     n_read += scan_run(asking[i + j]);
                 }
             }
@@ -186,7 +188,7 @@ class FilteredScan {
         for (size_t i = 0; i < n; i++) {
             tables[i] = query(numbers[i]).tables.data();
         }
-        all_sums_.resize(n * max_run_);
+        all_sums_.resize(n * stride_);
         for (size_t i = 0; i < of_run_.size(); i++) {
             if (of_run_[i]) {
                 filter_->sum_signs(
@@ -194,7 +196,7 @@ class FilteredScan {
                         n,
                         first_ / sign_block + i,
                         all_sums_.data() + i * sign_block,
-                        max_run_);
+                        stride_);
             }
         }
     }
@@ -340,7 +342,8 @@ class FilteredScan {
     size_t first_ = 0, end_ = 0;         ///< codes of the run
     Bitmap of_run_;                      ///< those that are selected
     size_t n_selected_ = 0;
-    std::vector<uint16_t> all_sums_; ///< (up to sign_queries, max_run)
+    size_t stride_ = 0;              ///< from sums of a query to the next's
+    std::vector<uint16_t> all_sums_; ///< (up to sign_queries, stride)
 
     // of the query that is at it
     size_t q_ = 0;

@@ -40,8 +40,8 @@ struct IndexIVFTurboQuant : IndexIVF {
      * of IndexTurboQuant do. It takes d / 8 + 12 bytes a vector more in memory,
      * from the first such search of a list on until one that does without.
      *
-     *   -1: with lists in memory, of 256 vectors or more; with codes of one bit
-     *       a coordinate, while it takes at most
+     *   -1: with lists in memory, of 512 vectors or more (with AVX-512, 1024);
+     *       with codes of one bit a coordinate, while it takes at most
      *       IndexTurboQuant::max_one_bit_filter_bytes
      *    0: never
      *    1: with any lists, and any codes but those of two parts

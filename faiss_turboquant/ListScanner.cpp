@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <optional>
 
 #include <omp.h>
 
@@ -339,7 +340,7 @@ class SignsOfLists {
             const uint8_t* codes) {
         const size_t n = scanner_.lists.list_size(task.list_no);
         if (!pauses_ || task.n >= batch_queries ||
-            (is_optional() && n < least_codes)) {
+            (is_optional() && n < least_filtered_list())) {
             return nullptr;
         }
         bool is_pause = false;
@@ -376,8 +377,6 @@ class SignsOfLists {
         return scanner_.signs.is_optional;
     }
 
-    /// of a list: else preparing a query takes longer than reading
-    static constexpr size_t least_codes = 256;
     static constexpr uint32_t longest_pause = 64;
     /// in lists; threads do not wait for each other
     struct Pause {
@@ -416,7 +415,7 @@ ListScanner::Stats run_tasks(
         reduction(+ : nlist, ndis, nkept)
     {
         BlockScan<Collector> scan(tq);
-        FilteredScan<Collector> filtered_scan(tq);
+        std::optional<FilteredScan<Collector>> filtered_scan;
         QueryBatch batch(tq);
         std::vector<Collector> collectors;
         IdFilter::Bitmap selected;
@@ -469,14 +468,17 @@ ListScanner::Stats run_tasks(
                     start(queries[i], collectors[i]);
                 }
                 if (signs) {
-                    filtered_scan.start(
+                    if (!filtered_scan) {
+                        filtered_scan.emplace(tq);
+                    }
+                    filtered_scan->start(
                             *signs,
                             codes.get(),
                             batch,
                             0,
                             task.n,
                             collectors.data());
-                    const size_t n_read = filtered_scan.scan(
+                    const size_t n_read = filtered_scan->scan(
                             task.begin,
                             task.end,
                             filter ? selected.data() : nullptr);

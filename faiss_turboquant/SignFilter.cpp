@@ -67,6 +67,17 @@ double max_filtered_part(size_t d, size_t n) {
     }
 }
 
+size_t least_filtered_list() {
+    switch (current_level()) {
+        case SimdLevel::avx512:
+        case SimdLevel::avx512_vnni:
+        case SimdLevel::amx:
+            return 1024;
+        default:
+            return 512;
+    }
+}
+
 SignFilter::SignFilter(const TurboQuantizer& tq)
         : d_(tq.d),
           n_bytes_(sign_bytes(tq.d)),

@@ -152,6 +152,10 @@ class SignFilter {
  * results sooner by a SignFilter than in panels, which they decode together. */
 double max_filtered_part(size_t d, size_t n);
 
+/// From how many codes on a list is read sooner by its signs: preparing a query
+/// for these takes some microseconds.
+size_t least_filtered_list();
+
 /** The SignFilter of an index. Made and extended by the first search that wants
  * it; any number of threads may. */
 class SignFilterCache {

@@ -570,7 +570,7 @@ TEST(IndexIVFTurboQuant, SignsFirstFindTheSame) {
 // With a margin that is much too small, neighbours are lost: signs are asked.
 TEST(IndexIVFTurboQuant, SignsFirstByDefault) {
     const size_t d = 128;
-    Fixture f(d, 4, METRIC_L2, 6000);
+    Fixture f(d, 4, METRIC_L2, 16000);
     const auto is_exact = [&](size_t nq, idx_t k = 20) {
         const std::vector<float> xq(f.xq.begin(), f.xq.begin() + nq * d);
         return search(f.index, xq, k) == brute_force(f.index, xq, k);
