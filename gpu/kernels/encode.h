@@ -93,16 +93,18 @@ struct ImageOrder {
     int group_size = 0;     ///< 0 for the first order
 };
 
-/// of a query of integers up to 127, and of what fewer bits round off of it: as
-/// integers of its own scale, times their greatest, less 127 times themselves
-struct QuerySquares {
-    uint32_t of_query, of_rounding;
-};
-
 /// the greatest integer of a query
 constexpr int greatest_of(int query_bits) {
     return (1 << (query_bits - 1)) - 1;
 }
+
+/// sums of squares
+struct QuerySquares {
+    uint32_t of_query; ///< its integers, of 8 bits
+    /// what fewer bits lose: the integers of 8 bits times greatest_of these,
+    /// less their own times 127
+    uint32_t of_rounding;
+};
 
 /// queries as they are compared with codes of a layout
 struct QueryImage {
@@ -111,8 +113,8 @@ struct QueryImage {
     uint8_t* image = nullptr; ///< (padded_nq, dims), written; of fewer bits
                               ///< than 8, the beginning of each
     DeviceQueryFactors* factors = nullptr; ///< (padded_nq,), written
-    QuerySquares* squares =
-            nullptr; ///< (padded_nq,), written; null: not wanted
+    /// (padded_nq,), written; null: not wanted
+    QuerySquares* squares = nullptr;
 };
 
 /** Rotate and quantize queries. Queries past nq are such that nothing is ever
