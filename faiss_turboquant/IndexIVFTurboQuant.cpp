@@ -15,7 +15,6 @@
 
 #include <faiss_turboquant/BlockScan.h>
 #include <faiss_turboquant/IdFilter.h>
-#include <faiss_turboquant/IndexTurboQuant.h>
 #include <faiss_turboquant/ListScanner.h>
 
 namespace faiss {
@@ -655,9 +654,7 @@ faiss_turboquant::ListSigns IndexIVFTurboQuant::get_signs() const {
             "IndexIVFTurboQuant: sign_margin = %g is not positive",
             sign_margin);
     const bool pays = dynamic_cast<const ArrayInvertedLists*>(invlists) &&
-            (tq.nbits > 1 ||
-             SignFilter::bytes(tq, ntotal) <=
-                     IndexTurboQuant::max_one_bit_filter_bytes);
+            SignFilter::bytes(tq, ntotal) <= max_sign_filter_bytes;
     const bool wanted = use_sign_filter < 0 ? pays : use_sign_filter > 0;
     if (!wanted || !SignFilter::supports(tq)) {
         cache_.sign_filters.clear();

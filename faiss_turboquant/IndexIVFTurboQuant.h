@@ -40,15 +40,17 @@ struct IndexIVFTurboQuant : IndexIVF {
      * of IndexTurboQuant do. It takes d / 8 + 12 bytes a vector more in memory,
      * from the first such search of a list on until one that does without.
      *
-     *   -1: with lists in memory, of 512 vectors or more (with AVX-512, 1024);
-     *       with codes of one bit a coordinate, while it takes at most
-     *       IndexTurboQuant::max_one_bit_filter_bytes
+     *   -1: with lists in memory, of 512 vectors or more (with AVX-512, 1024),
+     *       while it takes at most max_sign_filter_bytes for all lists
      *    0: never
      *    1: with any lists, and any codes but those of two parts
      *
      * Searches that FAISS's own loop does (see below) read all codes. Not
      * written to files. */
     int use_sign_filter = -1;
+
+    /// 2 GiB: 35 million vectors of 384 dimensions, 10 million of 1536
+    static constexpr size_t max_sign_filter_bytes = size_t(2) << 30;
 
     /// as of IndexTurboQuant
     double sign_margin = 5.5;

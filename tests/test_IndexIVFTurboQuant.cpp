@@ -586,6 +586,17 @@ TEST(IndexIVFTurboQuant, SignsFirstByDefault) {
     f.index.sign_margin = 5.5;
     EXPECT_TRUE(is_exact(1));
 
+    // more memory than an index may take without being told to
+    f.index.sign_margin = 1e-3;
+    f.index.use_sign_filter = -1;
+    EXPECT_FALSE(is_exact(1));
+    const idx_t ntotal = f.index.ntotal;
+    f.index.ntotal = idx_t(1) << 27;
+    EXPECT_TRUE(is_exact(1));
+    f.index.use_sign_filter = 1;
+    EXPECT_FALSE(is_exact(1));
+    f.index.ntotal = ntotal;
+
     // lists that are not large
     Fixture small(d, 4, METRIC_L2, 700);
     small.index.sign_margin = 1e-3;

@@ -170,6 +170,7 @@ class IndexTurboQuant(faiss.IndexFlatCodes):
 class IndexIVFTurboQuant(faiss.IndexIVF):
     tq: TurboQuantizer
     use_sign_filter: int
+    max_sign_filter_bytes: int
     sign_margin: float
     centre_scales: Any  # std::vector: faiss.vector_to_array
     def centres_changed(self) -> None: ...
