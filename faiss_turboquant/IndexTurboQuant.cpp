@@ -51,9 +51,7 @@ QueryBatch prepare_queries(
         thread_local std::vector<int8_t> q;
         q.resize(tq.rotated_dim());
         tq.prepare_query(query, first + i, q.data(), batch[i]);
-        tq.arrange_query(q.data(), batch[i]);
-        batch.signs[i] = filter->make_query(
-                q.data(), batch[i].factors, index.sign_margin);
+        batch.set_signs(i, q.data(), *filter, index.sign_margin);
     });
     return batch;
 }

@@ -459,11 +459,8 @@ ListScanner::Stats run_tasks(
                             signs ? q.data() : batch.row(i),
                             batch[i]);
                     if (signs) {
-                        tq.arrange_query(q.data(), batch[i]);
-                        batch.signs[i] = signs->make_query(
-                                q.data(),
-                                batch[i].factors,
-                                scanner.signs.margin);
+                        batch.set_signs(
+                                i, q.data(), *signs, scanner.signs.margin);
                     }
                     start(queries[i], collectors[i]);
                 }

@@ -23,7 +23,7 @@ class QueryBatch {
     explicit QueryBatch(const TurboQuantizer& tq)
             // one line more keeps the rows of a tile out of one set of the
             // cache
-            : stride_(tq.rotated_dim() + 64) {}
+            : tq_(tq), stride_(tq.rotated_dim() + 64) {}
 
     /** Make room; what there was is lost.
      * @param with_signs  for queries that ask a SignFilter, one by one */
@@ -63,6 +63,19 @@ class QueryBatch {
         return stride_;
     }
 
+    /// Query i, which has been prepared but for its coordinates, will ask a
+    /// SignFilter.
+    /// @param q       (rotated_dim,), from TurboQuantizer::prepare_query
+    /// @param margin  as of SignFilter::make_query
+    void set_signs(
+            size_t i,
+            const int8_t* q,
+            const SignFilter& filter,
+            double margin) {
+        tq_.arrange_query(q, queries_[i]);
+        signs[i] = filter.make_query(q, queries_[i].factors, margin);
+    }
+
     /// of each query, where a SignFilter is asked; else empty
     std::vector<SignQuery> signs;
 
@@ -74,6 +87,7 @@ class QueryBatch {
     }
 
    private:
+    const TurboQuantizer& tq_;
     size_t n_ = 0;
     size_t stride_;
     std::vector<PreparedQuery> queries_;
