@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <faiss_turboquant/Backoff.h>
 #include <faiss_turboquant/BlockScan.h>
 #include <faiss_turboquant/IdFilter.h>
 #include <faiss_turboquant/QueryBatch.h>
@@ -100,12 +101,12 @@ class FilteredScan {
             const bool is_sparse = n_selected_ < few_codes * of_run_.size();
             std::vector<size_t> asking;
             for (size_t q = 0; q < states_.size(); q++) {
-                size_t& pause = states_[q].pause;
-                if (pause == 0 && !is_sparse) {
+                Backoff& pause = states_[q].pause;
+                if (pause.left() == 0 && !is_sparse) {
                     asking.push_back(q);
                     continue;
                 }
-                pause -= std::min(pause, end_ - first_);
+                pause.pass(end_ - first_);
                 start(q);
                 n_read += read_all();
             }
@@ -144,8 +145,7 @@ class FilteredScan {
     /// of a query
     struct State {
         bool on_trial = true;
-        size_t pause = 0; ///< codes that are left of it
-        size_t next_pause = first_pause;
+        Backoff pause{first_pause, longest_pause};
     };
 
     /// codes whose signs fit in the second-level cache, for queries to share
@@ -160,8 +160,8 @@ class FilteredScan {
     size_t run_codes() const {
         size_t n = max_run_;
         for (const State& state : states_) {
-            if (state.pause > 0) {
-                n = std::min(n, state.pause);
+            if (state.pause.left() > 0) {
+                n = std::min(n, state.pause.left());
             } else if (state.on_trial) {
                 n = std::min(n, trial_run);
             }
@@ -226,13 +226,8 @@ class FilteredScan {
         }
         State& state = states_[q];
         state.on_trial = 2 * rows_.size() > n_selected_ - n_read;
-        if (state.on_trial) {
-            state.pause = state.next_pause;
-            state.next_pause = std::min(2 * state.next_pause, longest_pause);
-            return n_read + read_all();
-        }
-        state.next_pause = first_pause;
-        return n_read + read_rows();
+        state.pause.note(!state.on_trial);
+        return n_read + (state.on_trial ? read_all() : read_rows());
     }
 
     const SignQuery& query(size_t q) const {

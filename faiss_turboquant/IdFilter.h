@@ -65,4 +65,12 @@ void for_each_bit(const IdFilter::Bitmap& bitmap, F f) {
     }
 }
 
+inline size_t count_bits(const IdFilter::Bitmap& bitmap) {
+    size_t n = 0;
+    for (uint64_t word : bitmap) {
+        n += __builtin_popcountll(word);
+    }
+    return n;
+}
+
 } // namespace faiss_turboquant

@@ -36,6 +36,7 @@ using faiss_turboquant::RangeHits;
 using faiss_turboquant::RotationType;
 using faiss_turboquant::SignFilter;
 using faiss_turboquant::TurboQuantizer;
+using faiss_turboquant::wants_sign_filter;
 
 namespace {
 
@@ -649,14 +650,10 @@ void IndexIVFTurboQuant::search_preassigned(
 }
 
 faiss_turboquant::ListSigns IndexIVFTurboQuant::get_signs() const {
-    FAISS_THROW_IF_NOT_FMT(
-            sign_margin > 0,
-            "IndexIVFTurboQuant: sign_margin = %g is not positive",
-            sign_margin);
     const bool pays = dynamic_cast<const ArrayInvertedLists*>(invlists) &&
             SignFilter::bytes(tq, ntotal) <= max_sign_filter_bytes;
-    const bool wanted = use_sign_filter < 0 ? pays : use_sign_filter > 0;
-    if (!wanted || !SignFilter::supports(tq)) {
+    if (!wants_sign_filter(
+                index_type, tq, use_sign_filter, sign_margin, pays)) {
         cache_.sign_filters.clear();
         return {};
     }

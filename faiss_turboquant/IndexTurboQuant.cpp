@@ -29,6 +29,7 @@ using faiss_turboquant::RangeHits;
 using faiss_turboquant::RotationType;
 using faiss_turboquant::SignFilter;
 using faiss_turboquant::TurboQuantizer;
+using faiss_turboquant::wants_sign_filter;
 
 namespace {
 
@@ -268,15 +269,11 @@ void IndexTurboQuant::codes_changed() {
 
 std::shared_ptr<const SignFilter> IndexTurboQuant::get_sign_filter(
         idx_t n) const {
-    FAISS_THROW_IF_NOT_FMT(
-            sign_margin > 0,
-            "IndexTurboQuant: sign_margin = %g is not positive",
-            sign_margin);
     const bool pays = ntotal >= 4096 && codes.is_owned &&
             (tq.nbits > 1 ||
              SignFilter::bytes(tq, ntotal) <= max_one_bit_filter_bytes);
-    const bool wanted = use_sign_filter < 0 ? pays : use_sign_filter > 0;
-    if (!wanted || !SignFilter::supports(tq)) {
+    if (!wants_sign_filter(
+                "IndexTurboQuant", tq, use_sign_filter, sign_margin, pays)) {
         sign_filter_cache_.clear();
         return nullptr;
     }

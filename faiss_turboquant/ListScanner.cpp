@@ -17,6 +17,7 @@
 #include <faiss/invlists/DirectMap.h>
 #include <hwy/cache_control.h>
 
+#include <faiss_turboquant/Backoff.h>
 #include <faiss_turboquant/BlockScan.h>
 #include <faiss_turboquant/FilteredScan.h>
 #include <faiss_turboquant/IdFilter.h>
@@ -320,13 +321,14 @@ class SignsOfLists {
    public:
     SignsOfLists(const ListScanner& scanner, size_t nq) : scanner_(scanner) {
         ListSignFilters* filters = scanner.signs.filters;
-        if (filters && (!is_optional() || filters->is_promising())) {
-            pauses_.reset(new Pause[nq]);
+        is_used_ = filters && (!is_optional() || filters->is_promising());
+        if (is_used_ && is_optional()) {
+            pauses_.resize(nq, {1, longest_pause});
         }
     }
 
     ~SignsOfLists() {
-        if (n_asked_ > 0) {
+        if (is_optional() && n_asked_ > 0) {
             scanner_.signs.filters->note(2 * n_gains_ >= n_asked_);
         }
     }
@@ -339,18 +341,14 @@ class SignsOfLists {
             const uint32_t* queries,
             const uint8_t* codes) {
         const size_t n = scanner_.lists.list_size(task.list_no);
-        if (!pauses_ || task.n >= batch_queries ||
+        if (!is_used_ || task.n >= batch_queries ||
             (is_optional() && n < least_filtered_list())) {
             return nullptr;
         }
         bool is_pause = false;
-        for (size_t i = 0; i < task.n; i++) {
-            std::atomic<uint32_t>& left = pauses_[queries[i]].left;
-            const uint32_t lists = left.load(std::memory_order_relaxed);
-            if (lists > 0) {
-                left.store(lists - 1, std::memory_order_relaxed);
-                is_pause = true;
-            }
+        for (size_t i = 0; i < task.n && is_optional(); i++) {
+            const std::lock_guard<std::mutex> lock(locks_[queries[i]]);
+            is_pause |= !pauses_[queries[i]].is_due();
         }
         return is_pause ? nullptr
                         : scanner_.signs.filters->get(
@@ -363,12 +361,8 @@ class SignsOfLists {
         n_asked_++;
         n_gains_ += gains;
         for (size_t i = 0; i < task.n && is_optional(); i++) {
-            Pause& pause = pauses_[queries[i]];
-            const uint32_t next = pause.next.load(std::memory_order_relaxed);
-            pause.left.store(gains ? 0 : next, std::memory_order_relaxed);
-            pause.next.store(
-                    gains ? 1 : std::min(2 * next, longest_pause),
-                    std::memory_order_relaxed);
+            const std::lock_guard<std::mutex> lock(locks_[queries[i]]);
+            pauses_[queries[i]].note(gains);
         }
     }
 
@@ -377,14 +371,12 @@ class SignsOfLists {
         return scanner_.signs.is_optional;
     }
 
-    static constexpr uint32_t longest_pause = 64;
-    /// in lists; threads do not wait for each other
-    struct Pause {
-        std::atomic<uint32_t> left{0}, next{1};
-    };
+    static constexpr size_t longest_pause = 64; ///< in lists
 
     const ListScanner& scanner_;
-    std::unique_ptr<Pause[]> pauses_; ///< (nq,); null: none asks
+    bool is_used_ = false;
+    std::vector<Backoff> pauses_; ///< (nq,), where it is optional
+    QueryLocks locks_;
     std::atomic<size_t> n_asked_{0}, n_gains_{0};
 };
 
@@ -431,10 +423,7 @@ ListScanner::Stats run_tasks(
                 size_t n = task.end - task.begin;
                 if (filter) {
                     selected = filter->select(ids.get() + task.begin, n);
-                    rows.clear();
-                    for_each_bit(
-                            selected, [&](size_t i) { rows.push_back(i); });
-                    n = rows.size();
+                    n = count_bits(selected);
                 }
                 nlist += task.begin == 0 ? task.n : 0;
                 ndis += task.n * n;
@@ -482,6 +471,11 @@ ListScanner::Stats run_tasks(
                     signs_of_lists.note(
                             task, queries, 4 * n_read <= task.n * n);
                 } else {
+                    if (filter) {
+                        rows.clear();
+                        for_each_bit(
+                                selected, [&](size_t i) { rows.push_back(i); });
+                    }
                     scan.start(batch, 0, task.n, collectors.data());
                     scan.scan(
                             codes.get() + task.begin * tq.code_size,

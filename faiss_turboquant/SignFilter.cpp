@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdlib>
 
+#include <faiss/impl/FaissAssert.h>
+
 namespace faiss_turboquant {
 
 namespace {
@@ -65,6 +67,20 @@ double max_filtered_part(size_t d, size_t n) {
         default:
             return of_few;
     }
+}
+
+bool wants_sign_filter(
+        const char* index_type,
+        const TurboQuantizer& tq,
+        int setting,
+        double margin,
+        bool pays) {
+    FAISS_THROW_IF_NOT_FMT(
+            margin > 0,
+            "%s: sign_margin = %g is not positive",
+            index_type,
+            margin);
+    return SignFilter::supports(tq) && (setting < 0 ? pays : setting > 0);
 }
 
 size_t least_filtered_list() {
@@ -284,28 +300,18 @@ std::shared_ptr<const SignFilter> ListSignFilters::get(
 
 bool ListSignFilters::is_promising() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (pause_ > 0) {
-        pause_--;
-        return false;
-    }
-    return true;
+    return pause_.is_due();
 }
 
 void ListSignFilters::note(bool gains) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (gains) {
-        next_pause_ = 1;
-        return;
-    }
-    pause_ = next_pause_;
-    next_pause_ = std::min(2 * next_pause_, longest_pause);
+    pause_.note(gains);
 }
 
 void ListSignFilters::clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
     of_lists_.clear();
-    pause_ = 0;
-    next_pause_ = 1;
+    pause_ = {1, longest_pause};
 }
 
 } // namespace faiss_turboquant

@@ -10,6 +10,7 @@
 
 #include <faiss/utils/AlignedTable.h>
 
+#include <faiss_turboquant/Backoff.h>
 #include <faiss_turboquant/kernels/kernels.h>
 #include <faiss_turboquant/kernels/sign_bound.h>
 #include <faiss_turboquant/quantizer/TurboQuantizer.h>
@@ -152,6 +153,18 @@ class SignFilter {
  * results sooner by a SignFilter than in panels, which they decode together. */
 double max_filtered_part(size_t d, size_t n);
 
+/** Whether the settings of an index are to use one.
+ * @param setting  use_sign_filter of the index
+ * @param margin   sign_margin
+ * @param pays     what a negative setting stands for
+ * @throws faiss::FaissException if the margin is not above 0 */
+bool wants_sign_filter(
+        const char* index_type,
+        const TurboQuantizer& tq,
+        int setting,
+        double margin,
+        bool pays);
+
 /// From how many codes on a list is read sooner by its signs: preparing a query
 /// for these takes some microseconds.
 size_t least_filtered_list();
@@ -200,11 +213,11 @@ class ListSignFilters {
             const uint8_t* codes,
             size_t n);
 
-    /// Whether a search is likely to gain by them: some are not, after one that
-    /// has not.
+    /// Whether a search that may do without is likely to gain by them: some are
+    /// not, after one that has not.
     bool is_promising();
 
-    /// at the end of a search that has asked
+    /// at the end of such a search, if it has asked
     void note(bool gains);
 
     /// after any change of codes but adding behind the others
@@ -213,13 +226,12 @@ class ListSignFilters {
    private:
     /// a look costs as much as some hundred codes
     static constexpr uint64_t look_period = 16;
-    static constexpr size_t longest_pause = 256;
+    static constexpr size_t longest_pause = 256; ///< in searches
 
     std::mutex mutex_;
     std::vector<SignFilterCache> of_lists_;
     std::atomic<uint64_t> n_asked_{0};
-    size_t pause_ = 0; ///< searches that are left of it
-    size_t next_pause_ = 1;
+    Backoff pause_{1, longest_pause};
 };
 
 } // namespace faiss_turboquant

@@ -113,21 +113,19 @@ void DeviceSignFilter::release() {
 bool DeviceSignFilter::is_promising(size_t nq) {
     const std::lock_guard<std::mutex> lock(mutex_);
     Record& record = records_[nq];
-    if (record.pause > 0) {
-        record.pause--;
+    if (!record.pause.is_due()) {
         return false;
     }
     const uint32_t left = left_[nq];
-    if (left > record.most) {
-        left_[nq] = 0; // not known, until the next one has ended
-        record.pause = record.next_pause;
-        record.next_pause = std::min(2 * record.next_pause, longest_pause);
-        return false;
+    if (left == 0) {
+        return true; // not known
     }
-    if (left > 0) {
-        record.next_pause = 1;
+    const bool gains = left <= record.most;
+    record.pause.note(gains);
+    if (!gains) {
+        left_[nq] = 0; // until the next one has ended
     }
-    return true;
+    return gains;
 }
 
 void DeviceSignFilter::note(size_t nq, const uint32_t* size, uint32_t most) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <mutex>
 
+#include <faiss_turboquant/Backoff.h>
 #include <gpu/CodeStorage.h>
 #include <gpu/GpuResources.h>
 #include <gpu/kernels/sign_filter.h>
@@ -64,13 +65,12 @@ class DeviceSignFilter {
     void take_rows(size_t n);
     void release();
 
+    static constexpr size_t longest_pause = 256; ///< in searches
     /// of searches for so many queries
     struct Record {
         uint32_t most = ~uint32_t(0); ///< of the last one
-        uint32_t pause = 0;           ///< searches that are left of it
-        uint32_t next_pause = 1;
+        Backoff pause{1, longest_pause};
     };
-    static constexpr uint32_t longest_pause = 256;
 
     const CodeStorage& storage_;
     // as of SignRows
