@@ -10,8 +10,12 @@ namespace faiss_turboquant {
  * caller counts: searches, lists, codes. */
 class Backoff {
    public:
-    Backoff(size_t first, size_t longest)
-            : first_(first), longest_(longest), next_(first) {}
+    /// @param patience  so many times in a row it may fail before it is left
+    constexpr Backoff(size_t first, size_t longest, size_t patience = 0)
+            : first_(first),
+              longest_(longest),
+              patience_(patience),
+              next_(first) {}
 
     /// until it is to be tried again; 0: now
     size_t left() const {
@@ -34,14 +38,21 @@ class Backoff {
 
     /// after it has been tried
     void note(bool pays) {
-        left_ = pays ? 0 : next_;
-        next_ = pays ? first_ : std::min(2 * next_, longest_);
+        left_ = 0;
+        if (pays) {
+            failures_ = 0;
+            next_ = first_;
+        } else if (failures_++ >= patience_) {
+            left_ = next_;
+            next_ = std::min(2 * next_, longest_);
+        }
     }
 
    private:
-    size_t first_, longest_;
+    size_t first_, longest_, patience_;
+    size_t failures_ = 0; ///< in a row
     size_t left_ = 0;
-    size_t next_; ///< how long it is left after the next failure
+    size_t next_; ///< how long it is left for next
 };
 
 } // namespace faiss_turboquant

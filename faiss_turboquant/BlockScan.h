@@ -291,7 +291,7 @@ class BlockScan {
             const size_t padded = tq.parts()[p].layout.padded_dim();
             Part& part = parts[p];
             part.panel_stride = panel_rows * padded;
-            part.scratch.resize(part.panel_stride);
+            part.scratch.resize(tq.parts()[p].layout.panel_scratch_size());
             part.panels.resize(max_block() * padded);
             part.dots.resize(k.tile_queries * block_codes);
         }

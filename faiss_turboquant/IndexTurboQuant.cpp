@@ -28,6 +28,7 @@ using faiss_turboquant::QueryBatch;
 using faiss_turboquant::RangeHits;
 using faiss_turboquant::RotationType;
 using faiss_turboquant::SignFilter;
+using faiss_turboquant::SignRecord;
 using faiss_turboquant::TurboQuantizer;
 using faiss_turboquant::wants_sign_filter;
 
@@ -71,15 +72,21 @@ CodeScanner make_scanner(
 }
 
 /** Search for n queries, a page at a time, with scan(first, batch), which
- * returns how many codes were read, those of each query. */
+ * returns how many codes were read, those of each query.
+ * @param record  what searches have gained by signs */
 template <class F>
 void for_each_page(
         const IndexTurboQuant& index,
         const CodeScanner& scanner,
+        SignRecord& record,
         idx_t n,
         const float* x,
         F scan) {
+    const bool is_optional = index.use_sign_filter < 0;
     const SignFilter* filter = scanner.filter.get();
+    if (filter && is_optional && !record.is_promising()) {
+        filter = nullptr;
+    }
     const double max_part = max_filtered_part(index.tq.d, n);
     // many queries ask it if the first one has read few codes by it
     idx_t page = filter && n >= idx_t(batch_queries) ? 1 : page_queries;
@@ -87,7 +94,11 @@ void for_each_page(
         page = std::min(page, n - first);
         const size_t n_read =
                 scan(first, prepare_queries(index, filter, first, page, x));
-        if (n_read > max_part * page * index.ntotal) {
+        const double n_codes = double(page) * index.ntotal;
+        if (filter && is_optional) {
+            record.note(n_read <= n_codes / 2);
+        }
+        if (n_read > max_part * n_codes) {
             filter = nullptr;
         }
         InterruptCallback::check();
@@ -265,6 +276,7 @@ void IndexTurboQuant::permute_entries(const idx_t* perm) {
 
 void IndexTurboQuant::codes_changed() {
     sign_filter_cache_.clear();
+    sign_record_.clear();
 }
 
 std::shared_ptr<const SignFilter> IndexTurboQuant::get_sign_filter(
@@ -294,7 +306,12 @@ void IndexTurboQuant::search(
             k > 0, "IndexTurboQuant: k = %" PRId64 " is not positive", k);
     const CodeScanner scanner = make_scanner(*this, n, params);
     for_each_page(
-            *this, scanner, n, x, [&](idx_t first, const QueryBatch& batch) {
+            *this,
+            scanner,
+            sign_record_,
+            n,
+            x,
+            [&](idx_t first, const QueryBatch& batch) {
                 return scanner.search(
                         batch, k, distances + first * k, labels + first * k);
             });
@@ -319,9 +336,15 @@ void IndexTurboQuant::range_search(
         const SearchParameters* params) const {
     const CodeScanner scanner = make_scanner(*this, n, params);
     std::vector<RangeHits> found;
-    for_each_page(*this, scanner, n, x, [&](idx_t, const QueryBatch& batch) {
-        return scanner.range_search(batch, radius, found);
-    });
+    for_each_page(
+            *this,
+            scanner,
+            sign_record_,
+            n,
+            x,
+            [&](idx_t, const QueryBatch& batch) {
+                return scanner.range_search(batch, radius, found);
+            });
     fill_result(found, *result);
 }
 

@@ -28,8 +28,9 @@ struct IndexTurboQuant : IndexFlatCodes {
     /** Whether searches for few queries (without AMX, for any number) first
      * read the signs of all codes, and then those codes alone that can be among
      * the results. That is up to six times as fast where queries have
-     * neighbours that are much nearer than most vectors, as embeddings do, and
-     * at most a tenth slower elsewhere. It takes d / 8 + 8 bytes a vector more
+     * neighbours that are much nearer than most vectors, as embeddings do.
+     * Elsewhere it is slower by up to a fifth, and where few searches gain, few
+     * try. It takes d / 8 + 8 bytes a vector more
      * in memory (+ 4 where codes have an offset), from the first such search on
      * until one that does without.
      *
@@ -149,6 +150,7 @@ struct IndexTurboQuant : IndexFlatCodes {
 
    private:
     mutable faiss_turboquant::SignFilterCache sign_filter_cache_;
+    mutable faiss_turboquant::SignRecord sign_record_;
 };
 
 } // namespace faiss

@@ -321,7 +321,8 @@ class SignsOfLists {
    public:
     SignsOfLists(const ListScanner& scanner, size_t nq) : scanner_(scanner) {
         ListSignFilters* filters = scanner.signs.filters;
-        is_used_ = filters && (!is_optional() || filters->is_promising());
+        is_used_ =
+                filters && (!is_optional() || filters->record.is_promising());
         if (is_used_ && is_optional()) {
             pauses_.resize(nq, {1, longest_pause});
         }
@@ -329,7 +330,7 @@ class SignsOfLists {
 
     ~SignsOfLists() {
         if (is_optional() && n_asked_ > 0) {
-            scanner_.signs.filters->note(2 * n_gains_ >= n_asked_);
+            scanner_.signs.filters->record.note(2 * n_gains_ >= n_asked_);
         }
     }
 
@@ -341,18 +342,19 @@ class SignsOfLists {
             const uint32_t* queries,
             const uint8_t* codes) {
         const size_t n = scanner_.lists.list_size(task.list_no);
-        if (!is_used_ || task.n >= batch_queries ||
+        if (!is_used_ || task.n > max_filtered_list_queries(scanner_.tq.d) ||
             (is_optional() && n < least_filtered_list())) {
             return nullptr;
         }
-        bool is_pause = false;
+        size_t n_waiting = 0;
         for (size_t i = 0; i < task.n && is_optional(); i++) {
             const std::lock_guard<std::mutex> lock(locks_[queries[i]]);
-            is_pause |= !pauses_[queries[i]].is_due();
+            n_waiting += !pauses_[queries[i]].is_due();
         }
-        return is_pause ? nullptr
-                        : scanner_.signs.filters->get(
-                                  scanner_.tq, task.list_no, codes, n);
+        return 2 * n_waiting > task.n
+                ? nullptr
+                : scanner_.signs.filters->get(
+                          scanner_.tq, task.list_no, codes, n);
     }
 
     /// after the codes of a task have been read by their signs

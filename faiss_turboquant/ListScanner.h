@@ -12,7 +12,8 @@
 
 namespace faiss_turboquant {
 
-/// Where few queries probe a list, they ask its signs which codes to read.
+/// Queries that probe a list ask its signs which codes to read, unless they are
+/// so many that panels are faster.
 struct ListSigns {
     ListSignFilters* filters = nullptr; ///< null: all codes are read
     double margin = 0;                  ///< as of SignFilter::make_query

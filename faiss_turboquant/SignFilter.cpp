@@ -6,6 +6,8 @@
 
 #include <faiss/impl/FaissAssert.h>
 
+#include <faiss_turboquant/QueryBatch.h>
+
 namespace faiss_turboquant {
 
 namespace {
@@ -94,6 +96,19 @@ size_t least_filtered_list() {
     }
 }
 
+size_t max_filtered_list_queries(size_t d) {
+    switch (current_level()) {
+        case SimdLevel::avx2_vnni:
+        case SimdLevel::avx512_vnni:
+        case SimdLevel::amx:
+        case SimdLevel::neon_dot:
+            return batch_queries - 1; // all that are not read in panels
+        default:
+            return d < 512 ? std::max(batch_queries - 1, d / 32)
+                           : std::numeric_limits<size_t>::max();
+    }
+}
+
 SignFilter::SignFilter(const TurboQuantizer& tq)
         : d_(tq.d),
           n_bytes_(sign_bytes(tq.d)),
@@ -117,7 +132,7 @@ void SignFilter::extend(
     offsets_.resize(has_offset ? n_blocks * sign_block : 0);
 #pragma omp parallel if (ntotal - size_ > 1000)
     {
-        Grid grid(tq.layout().padded_dim());
+        Grid grid(tq.layout().grid_size());
 #pragma omp for schedule(static)
         for (int64_t block = size_ / sign_block; block < int64_t(n_blocks);
              block++) {
@@ -157,7 +172,7 @@ void SignFilter::extend(
 
 bool SignFilter::agrees(const TurboQuantizer& tq, const uint8_t* code, size_t i)
         const {
-    Grid grid(tq.layout().padded_dim());
+    Grid grid(tq.layout().grid_size());
     std::vector<uint8_t> bits(n_bytes_);
     PackedCode(tq, code, grid, bits.data(), 1);
     const Row* rows = &bits_[i / sign_block * n_bytes_];
@@ -282,6 +297,21 @@ void SignFilterCache::clear() {
     filter_.reset();
 }
 
+bool SignRecord::is_promising() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return backoff_.is_due();
+}
+
+void SignRecord::note(bool gains) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    backoff_.note(gains);
+}
+
+void SignRecord::clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    backoff_ = at_first;
+}
+
 void ListSignFilters::resize(size_t nlist) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (of_lists_.size() != nlist) {
@@ -298,20 +328,10 @@ std::shared_ptr<const SignFilter> ListSignFilters::get(
     return of_lists_[list_no].get(tq, codes, n, looks);
 }
 
-bool ListSignFilters::is_promising() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return pause_.is_due();
-}
-
-void ListSignFilters::note(bool gains) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    pause_.note(gains);
-}
-
 void ListSignFilters::clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
     of_lists_.clear();
-    pause_ = {1, longest_pause};
+    record.clear();
 }
 
 } // namespace faiss_turboquant

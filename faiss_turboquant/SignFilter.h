@@ -169,6 +169,10 @@ bool wants_sign_filter(
 /// for these takes some microseconds.
 size_t least_filtered_list();
 
+/// By how many queries at a time a list is read by its signs at most: more read
+/// it in panels.
+size_t max_filtered_list_queries(size_t d);
+
 /** The SignFilter of an index. Made and extended by the first search that wants
  * it; any number of threads may. */
 class SignFilterCache {
@@ -199,9 +203,37 @@ class SignFilterCache {
     uint64_t looks_ = 0;
 };
 
+/** Whether searches of an index gain by signs. After a few in a row that have
+ * not, some do without. Several threads may ask; a copy knows nothing. */
+class SignRecord {
+   public:
+    SignRecord() = default;
+    SignRecord(const SignRecord&) {}
+    SignRecord& operator=(const SignRecord&) {
+        clear();
+        return *this;
+    }
+
+    /// whether the next search, which may do without, is to ask them
+    bool is_promising();
+
+    /// at the end of such a search, if it has asked
+    void note(bool gains);
+
+    void clear();
+
+   private:
+    static constexpr Backoff at_first{1, 256, 3};
+
+    std::mutex mutex_;
+    Backoff backoff_ = at_first; ///< in searches
+};
+
 /** Those of inverted lists. */
 class ListSignFilters {
    public:
+    SignRecord record;
+
     /// for so many lists. Others may not use it at the same time, unless there
     /// are as many already
     void resize(size_t nlist);
@@ -213,25 +245,15 @@ class ListSignFilters {
             const uint8_t* codes,
             size_t n);
 
-    /// Whether a search that may do without is likely to gain by them: some are
-    /// not, after one that has not.
-    bool is_promising();
-
-    /// at the end of such a search, if it has asked
-    void note(bool gains);
-
     /// after any change of codes but adding behind the others
     void clear();
 
    private:
     /// a look costs as much as some hundred codes
     static constexpr uint64_t look_period = 16;
-    static constexpr size_t longest_pause = 256; ///< in searches
-
     std::mutex mutex_;
     std::vector<SignFilterCache> of_lists_;
     std::atomic<uint64_t> n_asked_{0};
-    Backoff pause_{1, longest_pause};
 };
 
 } // namespace faiss_turboquant

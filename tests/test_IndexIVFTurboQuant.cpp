@@ -567,6 +567,32 @@ TEST(IndexIVFTurboQuant, SignsFirstFindTheSame) {
     }
 }
 
+TEST(IndexIVFTurboQuant, SignsFirstInBatches) {
+    const size_t d = 520;
+    for (const Codec codec : {Codec{1, 0}, {2, 8}, {4, 0}}) {
+        Fixture f(d, codec, METRIC_L2, 8000);
+        for (const idx_t k : {1, 10, 300}) {
+            f.index.use_sign_filter = 0;
+            const Results all = search(f.index, f.xq, k);
+            for (const int setting : {1, -1}) {
+                f.index.use_sign_filter = setting;
+                EXPECT_EQ(all, search(f.index, f.xq, k))
+                        << codec.nbits << " bits, k " << k;
+            }
+        }
+        // with a margin that is much too small, neighbours are lost, unless
+        // signs are all there is
+        if (codec.nbits > 1 &&
+            faiss_turboquant::max_filtered_list_queries(d) >= 60) {
+            f.index.use_sign_filter = 1;
+            f.index.sign_margin = 1e-3;
+            const Results some = search(f.index, f.xq, 10);
+            f.index.use_sign_filter = 0;
+            EXPECT_FALSE(some == search(f.index, f.xq, 10));
+        }
+    }
+}
+
 // With a margin that is much too small, neighbours are lost: signs are asked.
 TEST(IndexIVFTurboQuant, SignsFirstByDefault) {
     const size_t d = 128;

@@ -425,6 +425,49 @@ TEST(SignFilter, IsMadeWhereItPays) {
     EXPECT_FALSE(view.get_sign_filter(1));
 }
 
+// With a margin that is much too small, neighbours are lost: signs are asked.
+TEST(SignFilter, IsLeftForAWhileWhereSearchesDoNotGain) {
+    const size_t d = 64, n = 5000;
+    const auto index = index_of("TQ4", d, METRIC_L2, gaussian(n, d, 1));
+    const auto query = gaussian(1, d, 2);
+    const Results all = search_with(*index, 0, query, 20);
+    index->use_sign_filter = -1;
+    const auto asks_signs = [&] {
+        index->sign_margin = 1e-3;
+        return !(search(*index, query, 20) == all);
+    };
+    // which reads more than half of the codes
+    const auto fail = [&](int times) {
+        index->sign_margin = 5.5;
+        for (int i = 0; i < times; i++) {
+            search(*index, query, n);
+        }
+    };
+    EXPECT_TRUE(asks_signs());
+    fail(3);
+    EXPECT_TRUE(asks_signs()); // and gains
+    fail(4);
+    EXPECT_FALSE(asks_signs());
+    EXPECT_TRUE(asks_signs());
+    fail(5); // one of which does without
+    EXPECT_TRUE(asks_signs());
+    fail(6); // likewise
+    EXPECT_FALSE(asks_signs());
+    EXPECT_FALSE(asks_signs());
+    EXPECT_TRUE(asks_signs());
+    fail(4);
+    index->codes_changed();
+    EXPECT_TRUE(asks_signs());
+    // not where it is told to ask
+    fail(4);
+    index->use_sign_filter = 1;
+    EXPECT_TRUE(asks_signs());
+    fail(10);
+    index->use_sign_filter = -1;
+    EXPECT_FALSE(asks_signs()); // of the four
+    EXPECT_TRUE(asks_signs());
+}
+
 TEST(SignFilter, DoublesTheMemoryOfOneBitUpToALimit) {
     const size_t d = 64, n = 5000, limit = size_t(2) << 30;
     EXPECT_EQ(limit, IndexTurboQuant::max_one_bit_filter_bytes);

@@ -207,8 +207,8 @@ void decode_panel(
         SimdLevel level) {
     const Fixture f(codec, d, false);
     const Kernels& k = kernels(level);
-    std::vector<uint8_t> scratch(panel_rows * f.tq.layout().padded_dim());
-    std::vector<uint8_t> panel(scratch.size());
+    std::vector<uint8_t> scratch(f.tq.layout().panel_scratch_size());
+    std::vector<uint8_t> panel(panel_rows * f.tq.layout().padded_dim());
     for (auto _ : state) {
         for (size_t i = 0; i < block; i += panel_rows) {
             k.decode_panel(

@@ -324,9 +324,9 @@ struct PlaneDot {
         } else if (i < m && tails.codes == 1) {
             prefetch(group, i);
             const size_t m = this->m;
-            const auto load_last = [m](const uint8_t* p) HWY_ATTR {
-                return m < N8 ? hn::LoadN(du8, p, m)
-                              : hn::LoadU(du8, p + m - N8);
+            const ShortLoad load_short(m);
+            const auto load_last = [&, m](const uint8_t* p) HWY_ATTR {
+                return m < N8 ? load_short(p) : hn::LoadU(du8, p + m - N8);
             };
             const Bytes bytes[] = {
                     fields.load(group.at[0], load_last),
@@ -342,9 +342,10 @@ struct PlaneDot {
 
     HWY_INLINE Bytes load_tails(const uint8_t* a, const uint8_t* b) const {
         const ptrdiff_t apart = b - a;
-        return fields.load(a + m - N8 / 2, [apart](const uint8_t* p) HWY_ATTR {
-            return load_pair(p, p + apart);
-        });
+        return fields.load(
+                a + tails.start(0, m), [apart](const uint8_t* p) HWY_ATTR {
+                    return load_pair(p, p + apart);
+                });
     }
 
 #if HWY_TARGET <= HWY_AVX3
@@ -396,19 +397,21 @@ void dot_decoded_codes(
         const Codes& codes,
         const int8_t* query,
         int32_t* out) {
-    // zero past d, where decode leaves what it finds
-    std::vector<uint8_t> grid(layout.padded_dim());
-    for (size_t i = 0; i < codes.n; i++) {
-        decode(layout, codes[i], grid.data());
-        Accumulator acc;
-        for (size_t j = 0; j < grid.size(); j += N8) {
-            acc.add(hn::LoadU(du8, &grid[j]),
-                    hn::LoadU(di8, query + j),
-                    hn::Zero(du8),
-                    hn::Zero(di8));
+    std::vector<uint8_t> grid(layout.grid_size());
+    with_decoder(layout, [&](auto decoder) HWY_ATTR {
+        for (size_t i = 0; i < codes.n; i++) {
+            decoder(codes[i], grid.data());
+            Accumulator acc;
+            // queries are zero past d
+            for (size_t j = 0; j < layout.d; j += N8) {
+                acc.add(hn::LoadU(du8, &grid[j]),
+                        hn::LoadU(di8, query + j),
+                        hn::Zero(du8),
+                        hn::Zero(di8));
+            }
+            out[i] = hn::ReduceSum(di32, acc.sum);
         }
-        out[i] = hn::ReduceSum(di32, acc.sum);
-    }
+    });
 }
 
 void dot_codes(

@@ -5,6 +5,41 @@
 // its bytes (of each plane), get<f>() the grid positions of field f.
 // load() loads Bytes, of_planes() puts them together.
 
+/** Loads planes of m bytes, fewer than a register has; bytes past m are
+ * unspecified. Without masks for bytes, hn::LoadN takes dozens of
+ * instructions. */
+class ShortLoad {
+   public:
+    HWY_INLINE explicit ShortLoad(size_t m) : m_(m) {
+        up_ =
+                hn::Add(hn::Iota(du8_half, 0),
+                        hn::Set(du8_half, static_cast<uint8_t>(N8 - m)));
+    }
+
+    HWY_INLINE U8 operator()(const uint8_t* p) const {
+#if HWY_TARGET > HWY_AVX3
+        if (m_ + plane_slack >= N8) {
+            return hn::LoadU(du8, p);
+        }
+        if (N8 == 32 && m_ + plane_slack >= N8 / 2) {
+            const auto low = hn::LoadU(du8_half, p);
+            if (m_ <= N8 / 2) {
+                return hn::ZeroExtendVector(du8, low);
+            }
+            // bytes from N8 / 2 on, of the last ones
+            const auto last = hn::LoadU(du8_half, p + m_ - N8 / 2);
+            return hn::Combine(du8, hn::TableLookupBytes(last, up_), low);
+        }
+#endif
+        return hn::LoadN(du8, p, m_);
+    }
+
+   private:
+    size_t m_;
+    /// byte N8 / 2 + j of the plane is byte N8 - m + j of its last N8 / 2
+    hn::Vec<decltype(du8_half)> up_;
+};
+
 #if HWY_TARGET == HWY_AVX3_DL
 
 /** Grid positions by six bits of an index; vpermb ignores the other two. Bits
@@ -193,26 +228,22 @@ struct ThreeBitFields {
 #endif
 };
 
-/// fields f, f + 1, .. of some bytes, n of them each, m apart
+/// fields f, f + 1, .. of some bytes, a register each, m apart
 template <int f = 0, class Fields>
 HWY_INLINE void store_fields(
         const Fields& fields,
         const typename Fields::Bytes& bytes,
         size_t m,
-        size_t n,
         uint8_t* out) {
-    const U8 g = fields.template get<f>(bytes);
-    if (n == N8) {
-        hn::StoreU(g, du8, out);
-    } else {
-        hn::StoreN(g, du8, out, n);
-    }
+    hn::StoreU(fields.template get<f>(bytes), du8, out);
     if constexpr (f + 1 < Fields::n) {
-        store_fields<f + 1>(fields, bytes, m, n, out + m);
+        store_fields<f + 1>(fields, bytes, m, out + m);
     }
 }
 
-/// grid positions of a plane of m bytes, in the order of the coordinates
+/// Grid positions of a plane of m bytes, in the order of the coordinates. Where
+/// m is less than a register has, each field is stored over what the one before
+/// left past its end.
 template <class Fields>
 HWY_INLINE void decode_fields(
         const Fields& fields,
@@ -220,15 +251,13 @@ HWY_INLINE void decode_fields(
         size_t m,
         uint8_t* grid) {
     if (m < N8) {
-        const auto load = [m](const uint8_t* p)
-                                  HWY_ATTR { return hn::LoadN(du8, p, m); };
-        store_fields(fields, fields.load(plane, load), m, m, grid);
+        store_fields(fields, fields.load(plane, ShortLoad(m)), m, grid);
         return;
     }
     const auto load = [](const uint8_t* p)
                               HWY_ATTR { return hn::LoadU(du8, p); };
     for (size_t i = 0; i < m; i += N8) {
         const size_t at = chunk_start(i, m);
-        store_fields(fields, fields.load(plane + at, load), m, N8, grid + at);
+        store_fields(fields, fields.load(plane + at, load), m, grid + at);
     }
 }

@@ -91,6 +91,13 @@ struct CodeLayout {
     size_t padded_dim() const {
         return (d + 63) / 64 * 64;
     }
+    /// bytes that grid positions are decoded into: registers of a plane's last
+    /// field end past them
+    size_t grid_size() const {
+        return padded_dim() + 64;
+    }
+    /// bytes that decode_panel works in
+    size_t panel_scratch_size() const;
     /// quads of dimensions that dot_panels multiplies
     size_t panel_quads(const Kernels& kernels) const;
     /// bytes that encode works in
@@ -133,8 +140,14 @@ enum class SimdLevel {
     neon_dot
 };
 
+/// bytes past a code's planes that may be read: those of a factor
+constexpr size_t plane_slack = 4;
+
 /// rows (codes) of a panel, see Kernels::decode_panel
 constexpr size_t panel_rows = 16;
+inline size_t CodeLayout::panel_scratch_size() const {
+    return (panel_rows - 1) * padded_dim() + grid_size();
+}
 /// no dot_panels reads more panels at once
 constexpr size_t panel_group = 4;
 
@@ -255,7 +268,8 @@ struct Kernels {
      * @param y         n vectors, (padded_dim,), zero past d, y_stride floats
      *                  apart
      * @param scratch   (scratch_size,)
-     * @param planes    n times (packed_size,), code_size apart, written
+     * @param planes    n times (packed_size,), code_size apart, written;
+     *                  plane_slack bytes past each may be read
      * @param sums      (n,), sum_i y_i (2 g_i - 63), float sums in 32 lanes,
      *                  written */
     void (*encode)(
@@ -268,7 +282,8 @@ struct Kernels {
             float* sums);
 
     /** Grid positions of a code.
-     * @param grid  (padded_dim,), written up to d; the rest is unspecified */
+     * @param planes  (packed_size,), and plane_slack bytes more
+     * @param grid    (grid_size,), written up to d; the rest is unspecified */
     void (*decode)(
             const CodeLayout& layout,
             const uint8_t* planes,
@@ -313,7 +328,7 @@ struct Kernels {
      * consecutive codes and a query's four coordinates are broadcast to it.
      * @param rows     as in dot_codes
      * @param n        1 to panel_rows; the other rows are unspecified
-     * @param scratch  (panel_rows, padded_dim)
+     * @param scratch  (panel_scratch_size,)
      * @param panel    (panel_rows * padded_dim,), written */
     void (*decode_panel)(
             const CodeLayout& layout,

@@ -51,6 +51,7 @@ const hn::Rebind<int32_t, decltype(du32)> di32;
 const hn::Rebind<float, decltype(du32)> df32;
 const hn::Rebind<double, decltype(du64)> df64;
 const hn::Half<decltype(df32)> df32_half;
+const hn::Half<decltype(du8)> du8_half;
 
 using U8 = hn::Vec<decltype(du8)>;
 using I8 = hn::Vec<decltype(di8)>;
@@ -777,26 +778,6 @@ void encode(
 
 #include <faiss_turboquant/kernels/fields-inl.h>
 
-/// g of a sign plane's field f, f + 1, .. to 63 - g, which is g ^ 63, where
-/// the sign is set
-template <int f = 0>
-HWY_INLINE void flip_fields(const uint8_t* signs, size_t m, uint8_t* grid) {
-    const U8 flip = hn::Set(du8, uint8_t{63});
-    const U8 bit = hn::Set(du8, static_cast<uint8_t>(1 << f));
-    size_t i = 0;
-    for (; i + N8 <= m; i += N8) {
-        const auto is_set = hn::TestBit(hn::LoadU(du8, signs + i), bit);
-        const U8 g = hn::LoadU(du8, grid + i);
-        hn::StoreU(hn::Xor(g, hn::IfThenElseZero(is_set, flip)), du8, grid + i);
-    }
-    for (; i < m; i++) {
-        grid[i] ^= signs[i] >> f & 1 ? 63 : 0;
-    }
-    if constexpr (f < 7) {
-        flip_fields<f + 1>(signs, m, grid + m);
-    }
-}
-
 /// 3 bits are read in registers only if the fields of both planes line up
 bool planes_line_up(const CodeLayout& layout) {
     if (layout.has_trellis()) {
@@ -834,11 +815,20 @@ HWY_INLINE void with_decoder(const CodeLayout& layout, F f) {
                       HWY_ATTR { decode_fields(fields, planes, m, grid); });
         });
     } else {
+        // where the sign is set, g is 63 - g, which is g ^ 63
+        CodeLayout flips_layout;
+        flips_layout.grid[1] = 63;
+        const PlaneFields<1> flips(flips_layout);
         const PlaneFields<2> magnitudes(layout);
         const size_t m = layout.plane_size(2);
+        std::vector<uint8_t> flip(layout.grid_size());
         f([&](const uint8_t* planes, uint8_t* grid) HWY_ATTR {
             decode_fields(magnitudes, planes, m, grid);
-            flip_fields(planes + m, layout.plane_size(1), grid);
+            decode_fields(flips, planes + m, layout.plane_size(1), flip.data());
+            for (size_t i = 0; i < layout.d; i += N8) {
+                const U8 g = hn::LoadU(du8, grid + i);
+                hn::StoreU(hn::Xor(g, hn::LoadU(du8, &flip[i])), du8, grid + i);
+            }
         });
     }
 }
@@ -901,8 +891,9 @@ struct Tails {
             return;
         }
         if (layout.has_trellis()) {
-            codes = m > N8 && left <= N8 / 2 ? 2 : 1;
-        } else if (left <= part && m >= part) {
+            const bool is_pair = m > N8 || (N8 == 32 && fills(m, N8 / 2));
+            codes = is_pair && left <= N8 / 2 ? 2 : 1;
+        } else if (left <= part && fills(m, part)) {
             codes = N8 / part;
         } else if (N8 == 64 && b == 1 && left <= 48 && m >= 16) {
             // bits take so long that three registers in place of four pay
@@ -911,6 +902,10 @@ struct Tails {
         }
     }
 
+    /// whether a plane of m bytes can be read in parts
+    static HWY_INLINE bool fills(size_t m, size_t part) {
+        return m + plane_slack >= part;
+    }
     /// bytes of a code in each register
     HWY_INLINE size_t part() const {
         return N8 / codes;
@@ -1081,9 +1076,16 @@ HWY_INLINE U8 load_blocks(const uint8_t* const* codes, size_t byte) {
 /// whether decode_blocks or decode_trellis_blocks can do it
 bool decodes_in_blocks(const CodeLayout& layout) {
     const size_t m = layout.plane_size(query_field_bits(layout));
-    // with a trellis, blocks but for the first need 16 bytes before them
-    const bool has_earlier = !layout.has_trellis() || m == 16 || m >= 32;
-    return planes_line_up(layout) && m >= 16 && m % 4 == 0 && has_earlier;
+    return planes_line_up(layout) && Tails::fills(m, 16) && m % 4 == 0;
+}
+
+/// where blocks of 16 bytes of a plane begin: the last one ends with the plane
+HWY_INLINE size_t block_start(size_t i, size_t m) {
+    return m < 16 ? 0 : std::min(i, m - 16);
+}
+/// quads of bytes of one of them
+HWY_INLINE size_t block_quads(size_t m) {
+    return std::min<size_t>(4, m / 4);
 }
 
 /** A panel of codes whose planes are of whole quads of bytes, m bytes a plane.
@@ -1100,7 +1102,7 @@ HWY_INLINE void decode_blocks(
         uint8_t* panel) {
     for (size_t row = 0; row < n; row += N32) {
         for (size_t i = 0; i < m; i += 16) {
-            const size_t byte = std::min(i, m - 16);
+            const size_t byte = block_start(i, m);
             U8 quads[4][Fields::n_planes];
             for (size_t plane = 0; plane < Fields::n_planes; plane++) {
                 U8 blocks[4];
@@ -1113,12 +1115,11 @@ HWY_INLINE void decode_blocks(
                 }
             }
             uint8_t* out = panel + byte * panel_rows + row * 4;
-            for (size_t k = 0; k < 4; k++, out += 4 * panel_rows) {
+            for (size_t k = 0; k < block_quads(m); k++, out += 4 * panel_rows) {
                 store_fields(
                         fields,
                         Fields::of_planes(quads[k]),
                         m * panel_rows,
-                        N8,
                         out);
             }
         }
@@ -1160,9 +1161,10 @@ HWY_INLINE void decode_trellis_blocks(
     const Constants constants;
     const Levels<Code::nbits> levels(layout, constants);
     const size_t m = layout.plane_size(1);
+    const BytesBefore before(m);
     for (size_t row = 0; row < n; row += N32) {
         for (size_t i = 0; i < m; i += 16) {
-            const size_t byte = std::min(i, m - 16);
+            const size_t byte = block_start(i, m);
             IndexPlanes quads[4];
             HWY_UNROLL(4)
             for (size_t k = 0; k < 4; k++) {
@@ -1172,20 +1174,18 @@ HWY_INLINE void decode_trellis_blocks(
                 };
                 CodedBlocks coded;
                 coded.bytes = load_blocks(of_rows, byte);
-                coded.before = load_blocks(of_rows, (byte ? byte : m) - 16);
-                if (byte == 0) {
-                    coded.before = hn::Add(coded.before, coded.before);
-                }
+                coded.before = before.get(byte, [of_rows](size_t at) HWY_ATTR {
+                    return load_blocks(of_rows, at);
+                });
                 quads[k] = get_planes(code, coded, *of_rows + byte, m, load);
             }
             transpose_planes<Code::nbits>(quads);
             uint8_t* out = panel + byte * panel_rows + row * 4;
-            for (size_t k = 0; k < 4; k++, out += 4 * panel_rows) {
+            for (size_t k = 0; k < block_quads(m); k++, out += 4 * panel_rows) {
                 decode_indices<Code::nbits>(
                         gather_indices<Code::nbits>(quads[k], constants),
                         levels,
                         m * panel_rows,
-                        N8,
                         out);
             }
         }

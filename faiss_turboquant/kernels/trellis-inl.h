@@ -20,6 +20,16 @@ struct CodedBlocks {
     // not the compiler's own, which would be made outside of this target
     HWY_INLINE CodedBlocks() {}
 
+    /// of one code
+    /// @param before_first  what precedes the first block; the others are zero
+    HWY_INLINE CodedBlocks(U8 bytes, U8 before_first) : bytes(bytes) {
+        if constexpr (N8 == 16) {
+            before = before_first;
+        } else {
+            before = hn::Or(hn::SlideUpBlocks<1>(du8, bytes), before_first);
+        }
+    }
+
     template <int k>
     HWY_INLINE U8 earlier() const {
         if constexpr (k == 0) {
@@ -30,30 +40,60 @@ struct CodedBlocks {
     }
 };
 
-/** The same for the first bytes of the plane, which have the last bytes,
- * shifted left by one bit, before them. */
-struct FirstCodedBytes : CodedBlocks {
-    HWY_INLINE FirstCodedBytes(const uint8_t* plane, size_t m) {
-        const hn::CappedTag<uint8_t, 16> block;
-        hn::Vec<decltype(block)> last;
-        if (m >= 16) {
-            last = hn::LoadU(block, plane + m - 16);
-        } else {
-            alignas(16) uint8_t copy[16] = {};
-            std::memcpy(copy + 16 - m, plane, m);
-            last = hn::Load(block, copy);
-        }
-        last = hn::Add(last, last);
-        bytes = m < N8 ? hn::LoadN(du8, plane, m) : hn::LoadU(du8, plane);
-        if constexpr (N8 == 16) {
-            before = hn::ResizeBitCast(du8, last);
-        } else {
-            before =
-                    hn::Or(hn::SlideUpBlocks<1>(du8, bytes),
-                           hn::ZeroExtendResizeBitCast(du8, block, last));
-        }
+/** What precedes a block of a coded plane of m bytes. Before the first byte
+ * that is the last ones, shifted left by one bit. */
+class BytesBefore {
+   public:
+    HWY_INLINE explicit BytesBefore(size_t m) : m_(m) {
+        // of 16 bytes, so many are before the first one
+        const size_t n = 16 - m % 16;
+        const U8 sixteen = hn::Set(du8, uint8_t{16});
+        const U8 byte = hn::And(hn::Iota(du8, 0), hn::Set(du8, uint8_t{15}));
+        // an index with its highest bit set gives 0
+        from_first_ = hn::Sub(byte, hn::Set(du8, static_cast<uint8_t>(n)));
+        const U8 moved = hn::Add(from_first_, sixteen);
+        from_last_ = hn::Or(moved, shift_left<3>(hn::And(moved, sixteen)));
     }
+
+    /// @param byte  where the block begins: m less a multiple of 16, 0, or from
+    ///              16 on
+    /// @param load  loads blocks of 16 bytes from there on
+    template <class Load>
+    HWY_INLINE U8 get(size_t byte, Load load) const {
+        if (byte >= 16) {
+            return load(byte - 16);
+        }
+        U8 last = m_ < 16 ? hn::TableLookupBytesOr0(load(0), from_first_)
+                          : load(m_ - 16);
+        last = hn::Add(last, last);
+        if (byte == 0) {
+            return last;
+        }
+        return hn::Or(
+                hn::TableLookupBytesOr0(last, from_last_),
+                hn::TableLookupBytesOr0(load(0), from_first_));
+    }
+
+   private:
+    size_t m_;
+    U8 from_last_, from_first_;
 };
+
+/// 16 bytes, in a register of which the others are zero
+HWY_INLINE U8 load_block(const uint8_t* p) {
+    const hn::CappedTag<uint8_t, 16> block;
+    return hn::ZeroExtendResizeBitCast(du8, block, hn::LoadU(block, p));
+}
+
+/// the bytes of a plane from `byte` on, 0 or m - N8
+HWY_INLINE CodedBlocks load_coded(const uint8_t* plane, size_t m, size_t byte) {
+    const U8 bytes =
+            m < N8 ? ShortLoad(m)(plane) : hn::LoadU(du8, plane + byte);
+    const auto load = [=](size_t at) HWY_ATTR {
+        return m < 16 ? bytes : load_block(plane + at);
+    };
+    return {bytes, BytesBefore(m).get(byte, load)};
+}
 
 constexpr int lowest_bit(uint32_t x) {
     int k = 0;
@@ -275,17 +315,9 @@ HWY_INLINE void for_each_chunk(
         size_t m,
         size_t end,
         Use use) {
-    const FirstCodedBytes first(planes, m);
+    const CodedBlocks first = load_coded(planes, m, 0);
     if (m < N8) {
-        use(get_indices(
-                    code,
-                    constants,
-                    first,
-                    planes,
-                    m,
-                    [m](const uint8_t* p)
-                            HWY_ATTR { return hn::LoadN(du8, p, m); }),
-            0);
+        use(get_indices(code, constants, first, planes, m, ShortLoad(m)), 0);
         return;
     }
     const auto load = [](const uint8_t* p)
@@ -294,11 +326,7 @@ HWY_INLINE void for_each_chunk(
     for (size_t i = N8; i < end; i += N8) {
         const size_t at = chunk_start(i, m);
         if (HWY_UNLIKELY(at < 16)) {
-            // not 16 bytes before it: m is less than N8 + 16
-            HWY_ALIGN uint8_t copy[16 + 2 * N8];
-            hn::StoreU(first.earlier<15>(), du8, copy + 1);
-            std::memcpy(copy + 16, planes, m);
-            const CodedBytes coded = {copy + 16 + at};
+            const CodedBlocks coded = load_coded(planes, m, at);
             use(get_indices(code, constants, coded, planes + at, m, load), at);
         } else {
             const CodedBytes coded = {planes + at};
@@ -388,22 +416,16 @@ struct Levels {
 
 #endif
 
-/// grid positions of fields f, f + 1, .., n bytes each
+/// grid positions of fields f, f + 1, .., as store_fields
 template <int nbits, int f = 0>
 HWY_INLINE void decode_indices(
         const Indices& indices,
         const Levels<nbits>& levels,
         size_t m,
-        size_t n,
         uint8_t* out) {
-    const U8 g = levels.template get<f>(indices);
-    if (n == N8) {
-        hn::StoreU(g, du8, out);
-    } else {
-        hn::StoreN(g, du8, out, n);
-    }
+    hn::StoreU(levels.template get<f>(indices), du8, out);
     if constexpr (f < 7) {
-        decode_indices<nbits, f + 1>(indices, levels, m, n, out + m);
+        decode_indices<nbits, f + 1>(indices, levels, m, out + m);
     }
 }
 
@@ -416,7 +438,6 @@ void decode_code(
     const Constants constants;
     const size_t m = layout.plane_size(1);
     const Levels<Code::nbits> levels(layout, constants);
-    const size_t n = std::min(m, N8);
     for_each_chunk(
             code,
             constants,
@@ -424,7 +445,7 @@ void decode_code(
             m,
             m,
             [&](const Indices& indices, size_t at) HWY_ATTR {
-                decode_indices<Code::nbits>(indices, levels, m, n, grid + at);
+                decode_indices<Code::nbits>(indices, levels, m, grid + at);
             });
 }
 

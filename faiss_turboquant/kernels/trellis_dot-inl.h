@@ -87,6 +87,7 @@ struct TrellisDot {
     const size_t m;
     const size_t tail;   ///< where the tail of a pair begins, or m
     const size_t packed; ///< bytes of all planes
+    const BytesBefore before;
 
     HWY_INLINE TrellisDot(const CodeLayout& layout, const int8_t* query)
             : query(query),
@@ -94,7 +95,8 @@ struct TrellisDot {
               products(layout, constants),
               m(layout.plane_size(1)),
               tail(Tails(layout).codes == 2 ? m / N8 * N8 : m),
-              packed(layout.packed_size()) {}
+              packed(layout.packed_size()),
+              before(m) {}
 
     /// lane r of the blocks adds up to that of code r
     HWY_INLINE I32 dot(const CodeGroup& group) const {
@@ -103,7 +105,7 @@ struct TrellisDot {
             for (size_t byte = 0; byte < packed; byte += 64) {
                 hwy::Prefetch(group.later[r] + byte);
             }
-            sums[r] = dot_code(group.at[r]);
+            sums[r] = tail > 0 ? dot_code(group.at[r]) : hn::Zero(di32);
         }
         if (tail < m) {
             add_tails(group.at[0], group.at[1], sums[0], sums[1]);
@@ -141,17 +143,21 @@ struct TrellisDot {
             const uint8_t* b,
             I32& sum_a,
             I32& sum_b) const {
-        const size_t at = m - N8 / 2;
         const ptrdiff_t apart = b - a;
-        const PairedCodedBytes coded = {a + at, b + at};
-        const Indices indices = get_indices(
-                code,
-                constants,
-                coded,
-                a + at,
-                m,
-                [apart](const uint8_t* p)
-                        HWY_ATTR { return load_pair(p, p + apart); });
+        const auto load = [apart](const uint8_t* p)
+                                  HWY_ATTR { return load_pair(p, p + apart); };
+        Indices indices;
+        if (tail > 0) {
+            const size_t at = m - N8 / 2;
+            const PairedCodedBytes coded = {a + at, b + at};
+            indices = get_indices(code, constants, coded, a + at, m, load);
+        } else {
+            CodedBlocks coded;
+            coded.bytes = load(a);
+            coded.before = before.get(
+                    0, [&](size_t at) HWY_ATTR { return load(a + at); });
+            indices = get_indices(code, constants, coded, a, m, load);
+        }
         LongSums sums;
         products.add(indices, query + tail * 8, sums);
         add_pair(sums.total(), sum_a, sum_b);

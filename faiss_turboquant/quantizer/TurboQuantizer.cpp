@@ -211,7 +211,7 @@ void subtract_levels(
         const uint8_t* code,
         float* rotated) {
     thread_local std::vector<uint8_t> grid;
-    grid.resize(part.layout.padded_dim());
+    grid.resize(part.layout.grid_size());
     kernels().decode(part.layout, code + part.byte, grid.data());
     for (size_t i = 0; i < part.layout.d; i++) {
         rotated[i] -= static_cast<float>((2 * grid[i] - 63) * part.half_level);
@@ -653,7 +653,7 @@ void TurboQuantizer::decode_rotated(
     double squared = 0; // |v|^2
     for (const CodePart& part : parts_) {
         const CodeLayout& layout = part.layout;
-        grid.resize(std::max(grid.size(), layout.padded_dim()));
+        grid.resize(std::max(grid.size(), layout.grid_size()));
         k.decode(layout, code + part.byte, grid.data());
         float* of_part = levels + part.coordinate;
         for (size_t j = 0; j < layout.d; j++) {
@@ -905,16 +905,38 @@ void TurboQuantizer::load_factors(
         float* second_scales,
         float* offsets) const {
     codes += packed_size();
-    for (size_t i = 0; i < n; i++) {
-        const uint8_t* at = codes + (rows ? rows[i] : i) * code_size;
-        std::memcpy(&scales[i], at, sizeof(float));
-        if (second_scales) {
-            at += sizeof(float);
-            std::memcpy(&second_scales[i], at, sizeof(float));
+    const auto load = [](const uint8_t* at, float* factor) {
+        std::memcpy(factor, at, sizeof(float));
+    };
+    // a loop for each kind of codes: this takes as long as a short code's
+    // product where it has to see for each what it is
+    const auto for_each_code = [&](auto load_code) {
+        if (rows) {
+            for (size_t i = 0; i < n; i++) {
+                load_code(i, codes + rows[i] * code_size);
+            }
+        } else {
+            for (size_t i = 0; i < n; i++) {
+                load_code(i, codes + i * code_size);
+            }
         }
-        if (offsets) {
-            std::memcpy(&offsets[i], at + sizeof(float), sizeof(float));
-        }
+    };
+    if (second_scales) {
+        for_each_code([&](size_t i, const uint8_t* at) {
+            load(at, &scales[i]);
+            load(at + sizeof(float), &second_scales[i]);
+            if (offsets) {
+                load(at + 2 * sizeof(float), &offsets[i]);
+            }
+        });
+    } else if (offsets) {
+        for_each_code([&](size_t i, const uint8_t* at) {
+            load(at, &scales[i]);
+            load(at + sizeof(float), &offsets[i]);
+        });
+    } else {
+        for_each_code(
+                [&](size_t i, const uint8_t* at) { load(at, &scales[i]); });
     }
 }
 
@@ -929,10 +951,11 @@ void TurboQuantizer::prepare_code(const uint8_t* code, PreparedCode& prepared)
         decode_rotated(code, levels.data(), prepared.decoded.data());
         return;
     }
-    std::vector<uint8_t> grid(rotated_dim());
+    std::vector<uint8_t> grid;
     std::vector<int8_t> levels(rotated_dim());
     for (size_t p = 0; p < parts_.size(); p++) {
         const CodePart& part = parts_[p];
+        grid.resize(std::max(grid.size(), part.layout.grid_size()));
         kernels().decode(part.layout, code + part.byte, grid.data());
         int8_t* of_part = levels.data() + part.coordinate;
         const size_t n = part.layout.d;

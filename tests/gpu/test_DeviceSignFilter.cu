@@ -88,7 +88,7 @@ TEST(DeviceSignFilter, HoldsTheSignsOfTheCodes) {
                         download(*resources(), rows.statistics, 1)[0];
 
                 faiss::AlignedTable<uint8_t, 64> grid(
-                        index.tq.layout().padded_dim());
+                        index.tq.layout().grid_size());
                 double sum = 0;
                 for (size_t i = 0; i < n; i++) {
                     const uint8_t* code = &index.codes[i * index.code_size];

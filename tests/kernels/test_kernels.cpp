@@ -8,7 +8,7 @@
 #include <initializer_list>
 #include <iterator>
 #include <limits>
-#include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <string>
@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include <sys/mman.h>
+#include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -55,17 +57,39 @@ std::vector<float> padded_floats(size_t n, unsigned seed, float factor = 1) {
     return x;
 }
 
-/// a buffer that ends where the allocation ends, so that the address
-/// sanitizer sees any read past it, and that starts at any alignment
-struct ExactBytes {
-    size_t shift;
-    std::unique_ptr<uint8_t[]> bytes;
-
-    ExactBytes(size_t n, size_t shift)
-            : shift(shift), bytes(new uint8_t[n + shift]) {}
-    uint8_t* data() {
-        return bytes.get() + shift;
+/// a buffer that ends where a page begins that nobody may touch
+class ExactBytes {
+   public:
+    explicit ExactBytes(size_t n)
+            : page_(sysconf(_SC_PAGESIZE)),
+              size_((n + page_ - 1) / page_ * page_ + page_) {
+        memory_ = static_cast<uint8_t*>(
+                mmap(nullptr,
+                     size_,
+                     PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS,
+                     -1,
+                     0));
+        uint8_t* const end = memory_ + size_ - page_;
+        if (memory_ == MAP_FAILED || mprotect(end, page_, PROT_NONE) != 0) {
+            throw std::bad_alloc();
+        }
+        data_ = end - n;
     }
+    ~ExactBytes() {
+        munmap(memory_, size_);
+    }
+    ExactBytes(const ExactBytes&) = delete;
+    ExactBytes& operator=(const ExactBytes&) = delete;
+
+    uint8_t* data() {
+        return data_;
+    }
+
+   private:
+    size_t page_, size_;
+    uint8_t* memory_;
+    uint8_t* data_;
 };
 
 class LevelTest : public testing::TestWithParam<SimdLevel> {
@@ -268,10 +292,10 @@ TEST_P(LevelTest, Encode) {
             std::copy(vector.begin(), vector.end(), &y[i * stride]);
         }
         const auto encoded = [&](const Kernels& k, size_t n) {
-            // no byte past the last plane is touched
-            const size_t size =
-                    (n - 1) * layout.code_size + layout.packed_size();
-            ExactBytes planes(size, 3);
+            // no byte past the last plane is written
+            const size_t size = (n - 1) * layout.code_size +
+                    layout.packed_size() + plane_slack;
+            ExactBytes planes(size);
             std::memset(planes.data(), 0x55, size);
             std::vector<float> sums(n);
             std::vector<uint8_t> scratch(layout.scratch_size(), 0xff);
@@ -302,9 +326,9 @@ TEST_P(LevelTest, Encode) {
 TEST_P(LevelTest, Decode) {
     for (const CodeLayout& layout : layouts(faiss::METRIC_L2)) {
         const auto code = random_codes(layout, 1, 3);
-        ExactBytes planes(layout.packed_size(), 5);
+        ExactBytes planes(layout.packed_size() + plane_slack);
         std::memcpy(planes.data(), code.data(), layout.packed_size());
-        std::vector<uint8_t> a(layout.padded_dim()), b(layout.padded_dim());
+        std::vector<uint8_t> a(layout.grid_size()), b(layout.grid_size());
         scalar.decode(layout, planes.data(), a.data());
         simd.decode(layout, planes.data(), b.data());
         a.resize(layout.d);
@@ -330,8 +354,10 @@ TEST_P(LevelTest, QuantizeQuery) {
     }
 }
 
-/// planes of several registers, and what is left of them
-constexpr std::initializer_list<size_t> wide_sizes = {288, 600, 768, 1000};
+/// planes of several registers, and what is left of them; planes of less than
+/// one register
+constexpr std::initializer_list<size_t> wide_sizes =
+        {288, 300, 320, 600, 768, 1000, 88, 90, 104, 112, 152, 160, 192, 224};
 
 TEST_P(LevelTest, DotCodes) {
     for (const CodeLayout& layout :
@@ -341,7 +367,7 @@ TEST_P(LevelTest, DotCodes) {
         simd.arrange_query(layout, q.data(), arranged.data());
         for (size_t n : {size_t(1), size_t(3), size_t(4), size_t(9)}) {
             const auto codes = random_codes(layout, n, 5);
-            ExactBytes exact(codes.size(), 1);
+            ExactBytes exact(codes.size());
             std::memcpy(exact.data(), codes.data(), codes.size());
             std::vector<uint32_t> rows(n);
             for (size_t i = 0; i < n; i++) {
@@ -397,12 +423,13 @@ TEST_P(LevelTest, Panels) {
             }
             const uint32_t* rows = n_queries % 2 ? order.data() : nullptr;
             const auto random = random_codes(layout, n, 17);
-            ExactBytes codes(random.size(), 1);
+            ExactBytes codes(random.size());
             std::memcpy(codes.data(), random.data(), random.size());
 
             const size_t n_panels = (n + panel_rows - 1) / panel_rows;
             const size_t stride = panel_rows * layout.padded_dim();
-            std::vector<uint8_t> scratch(stride), panels(8 * stride);
+            std::vector<uint8_t> scratch(layout.panel_scratch_size());
+            std::vector<uint8_t> panels(8 * stride);
             for (size_t i = 0; i < n; i += panel_rows) {
                 simd.decode_panel(
                         layout,
@@ -520,7 +547,7 @@ TEST_P(LevelTest, FillSignTables) {
         for (int16_t half : {0, 130}) {
             const int16_t factor = 65536 * 31 / (4 * 127 + half / 16);
             const auto run = [&](const Kernels& k) {
-                ExactBytes tables(16 * n, 1);
+                ExactBytes tables(16 * n);
                 k.fill_sign_tables(q.data(), n, factor, half, tables.data());
                 return std::vector<uint8_t>(
                         tables.data(), tables.data() + 16 * n);
@@ -548,7 +575,7 @@ TEST_P(LevelTest, SumSigns) {
         for (size_t q = 0; q < 7; q++) {
             tables.push_back(&entries[q * n_bytes * 32]);
         }
-        ExactBytes block(n_bytes * sign_block, 0);
+        ExactBytes block(n_bytes * sign_block);
         std::generate_n(block.data(), n_bytes * sign_block, std::ref(rng));
         for (size_t n_queries = 1; n_queries <= 7; n_queries++) {
             const auto run = [&](const Kernels& k) {

@@ -84,13 +84,13 @@ std::vector<int> walk_trellis(
 TEST(Trellis, DecodesAsTheDefinitionSays) {
     std::mt19937 rng(5);
     for (const TrellisCode& code : trellis_codes) {
-        for (size_t d : {1, 9, 63, 64, 72, 100, 200, 300, 384, 1536}) {
+        for (size_t d : {1, 9, 63, 64, 72, 88, 100, 200, 300, 320, 384, 1536}) {
             const auto tq = make_quantizer(d, code.nbits, code.memory);
-            std::vector<uint8_t> planes(tq.packed_size());
+            std::vector<uint8_t> planes(tq.code_size);
             for (uint8_t& byte : planes) {
                 byte = rng();
             }
-            std::vector<uint8_t> grid(tq.layout().padded_dim());
+            std::vector<uint8_t> grid(tq.layout().grid_size());
             kernels().decode(tq.layout(), planes.data(), grid.data());
             EXPECT_EQ(
                     walk_trellis(tq.layout(), code, planes.data()),
@@ -118,9 +118,9 @@ TEST(Trellis, MeanSquaredError) {
     for (const TrellisCode& code : trellis_codes) {
         const auto tq = make_quantizer(d, code.nbits, code.memory);
         const CodeLayout& layout = tq.layout();
-        std::vector<uint8_t> planes(layout.packed_size());
+        std::vector<uint8_t> planes(layout.packed_size() + plane_slack);
         std::vector<uint8_t> scratch(layout.scratch_size());
-        std::vector<uint8_t> grid(layout.padded_dim());
+        std::vector<uint8_t> grid(layout.grid_size());
         double error = 0;
         for (size_t i = 0; i < n; i++) {
             const auto y = random_direction(layout, i);
@@ -158,9 +158,9 @@ TEST(Trellis, EncoderFindsTheBestPath) {
     for (int nbits = 1; nbits <= 2; nbits++) {
         const auto tq = make_quantizer(d, nbits, 8);
         const CodeLayout& layout = tq.layout();
-        std::vector<uint8_t> planes(layout.packed_size());
+        std::vector<uint8_t> planes(layout.packed_size() + plane_slack);
         std::vector<uint8_t> scratch(layout.scratch_size());
-        std::vector<uint8_t> grid(layout.padded_dim());
+        std::vector<uint8_t> grid(layout.grid_size());
         const auto y = random_direction(layout, 3);
         const auto error = [&] {
             kernels().decode(layout, planes.data(), grid.data());
