@@ -251,6 +251,7 @@ class ListSignFilters {
    private:
     /// a look costs as much as some hundred codes
     static constexpr uint64_t look_period = 16;
+
     std::mutex mutex_;
     std::vector<SignFilterCache> of_lists_;
     std::atomic<uint64_t> n_asked_{0};

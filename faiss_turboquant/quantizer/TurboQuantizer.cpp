@@ -905,38 +905,21 @@ void TurboQuantizer::load_factors(
         float* second_scales,
         float* offsets) const {
     codes += packed_size();
-    const auto load = [](const uint8_t* at, float* factor) {
-        std::memcpy(factor, at, sizeof(float));
-    };
-    // a loop for each kind of codes: this takes as long as a short code's
-    // product where it has to see for each what it is
-    const auto for_each_code = [&](auto load_code) {
-        if (rows) {
-            for (size_t i = 0; i < n; i++) {
-                load_code(i, codes + rows[i] * code_size);
-            }
-        } else {
-            for (size_t i = 0; i < n; i++) {
-                load_code(i, codes + i * code_size);
-            }
+    // One factor after the other: a loop that has to see for each code which
+    // ones there are takes as long as the dot product with a short code.
+    const auto load = [&](size_t number, float* factors) {
+        const uint8_t* from = codes + number * sizeof(float);
+        for (size_t i = 0; i < n; i++) {
+            const size_t row = rows ? rows[i] : i;
+            std::memcpy(&factors[i], from + row * code_size, sizeof(float));
         }
     };
+    load(0, scales);
     if (second_scales) {
-        for_each_code([&](size_t i, const uint8_t* at) {
-            load(at, &scales[i]);
-            load(at + sizeof(float), &second_scales[i]);
-            if (offsets) {
-                load(at + 2 * sizeof(float), &offsets[i]);
-            }
-        });
-    } else if (offsets) {
-        for_each_code([&](size_t i, const uint8_t* at) {
-            load(at, &scales[i]);
-            load(at + sizeof(float), &offsets[i]);
-        });
-    } else {
-        for_each_code(
-                [&](size_t i, const uint8_t* at) { load(at, &scales[i]); });
+        load(1, second_scales);
+    }
+    if (offsets) {
+        load(second_scales ? 2 : 1, offsets);
     }
 }
 
