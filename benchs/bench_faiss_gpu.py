@@ -23,7 +23,7 @@ def median_ms(f, repetitions=10):
         end = torch.cuda.Event(enable_timing=True)
         start.record()
         f()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # FAISS has streams of its own
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))

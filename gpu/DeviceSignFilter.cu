@@ -168,7 +168,7 @@ SignSearch::SignSearch(
           image_data_(resources, plan.padded_nq() * codes.layout.dims),
           factors_(resources, plan.padded_nq()),
           squares_(resources, plan.padded_nq()),
-          keys_(resources, nq * round_up(codes.n, sign_rows_unit)),
+          products_(resources, nq * round_up(codes.n, product_rows) / 2),
           rows_(resources, list_capacity(codes.n)),
           size_(resources, 1),
           best_rows_(resources, best_rows(sign_plan_, nq, k)),
@@ -192,8 +192,8 @@ double SignSearch::break_even(const DeviceLayout& layout, size_t n, size_t nq) {
             : is_one ? std::max<double>(layout.nbits, 3.2)
                      : 5.5;
     const double code = std::max(240.0, planes * plane);
-    const double keys = 8 * nq; // written and read
-    const double signs = keys + 12 +
+    const double products = 4 * nq; // written and read
+    const double signs = products + 12 +
             (is_one ? std::max(140.0, 1.05 * plane)
                     : std::max(195.0, 1.2 * plane));
     const double kernels = 180e6; // what is between scans of signs and codes
@@ -206,10 +206,7 @@ ScanPlan SignSearch::plan(
         size_t n,
         size_t nq,
         int device) {
-    // The bound takes rounding as random, which of few coordinates it is not.
-    constexpr int least_d = 256;
-    const auto plan = layout.d < least_d ? plan_scan : plan_coarse_scan;
-    return plan(layout.signs(), uint32_t(n), nq, device);
+    return plan_scan(layout.signs(), uint32_t(n), nq, device);
 }
 
 size_t SignSearch::workspace(
@@ -218,16 +215,27 @@ size_t SignSearch::workspace(
         size_t nq,
         int k) {
     const size_t best = best_rows(sign_plan, nq, k);
-    return nq * round_up(n, size_t(sign_rows_unit)) * sizeof(float) +
+    return nq * round_up(n, size_t(product_rows)) * sizeof(uint16_t) +
             list_capacity(n) * sizeof(uint32_t) +
             best * (sizeof(uint32_t) + nq * sizeof(float));
 }
 
-DistanceSink SignSearch::expected_keys() const {
-    return {keys_.data(),
+ProductSink SignSearch::products() const {
+    return {products_.data(),
             uint32_t(nq_),
-            round_up(codes_.n, sign_rows_unit),
-            true};
+            round_up(codes_.n, product_rows),
+            ProductSink::shift_of(codes_.layout.d)};
+}
+
+void SignSearch::scan_signs(const Reservoirs& reservoirs) const {
+    scan_products(
+            signs_,
+            sign_plan_,
+            image_.image,
+            image_.factors,
+            products(),
+            reservoirs,
+            resources_.stream());
 }
 
 RowList SignSearch::find_candidates(
@@ -237,15 +245,7 @@ RowList SignSearch::find_candidates(
     const cudaStream_t stream = resources_.stream();
     Entry* thresholds = reservoirs.thresholds;
     reset_thresholds(thresholds, plan_.padded_nq(), stream);
-    scan_top_k(
-            signs_,
-            sign_plan_,
-            {},
-            image_.image,
-            image_.factors,
-            reservoirs,
-            stream,
-            expected_keys());
+    scan_signs(reservoirs);
     list_reservoirs(
             reservoirs,
             sign_plan_.n_slices,
@@ -276,30 +276,22 @@ RowList SignSearch::find_candidates(
 }
 
 RowList SignSearch::find_candidates(float last) const {
-    scan_distances(
-            signs_,
-            sign_plan_,
-            image_.image,
-            image_.factors,
-            expected_keys(),
-            resources_.stream());
+    scan_signs({});
     return list_candidates(nullptr, last);
 }
 
 RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
     SignKeys keys;
-    keys.keys = keys_.data();
-    keys.stride = round_up(codes_.n, sign_rows_unit);
-    keys.nq = nq_;
+    keys.products = products();
     keys.rows = filter_.rows();
     keys.offsets = codes_.offsets;
+    keys.selected = codes_.selected;
     keys.n = codes_.n;
     keys.d = codes_.layout.d;
     keys.is_l2 = codes_.layout.is_l2;
     keys.margin = margin_;
     keys.factors = factors_.data();
     keys.squares = squares_.data();
-    keys.query_bits = sign_plan_.query_bits;
     const uint32_t capacity = uint32_t(rows_.size());
     gpu::list_candidates(
             keys,

@@ -91,8 +91,8 @@ class DeviceSignFilter {
 /** A page of queries that asks a DeviceSignFilter before it reads codes, all of
  * it in the order of the stream, without waiting:
  *
- * 1. the signs of all rows are read, which gives the key that each lets expect,
- *    and the best of each slice by these;
+ * 1. the signs of all rows are read, which gives their products with queries
+ * and the best of each slice by the keys that these let expect;
  * 2. the codes of these are read: the k-th best of their keys is a threshold;
  * 3. rows whose key may be below it are listed. */
 class SignSearch {
@@ -160,7 +160,9 @@ class SignSearch {
 
    private:
     RowList list_candidates(const Entry* thresholds, float last) const;
-    DistanceSink expected_keys() const;
+    /// for the k best of each slice besides, where k is not 0
+    void scan_signs(const Reservoirs& reservoirs) const;
+    ProductSink products() const;
 
     const GpuResources& resources_;
     DeviceSignFilter& filter_;
@@ -171,9 +173,9 @@ class SignSearch {
     const double margin_;
     DeviceArray<uint8_t> image_data_;
     DeviceArray<DeviceQueryFactors> factors_;
-    DeviceArray<QuerySquares> squares_;
+    DeviceArray<uint32_t> squares_;
     QueryImage image_;
-    DeviceArray<float> keys_; ///< (nq, padded n), that signs let expect
+    DeviceArray<uint32_t> products_;    ///< of signs, see ProductSink
     DeviceArray<uint32_t> rows_, size_; ///< candidates
 
     // the best by their signs, (nq, slices * k)

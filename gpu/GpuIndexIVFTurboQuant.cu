@@ -829,40 +829,43 @@ void GpuIndexIVFTurboQuant::for_each_page(
         return n_reservoirs * reservoir_size + n_slots * size_t(layout.dims) >
                 resources_->workspace_limit;
     };
+    const auto search_directly = [&](idx_t first, idx_t page) {
+        if (!is_direct(page, nprobe)) {
+            return false;
+        }
+        const size_t n_probes = page * nprobe;
+        const DirectPlan plan(layout, n_probes, resources_->device);
+        const size_t n_slots = n_probes * plan.plan.group_size();
+        if (plan.plan.stream.warps == 0 ||
+            is_too_large(n_slots, n_slots * plan.n_slices)) {
+            return false;
+        }
+        const DeviceArray<idx_t> keys(*resources_, n_probes);
+        const DeviceArray<float> distances(*resources_, n_probes);
+        parameters().quantizer->search(
+                page,
+                x + first * d,
+                nprobe,
+                distances.data(),
+                keys.data(),
+                quantizer_params);
+        DeviceProbes probes(
+                *resources_,
+                plan,
+                keys.data(),
+                page,
+                nprobe,
+                state_->device_begins.data(),
+                state_->device_sizes.data());
+        f(first,
+          page,
+          Search(*state_, x + first * d, page, first, std::move(probes)));
+        return true;
+    };
     for (idx_t begin = 0; begin < n; begin += page_queries) {
         const idx_t end = std::min(n, begin + page_queries);
-        if (is_direct(end - begin, nprobe)) {
-            const size_t n_probes = (end - begin) * nprobe;
-            const DirectPlan plan(layout, n_probes, resources_->device);
-            const size_t n_slots = n_probes * plan.plan.group_size();
-            if (plan.plan.stream.warps > 0 &&
-                !is_too_large(n_slots, n_slots * plan.n_slices)) {
-                const DeviceArray<idx_t> keys(*resources_, n_probes);
-                const DeviceArray<float> distances(*resources_, n_probes);
-                parameters().quantizer->search(
-                        end - begin,
-                        x + begin * d,
-                        nprobe,
-                        distances.data(),
-                        keys.data(),
-                        quantizer_params);
-                DeviceProbes probes(
-                        *resources_,
-                        plan,
-                        keys.data(),
-                        end - begin,
-                        nprobe,
-                        state_->device_begins.data(),
-                        state_->device_sizes.data());
-                f(begin,
-                  end - begin,
-                  Search(*state_,
-                         x + begin * d,
-                         end - begin,
-                         begin,
-                         std::move(probes)));
-                continue;
-            }
+        if (search_directly(begin, end - begin)) {
+            continue;
         }
         const std::vector<idx_t> keys = find_lists(
                 end - begin, x + begin * d, nprobe, quantizer_params);

@@ -34,7 +34,7 @@ namespace {
 
 /// queries made ready on the device, in the order that a plan wants
 struct DeviceQueries {
-    /// of_signs: null, or another way in which they are wanted
+    /// of_signs: if given, asked before codes
     DeviceQueries(
             const GpuResources& resources,
             const Encoder& encoder,
@@ -42,8 +42,9 @@ struct DeviceQueries {
             const float* x,
             size_t nq,
             size_t first_row,
-            const QueryImage* of_signs = nullptr)
-            : input(resources, x, nq * encoder.layout.d),
+            std::unique_ptr<SignSearch> of_signs = nullptr)
+            : signs(std::move(of_signs)),
+              input(resources, x, nq * encoder.layout.d),
               image(resources, plan.padded_nq() * encoder.layout.dims),
               factors(resources, plan.padded_nq()),
               check(resources) {
@@ -57,17 +58,23 @@ struct DeviceQueries {
                  plan.image_order(),
                  image.data(),
                  factors.data()},
-                of_signs,
+                signs ? &signs->image() : nullptr,
                 check.refused(),
                 resources.stream());
         check.fetch();
     }
 
+    std::unique_ptr<SignSearch> signs;
     Input<float> input;
     DeviceArray<uint8_t> image;
     DeviceArray<DeviceQueryFactors> factors;
     InputCheck check;
 };
+
+/// of a reservoir
+size_t capacity_of(const ScanPlan& plan, int k) {
+    return reservoir_capacity(k, plan.padded_nq() == 8);
+}
 
 /// what is of interest in a search, as far as a sample of the codes tells
 void begin_thresholds(
@@ -237,7 +244,7 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     const size_t n_reservoirs =
             std::max(plan.n_reservoirs(), sign_plan.n_reservoirs());
     const size_t bytes = SignSearch::workspace(sign_plan, codes.n, nq, k) +
-            (k > 0 ? n_reservoirs * reservoir_capacity(k) * sizeof(Entry) : 0);
+            (k > 0 ? n_reservoirs * capacity_of(plan, k) * sizeof(Entry) : 0);
     if (bytes > resources_->workspace_limit) {
         return nullptr;
     }
@@ -288,11 +295,11 @@ void GpuIndexTurboQuant::search(
             resources, get_selector(params, "GpuIndexTurboQuant"), ntotal);
     const DeviceCodes codes = storage_->codes(ntotal, selection.rows());
     const int k_found = int(std::min(k, ntotal));
-    const size_t capacity = reservoir_capacity(k_found);
     const auto bytes_of = [&](const ScanPlan& plan) {
         const ScanPlan sample = plan_sample(plan, uint32_t(ntotal));
         const size_t sample_rows = sample.n_slices * sample.slice_rows;
-        return plan.n_reservoirs() * capacity * sizeof(Entry) +
+        return plan.n_reservoirs() * capacity_of(plan, k_found) *
+                sizeof(Entry) +
                 plan.padded_nq() * sample_rows * sizeof(float);
     };
     bool goes_to_host =
@@ -305,7 +312,6 @@ void GpuIndexTurboQuant::search(
             page = (page + 1) / 2;
             plan = plan_scan(layout, ntotal, page, resources.device);
         }
-        const auto signs = make_sign_search(codes, plan, page, k_found);
         const DeviceQueries queries(
                 resources,
                 storage_->encoder,
@@ -313,12 +319,14 @@ void GpuIndexTurboQuant::search(
                 x + first * d,
                 page,
                 first,
-                signs ? &signs->image() : nullptr);
+                make_sign_search(codes, plan, page, k_found));
         Output<float> page_distances(
                 resources, distances + first * k, page * k);
         Output<idx_t> page_labels(resources, labels + first * k, page * k);
-        const size_t n_reservoirs =
-                signs ? signs->n_reservoirs() : plan.n_reservoirs();
+        const size_t n_reservoirs = queries.signs
+                ? queries.signs->n_reservoirs()
+                : plan.n_reservoirs();
+        const size_t capacity = capacity_of(plan, k_found);
         const DeviceArray<Entry> entries(resources, n_reservoirs * capacity);
         const DeviceArray<uint32_t> counts(resources, n_reservoirs);
         const DeviceArray<Entry> thresholds(resources, plan.padded_nq());
@@ -330,8 +338,8 @@ void GpuIndexTurboQuant::search(
                 thresholds.data()};
         if (ntotal > 0) {
             DeviceCodes of_interest = codes;
-            if (signs) {
-                of_interest.list = signs->find_candidates(
+            if (queries.signs) {
+                of_interest.list = queries.signs->find_candidates(
                         queries.image.data(),
                         queries.factors.data(),
                         reservoirs);
@@ -357,8 +365,8 @@ void GpuIndexTurboQuant::search(
                 page_distances.data,
                 page_labels.data,
                 resources.stream());
-        if (signs) {
-            signs->note_outcome();
+        if (queries.signs) {
+            queries.signs->note_outcome();
         }
         page_distances.deliver();
         page_labels.deliver();
@@ -390,8 +398,6 @@ void GpuIndexTurboQuant::range_search(
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
         const ScanPlan plan = plan_scan(layout, ntotal, page, resources.device);
-        const auto signs =
-                is_empty ? nullptr : make_sign_search(codes, plan, page, 0);
         const DeviceQueries queries(
                 resources,
                 storage_->encoder,
@@ -399,16 +405,16 @@ void GpuIndexTurboQuant::range_search(
                 x + first * d,
                 page,
                 first,
-                signs ? &signs->image() : nullptr);
+                is_empty ? nullptr : make_sign_search(codes, plan, page, 0));
         check_queries(queries.check);
         if (is_empty) {
             continue;
         }
         DeviceCodes of_interest = codes;
-        if (signs) {
-            of_interest.list =
-                    signs->find_candidates(last_key(layout.is_l2, radius));
-            signs->note_outcome();
+        if (queries.signs) {
+            of_interest.list = queries.signs->find_candidates(
+                    last_key(layout.is_l2, radius));
+            queries.signs->note_outcome();
         }
         auto of_page = collect_hits(
                 resources,

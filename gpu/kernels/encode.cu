@@ -896,7 +896,8 @@ __device__ void write_bit_planes(
         const int8_t* quantized,
         const QueryWords& words) {
     const int lane = threadIdx.x % 32;
-    const int units = order.units, bits = order.query_bits;
+    constexpr int bits = 8;
+    const int units = order.units;
     const int of_step = 4 * units; // words of a plane
     // where bit b of word i goes
     const auto place = [&](int i, int b) {
@@ -905,7 +906,7 @@ __device__ void write_bit_planes(
             return (step * bits + b) * of_step + in_step;
         }
         const int t = in_step / units, unit = in_step % units;
-        const int width = units == 1 ? 1 : 2; // of a pair
+        const int width = units == 1 || order.group_size ? 1 : 2; // of a pair
         // of the lane
         const int word = ((step * units + unit) / width * bits + b) * width +
                 unit % width;
@@ -942,10 +943,10 @@ __device__ void write_query(
         double bias,
         const QueryWords& words,
         DeviceQueryFactors& factors,
-        QuerySquares* squares) {
+        uint32_t* squares) {
     __shared__ float largest_of_warp[query_threads / 32];
     __shared__ int sum;
-    __shared__ QuerySquares sums_of_squares;
+    __shared__ uint32_t sum_of_squares;
     const int d = layout.d, dims = layout.dims;
     float largest = 0;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
@@ -959,31 +960,24 @@ __device__ void write_query(
     }
     if (threadIdx.x == 0) {
         sum = 0;
-        sums_of_squares = {};
+        sum_of_squares = 0;
     }
     __syncthreads();
     for (int w = 0; w < blockDim.x / 32; w++) {
         largest = fmaxf(largest, largest_of_warp[w]);
     }
-    const int greatest = greatest_of(order.query_bits);
     const float factor = largest > 0 ? 127 / largest : 0;
     int partial_sum = 0;
-    QuerySquares partial = {};
+    uint32_t partial_squares = 0;
     for (int i = threadIdx.x; i < dims; i += blockDim.x) {
-        const int fine = i < d ? __float2int_rn(y[i] * factor) : 0;
-        const int value = greatest == 127
-                ? fine
-                : __float2int_rn(float(fine * greatest) / 127);
-        const int rounding = greatest * fine - 127 * value;
+        const int value = i < d ? __float2int_rn(y[i] * factor) : 0;
         quantized[i] = value;
         partial_sum += value;
-        partial.of_query += fine * fine;
-        partial.of_rounding += rounding * rounding;
+        partial_squares += value * value;
     }
     atomicAdd(&sum, partial_sum);
     if (squares) {
-        atomicAdd(&sums_of_squares.of_query, partial.of_query);
-        atomicAdd(&sums_of_squares.of_rounding, partial.of_rounding);
+        atomicAdd(&sum_of_squares, partial_squares);
     }
     __syncthreads();
 
@@ -994,7 +988,7 @@ __device__ void write_query(
     }
     if (threadIdx.x == 0) {
         const double multiplier =
-                length * (double(largest) / greatest) * layout.half_level;
+                length * (double(largest) / 127) * layout.half_level;
         const uint32_t base = order.is_batch ? DeviceLayout().base
                                              : layout.base_of(order.by_bits);
         const float sign = layout.is_l2 ? 1 : -1;
@@ -1004,7 +998,7 @@ __device__ void write_query(
                 sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
                 sign * float(bias)};
         if (squares) {
-            *squares = sums_of_squares;
+            *squares = sum_of_squares;
         }
     }
 }

@@ -80,41 +80,26 @@ struct DeviceQueryFactors {
  * queries][fragment][query][lane of the row][word]. For those of four warps:
  * [group][fragment][word][query][lane of the row], or, in batches,
  * [group][fragment][lane of the row][query][word]. By bits, a query is eight
- * codes of one bit, or fewer, those of bit b of its integers, in the order in
- * which lanes read codes: [query][step][b][lane of the row][word of `units`],
- * or, of eight queries, the words of a lane in fragments [step][pair of
- * units][b][unit of the pair]. */
+ * codes of one bit, those of bit b of its integers, in the order in which lanes
+ * read codes: [query][step][b][lane of the row][word of `units`], or, of eight
+ * queries, the words of a lane in fragments [step][pair of units][b][unit of
+ * the pair], which are one unit where four warps work together. */
 struct ImageOrder {
     int units = 1;          ///< of Fragment
     bool by_bits = false;   ///< see ScanPlan
-    int query_bits = 8;     ///< likewise
     bool is_single = false; ///< likewise
     bool is_batch = false;  ///< likewise
     int group_size = 0;     ///< 0 for the first order
-};
-
-/// the greatest integer of a query
-constexpr int greatest_of(int query_bits) {
-    return (1 << (query_bits - 1)) - 1;
-}
-
-/// sums of squares
-struct QuerySquares {
-    uint32_t of_query; ///< its integers, of 8 bits
-    /// what fewer bits lose: the integers of 8 bits times greatest_of these,
-    /// less their own times 127
-    uint32_t of_rounding;
 };
 
 /// queries as they are compared with codes of a layout
 struct QueryImage {
     DeviceLayout layout;
     ImageOrder order;
-    uint8_t* image = nullptr; ///< (padded_nq, dims), written; of fewer bits
-                              ///< than 8, the beginning of each
+    uint8_t* image = nullptr;              ///< (padded_nq, dims), written
     DeviceQueryFactors* factors = nullptr; ///< (padded_nq,), written
-    /// (padded_nq,), written; null: not wanted
-    QuerySquares* squares = nullptr;
+    /// (padded_nq,), written: |q|^2 of the integers; null: not wanted
+    uint32_t* squares = nullptr;
 };
 
 /** Rotate and quantize queries. Queries past nq are such that nothing is ever

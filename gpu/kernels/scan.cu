@@ -42,13 +42,13 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
     if (plan.is_batch) {
         return kernels.batch[plan.units / 2];
     }
-    if (plan.uses_wgmma) {
+    if (plan.uses_wgmma && plan.group_tiles > 1) {
         return kernels.wgmma[plan.group_tiles / 16];
     }
     switch (plan.group_tiles) {
         case 1: {
             const auto& few = plan.is_single ? kernels.single
-                    : plan.query_bits < 8    ? kernels.coarse
+                    : plan.uses_wgmma        ? kernels.streamed_wgmma
                     : plan.stream.warps > 0  ? kernels.streamed
                                              : kernels.few;
             return few[plan.units / 2];
@@ -81,12 +81,13 @@ int tile_size(const DeviceLayout& layout) {
     return tile_rows * layout.row_size();
 }
 
-/// the first number
-int compute_capability(int device) {
-    int major = 0;
-    TQ_CUDA(cudaDeviceGetAttribute(
-            &major, cudaDevAttrComputeCapabilityMajor, device));
-    return major;
+/** Whether the current device runs the code for compute capability 9.0, which
+ * alone has wgmma. What is newer runs that of 8.0, as does every device where
+ * the library is built without the other. */
+bool has_wgmma(const DeviceLayout& layout) {
+    cudaFuncAttributes attributes;
+    TQ_CUDA(cudaFuncGetAttributes(&attributes, kernels_of(layout).wgmma[0]));
+    return attributes.ptxVersion == 90;
 }
 
 /// of a block
@@ -384,12 +385,12 @@ ScanPlan plan_list_scan(
         double queries_of_list,
         size_t most_queries,
         int device) {
-    const bool has_wgmma = compute_capability(device) == 9;
+    const bool may_use_wgmma = has_wgmma(layout);
     ScanPlan plan;
     for (const int tiles : {4, 8, 16}) {
         ScanPlan larger;
         larger.group_tiles = tiles;
-        larger.uses_wgmma = has_wgmma && tiles >= 8;
+        larger.uses_wgmma = tiles >= 8 && may_use_wgmma;
         if (queries_of_list > 4 * tiles &&
             int(shared_size(layout, larger)) <=
                     available_shared(layout, larger, device)) {
@@ -405,6 +406,7 @@ ScanPlan plan_list_scan(
                 counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
         plan.by_bits = plan.is_single ||
                 counts_bits_of_eight(layout.nbits, layout.has_trellis());
+        plan.uses_wgmma = plan.by_bits && !plan.is_single && may_use_wgmma;
     }
     const int most_units =
             few_units(layout.nbits, layout.has_trellis(), plan.is_single);
@@ -421,7 +423,7 @@ ScanPlan plan_scan(
         size_t nq,
         int device) {
     ScanPlan plan;
-    if (nq > max_group && compute_capability(device) == 9) {
+    if (nq > max_group && has_wgmma(layout)) {
         plan.is_batch = true;
         plan.group_tiles = batch_group / 8;
         if (kernels_of(layout).batch[1] && layout.dims % (2 * dims_unit) == 0) {
@@ -454,18 +456,6 @@ ScanPlan plan_scan(
     return plan;
 }
 
-ScanPlan plan_coarse_scan(
-        const DeviceLayout& layout,
-        uint32_t n,
-        size_t nq,
-        int device) {
-    ScanPlan plan = plan_scan(layout, n, nq, device);
-    if (plan.by_bits && !plan.is_single) {
-        plan.query_bits = coarse_query_bits;
-    }
-    return plan;
-}
-
 ScanPlan plan_sample(const ScanPlan& plan, uint32_t n) {
     // the k-th best of one row in 64 has 64 k - 1 better ones
     constexpr uint32_t least = 2048, most = 16384, unit = max_round_rows;
@@ -481,8 +471,8 @@ ScanPlan plan_sample(const ScanPlan& plan, uint32_t n) {
     return sample;
 }
 
-size_t reservoir_capacity(int k) {
-    return round_up(2 * k, 32) + max_check_rows;
+size_t reservoir_capacity(int k, bool is_ample) {
+    return round_up(2 * k, 32) + (is_ample ? 2 : 1) * early_check_rows;
 }
 
 void reset_thresholds(Entry* thresholds, size_t nq, cudaStream_t stream) {
@@ -514,11 +504,9 @@ void scan_top_k(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs,
-        cudaStream_t stream,
-        const DistanceSink& all) {
+        cudaStream_t stream) {
     ScanArgs args = make_args(codes, plan, tasks, image, factors);
     args.reservoirs = reservoirs;
-    args.all = all;
     launch(args, plan, stream);
 }
 
@@ -547,6 +535,21 @@ void scan_distances(
         cudaStream_t stream) {
     ScanArgs args = make_args(codes, plan, {}, image, factors);
     args.all = sink;
+    launch(args, plan, stream);
+}
+
+void scan_products(
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        const uint8_t* image,
+        const DeviceQueryFactors* factors,
+        const ProductSink& sink,
+        const Reservoirs& reservoirs,
+        cudaStream_t stream) {
+    ScanArgs args = make_args(codes, plan, {}, image, factors);
+    args.products = sink;
+    args.reservoirs = reservoirs;
+    args.range.last = -INFINITY; // no key is of interest
     launch(args, plan, stream);
 }
 

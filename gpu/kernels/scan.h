@@ -64,7 +64,6 @@ struct ScanPlan {
     int units = 1;          ///< of Fragment
     bool by_bits = false;   ///< see counts_bits, counts_bits_of_eight
     bool is_single = false; ///< by bits: groups of one query
-    int query_bits = 8;     ///< by bits: of the integers of a query
     StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
@@ -80,7 +79,6 @@ struct ScanPlan {
     ImageOrder image_order() const {
         return {units,
                 by_bits,
-                query_bits,
                 is_single,
                 is_batch,
                 uses_wgmma || is_batch ? group_size() : 0};
@@ -98,14 +96,6 @@ struct ScanPlan {
 };
 
 ScanPlan plan_scan(
-        const DeviceLayout& layout,
-        uint32_t n,
-        size_t nq,
-        int device);
-
-/** The same, but queries may have fewer bits than they have for codes, where
- * that is faster. For layouts of signs. */
-ScanPlan plan_coarse_scan(
         const DeviceLayout& layout,
         uint32_t n,
         size_t nq,
@@ -145,8 +135,10 @@ int blocks_at_once(
         const ScanPlan& plan,
         int device);
 
-/// Entries that a reservoir holds. k: at most max_k
-size_t reservoir_capacity(int k);
+/** Entries that a reservoir holds.
+ * @param k         at most max_k
+ * @param is_ample  of few reservoirs, where more room gains some time */
+size_t reservoir_capacity(int k, bool is_ample = false);
 
 constexpr int max_k = 2048;
 
@@ -182,6 +174,29 @@ struct DistanceSink {
     bool are_keys = false; ///< in place of distances
 };
 
+/// rows whose products with a query lie together
+constexpr uint32_t product_rows = 16;
+
+/** Dot products of the integers of up to eight queries with codes of one bit,
+ * whose levels are 1 and -1, each less what does not fit in 16 bits: a product
+ * is in shifted << shift .. (shifted + 1 << shift) - 1. A word is of two rows,
+ * `product_rows` / 2 apart, the first one's in its lower half. */
+struct ProductSink {
+    uint32_t* words = nullptr; ///< (nq, rows / 2)
+    uint32_t nq = 0;
+    uint32_t rows = 0; ///< of all slices, or more, in units of product_rows
+    int shift = 0;
+
+    /// of codes of so many coordinates
+    static constexpr int shift_of(int d) {
+        int shift = 0;
+        while (127 * d >> shift > INT16_MAX) {
+            shift++;
+        }
+        return shift;
+    }
+};
+
 /// thresholds (nq,) that exclude nothing
 void reset_thresholds(Entry* thresholds, size_t nq, cudaStream_t stream);
 
@@ -196,8 +211,7 @@ void find_thresholds(
         Entry* thresholds,
         cudaStream_t stream);
 
-/** The k best of each slice, or task.
- * @param all  if given, for all keys besides, of up to eight queries */
+/// the k best of each slice, or task
 void scan_top_k(
         const DeviceCodes& codes,
         const ScanPlan& plan,
@@ -205,8 +219,7 @@ void scan_top_k(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs,
-        cudaStream_t stream,
-        const DistanceSink& all = {});
+        cudaStream_t stream);
 
 /// @param nq  counts
 void scan_range(
@@ -226,6 +239,17 @@ void scan_distances(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const DistanceSink& sink,
+        cudaStream_t stream);
+
+/** All products with codes of one bit, not of inverted files.
+ * @param reservoirs  for the k best of each slice besides; k = 0: not wanted */
+void scan_products(
+        const DeviceCodes& codes,
+        const ScanPlan& plan,
+        const uint8_t* image,
+        const DeviceQueryFactors* factors,
+        const ProductSink& sink,
+        const Reservoirs& reservoirs,
         cudaStream_t stream);
 
 /** The k best of all slices.

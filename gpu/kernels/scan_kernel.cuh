@@ -47,13 +47,11 @@ constexpr bool counts_bits(int nbits, bool has_trellis, int trellis) {
 }
 
 /** Whether eight queries are, with a TileStream: a matrix instruction is of a
- * bit of all of them, so that each plane takes eight times as many. */
+ * bit of all of them, so that each plane takes eight times as many, or of all
+ * their bits, for four warps. */
 constexpr bool counts_bits_of_eight(int nbits, bool has_trellis) {
     return nbits == 1 && !has_trellis;
 }
-
-/// of queries that are not compared exactly, in half the instructions
-constexpr int coarse_query_bits = 4;
 
 /// Fragment::units with few queries, at most. Trellises are short of registers;
 /// at two bits, planes of bits leave some.
@@ -63,9 +61,10 @@ constexpr int few_units(int nbits, bool has_trellis, bool is_single) {
                                       : 2;
 }
 
-/// rows of a block from one look at the reservoirs, for which all warps wait,
-/// to the next, at most
-constexpr int max_check_rows = 768;
+/// Rows of a block from one look at the reservoirs to the next, at most. There
+/// may be room for more, but not in the first looks, before which thresholds
+/// take in much.
+constexpr int early_check_rows = 768, early_checks = 6;
 
 constexpr int max_group = 128;
 
@@ -81,6 +80,7 @@ struct ScanArgs {
     Reservoirs reservoirs;
     RangeSink range;
     DistanceSink all;
+    ProductSink products;
 };
 
 using ScanKernel = void (*)(ScanArgs);
@@ -89,11 +89,11 @@ using ScanKernel = void (*)(ScanArgs);
 struct ScanKernels {
     ScanKernel few[3];      ///< one tile of queries; units 1, 2, 4; or null
     ScanKernel streamed[3]; ///< the same, through a TileStream
-    ScanKernel coarse[3];   ///< streamed, with few bits of eight queries
-    ScanKernel single[3];   ///< and of one query, see counts_bits
-    ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
-    ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
-    ScanKernel batch[2];    ///< 32 tiles; units 1, 2; or null
+    ScanKernel streamed_wgmma[3]; ///< likewise, see counts_bits_of_eight
+    ScanKernel single[3];         ///< of one query, see counts_bits
+    ScanKernel many[3];           ///< 4, 8 and 16 tiles; units 1
+    ScanKernel wgmma[2];          ///< 8 and 16 tiles; units 1
+    ScanKernel batch[2];          ///< 32 tiles; units 1, 2; or null
 };
 
 #ifdef __CUDACC__
@@ -262,6 +262,55 @@ __device__ inline void count_bits_of_eight(
     }
 }
 
+/** The same of n steps by the matrix instructions of four warps. What these
+ * read of codes is all loaded before the first one, into registers that are not
+ * written before the last one has ended: with what comes next loaded meanwhile,
+ * ptxas (13.0) let moves to the registers of codes overtake the wait.
+ * @param rows     g and g + 8
+ * @param queries  where the next step's bits are; moved on */
+template <int n, int units, class Decoder, int n_sums>
+__device__ inline void count_steps_of_eight(
+        int (&sums)[n_sums],
+        const DeviceLayout& layout,
+        const uint8_t* const (&rows)[2],
+        int step,
+        int t,
+        uint64_t& queries) {
+    constexpr int unit_size = 64; // in units of 16 bytes
+    typename Decoder::Raw raw[n][2];
+#pragma unroll
+    for (int s = 0; s < n; s++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            raw[s][i] =
+                    Decoder::template load<true>(layout, rows[i], step + s, t);
+        }
+    }
+    begin_wgmma();
+#pragma unroll
+    for (int s = 0; s < n; s++) {
+        const auto& x = raw[s][0].words[0];
+        const auto& y = raw[s][1].words[0];
+        if constexpr (units == 1) { // of the other half, codes are 0
+            wgmma_of_bits(sums, x[0], y[0], 0, 0, queries);
+        } else {
+#pragma unroll
+            for (int i = 0; i < units; i += 2) {
+                wgmma_of_bits(
+                        sums,
+                        x[i],
+                        y[i],
+                        x[i + 1],
+                        y[i + 1],
+                        queries + i * unit_size);
+            }
+        }
+        queries += units * unit_size;
+    }
+    end_wgmma_group();
+    wait_for_wgmma(sums);
+}
+
 /// the dot products from such sums, to the first four
 template <int n_sums>
 __device__ inline void add_bits_of_eight(int (&sums)[n_sums]) {
@@ -353,6 +402,31 @@ __device__ inline void write_distances(
     }
 }
 
+/** Writes products with a tile of rows to a ProductSink.
+ * @param products  [2 i + j]: of row g + 8 i and query 2 t + j
+ * @param queries   1 or 2: those that a lane has */
+__device__ inline void write_products(
+        const ProductSink& sink,
+        uint32_t tile_row,
+        const int (&products)[4],
+        int queries) {
+    static_assert(product_rows == tile_rows);
+    const int lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        const uint32_t query = 2 * t + j;
+        if (j < queries && query < sink.nq) {
+            const uint32_t word = __byte_perm(
+                    products[j] >> sink.shift,
+                    products[2 + j] >> sink.shift,
+                    0x5410);
+            __stcs(sink.words + size_t(query) * (sink.rows / 2) + tile_row / 2 +
+                           g,
+                   word);
+        }
+    }
+}
+
 /// any for an empty slot, where nothing is found
 __device__ inline uint32_t query_of_slot(const ScanArgs& args, uint32_t slot) {
     if (!args.tasks.query_of_slot) {
@@ -436,8 +510,7 @@ template <
         int group_tiles,
         bool uses_wgmma,
         bool is_streamed,
-        bool by_bits,
-        int query_bits = 8>
+        bool by_bits>
 __global__ void __launch_bounds__(
         ScanShape<group_tiles, uses_wgmma, is_streamed>::threads,
         group_tiles > 1 || is_streamed ? 1 : 2)
@@ -448,7 +521,7 @@ __global__ void __launch_bounds__(
     constexpr int n_row_tiles = Shape::row_tiles;
     constexpr bool eight_by_bits = !by_bits && is_streamed &&
             counts_bits_of_eight(nbits, trellis != no_trellis);
-    constexpr int n_sums = eight_by_bits ? 4 * query_bits
+    constexpr int n_sums = eight_by_bits ? 4 * 8
             : by_bits                    ? 4 * Decoder::bit_planes
                                          : 4 * group_tiles * Shape::chains;
     constexpr int warp_rows = Shape::warp_rows;
@@ -463,9 +536,14 @@ __global__ void __launch_bounds__(
     const int t = lane % 4, g = lane / 4;
     const int threads = is_streamed ? blockDim.x : Shape::threads;
     const int round_rows = threads / 32 * warp_rows;
-    // few queries have room for what they find in several rounds
-    const int rounds_per_check =
-            group_tiles == 1 ? max_check_rows / round_rows : 1;
+    // Few queries have room for what they find in several rounds, after which
+    // all warps wait for each other.
+    const int rounds_per_check = group_tiles > 1
+            ? 1
+            : (args.reservoirs.capacity - round_up(2 * args.reservoirs.k, 32)) /
+                    round_rows;
+    const int early_rounds =
+            group_tiles > 1 ? 1 : early_check_rows / round_rows;
     const ScanTask task = task_at(args, group_size, blockIdx.x);
     const int steps = layout.dims / (dims_unit * units);
     const int fragments = layout.dims / 64;
@@ -615,7 +693,7 @@ __global__ void __launch_bounds__(
                 __any_sync(0xffffffff, !isnan(query_factors[1].multiplier));
     }
 
-    int rounds_to_check = rounds_per_check;
+    int rounds_to_check = early_rounds, checks = 0;
     for (uint32_t round = begin; round < end; round += round_rows) {
         // what other blocks have found meanwhile
         Entry shared_last = no_entry;
@@ -633,10 +711,14 @@ __global__ void __launch_bounds__(
                     is_streamed ? next_factors : load_factors(first_row);
             if constexpr (is_streamed) {
                 next_factors = load_factors(first_row + round_rows);
-                const uint8_t* tile = stream.wait();
-                rows[0][0] = tile + g * layout.row_size();
+                if (!uses_wgmma || first_row < end) {
+                    stream.wait();
+                }
+                rows[0][0] = stream.tile() + g * layout.row_size();
                 rows[0][1] = rows[0][0] + 8 * layout.row_size();
-                load_ahead(0, 0);
+                if constexpr (!uses_wgmma) {
+                    load_ahead(0, 0);
+                }
             }
             Decoder decoders[n_row_tiles][2];
 #pragma unroll
@@ -653,8 +735,9 @@ __global__ void __launch_bounds__(
             const uint4* fragment = image + lane;
             const auto* planes =
                     reinterpret_cast<const PlaneWords<units>*>(image) + lane;
-            uint64_t descriptor =
-                    operand_descriptor(shared_address(image), group_size);
+            uint64_t descriptor = operand_descriptor(
+                    shared_address(image),
+                    eight_by_bits ? 8 * group_size : group_size);
             // load_next: into `raw`, which has been decoded then
             const auto multiply_step = [&](const auto& raw,
                                            const auto& load_next) {
@@ -676,7 +759,7 @@ __global__ void __launch_bounds__(
                                     layout, raw[m][i], unit, a[m][i]);
                         }
                     }
-                    if constexpr (uses_wgmma) {
+                    if constexpr (uses_wgmma && !is_streamed) {
                         begin_wgmma();
 #pragma unroll
                         for (int p = 0; p < 8; p += 2) {
@@ -711,7 +794,20 @@ __global__ void __launch_bounds__(
                 count_bits(sums[0], bits[0], bits[1], *planes);
                 planes += 32;
             };
-            if constexpr (is_streamed) {
+            if constexpr (is_streamed && uses_wgmma) {
+                constexpr int at_once = 3; // as many as there are registers for
+                int step = 0;
+#pragma unroll 1
+                for (; step + at_once <= steps; step += at_once) {
+                    count_steps_of_eight<at_once, units, Decoder>(
+                            sums[0], layout, rows[0], step, t, descriptor);
+                }
+#pragma unroll 1
+                for (; step < steps; step++) {
+                    count_steps_of_eight<1, units, Decoder>(
+                            sums[0], layout, rows[0], step, t, descriptor);
+                }
+            } else if constexpr (is_streamed) {
                 for (int step = 0; step < steps; step++) {
                     const Raw raw[1][2] = {{loaded[0][0][0], loaded[0][0][1]}};
                     load_ahead(0, step + 1);
@@ -723,15 +819,11 @@ __global__ void __launch_bounds__(
                                 raw[0][0].words[0],
                                 raw[0][1].words[0],
                                 fragment);
-                        fragment += units * query_bits * 32 / 4;
+                        fragment += units * 8 * 32 / 4;
                     } else {
                         multiply_step(raw, [] {});
                     }
                 }
-                copy_tile(
-                        stream.slot(),
-                        first_row + args.stream_tiles * round_rows);
-                stream.advance();
             } else {
                 // a slot is filled again as soon as it has been read
                 for (int step = 0; step < steps; step += ahead) {
@@ -756,6 +848,12 @@ __global__ void __launch_bounds__(
                     begin_rows(first_row + round_rows);
                 }
             }
+            if constexpr (is_streamed) {
+                copy_tile(
+                        stream.slot(),
+                        first_row + args.stream_tiles * round_rows);
+                stream.advance();
+            }
 
             if constexpr (by_bits) {
                 add_bits(sums[0], t);
@@ -774,6 +872,25 @@ __global__ void __launch_bounds__(
                 }
             }
             // sums[m][4 q + 2 i + j] is of row g + 8 i and query 2 t + j
+            const auto product_of = [&](uint32_t dot, uint32_t base) {
+                return int(layout.slope * dot - base);
+            };
+            if constexpr (
+                    group_tiles == 1 && nbits == 1 && !Decoder::has_trellis) {
+                if (args.products.words && first_row < end) {
+                    int products[4];
+#pragma unroll
+                    for (int c = 0; c < 4; c++) {
+                        products[c] = product_of(
+                                sums[0][c], state.factors[2 * t + c % 2].base);
+                    }
+                    write_products(
+                            args.products,
+                            first_row,
+                            products,
+                            by_bits ? 1 : 2);
+                }
+            }
             const float sign = layout.is_l2 ? 1 : -1;
             const auto for_each_key = [&](const auto& take) {
 #pragma unroll
@@ -792,10 +909,10 @@ __global__ void __launch_bounds__(
                         for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
                             for (int i = 0; i < 2; i++) {
-                                const uint32_t dot = sums[m][4 * q + 2 * i + j];
-                                const int sum =
-                                        layout.slope * dot - factors.base;
-                                const float key = (float(sum) *
+                                const int product = product_of(
+                                        sums[m][4 * q + 2 * i + j],
+                                        factors.base);
+                                const float key = (float(product) *
                                                    row_factors.scales[m][i]) *
                                                 factors.multiplier +
                                         (sign * row_factors.offsets[m][i] +
@@ -829,20 +946,15 @@ __global__ void __launch_bounds__(
             if (!args.all.distances) {
                 for_each_key(take);
             } else {
-                for_each_key([&](int query,
-                                 uint32_t row,
-                                 float key,
-                                 float last_key) {
+                for_each_key([&](int query, uint32_t row, float key, float) {
                     write_distances<1>(args, task, offset, query, row, {key});
-                    if (is_top_k) {
-                        take(query, row, key, last_key);
-                    }
                 });
             }
         }
 
         if (is_top_k && --rounds_to_check == 0) {
-            rounds_to_check = rounds_per_check;
+            rounds_to_check =
+                    ++checks < early_checks ? early_rounds : rounds_per_check;
             const int limit =
                     args.reservoirs.limit(rounds_per_check * round_rows);
             __syncthreads();

@@ -21,15 +21,8 @@ constexpr void add_few(ScanKernels& kernels) {
         kernels.streamed[i] =
                 scan_kernel<nbits, trellis, units, 1, false, true, false>;
         if constexpr (counts_bits_of_eight(nbits, has_trellis)) {
-            kernels.coarse[i] = scan_kernel<
-                    nbits,
-                    trellis,
-                    units,
-                    1,
-                    false,
-                    true,
-                    false,
-                    coarse_query_bits>;
+            kernels.streamed_wgmma[i] =
+                    scan_kernel<nbits, trellis, units, 1, true, true, false>;
         }
     }
     if constexpr (

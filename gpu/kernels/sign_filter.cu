@@ -230,43 +230,47 @@ __global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
     }
 }
 
-/** The least that a row's key can be, with the key that its signs let expect:
+/** A row is of interest if, with its product as it is in a ProductSink,
  *
- *   factor * key + (shift + spread * residual) * scale + rest * offset
- *
- * It is of interest up to `limit`. */
+ *   (slope * product + shift + spread * residual) * scale +- offset <= limit.
+ */
 struct KeyBound {
-    float factor, shift, spread, rest, limit;
+    float slope, shift, spread, limit;
 };
 
 __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
     const DeviceQueryFactors& factors = signs.factors[q];
     const SignStatistics& statistics = *signs.rows.statistics;
-    const double multiplier = factors.multiplier;
-    // of integers that are a query's part of these
-    const double unit = greatest_of(signs.query_bits) / 127.0;
-    const double squares = unit * unit * signs.squares[q].of_query;
-    const double rounded = sqrt(double(signs.squares[q].of_rounding)) / 127;
+    const double multiplier = factors.multiplier; // below 0
+    const double squares = signs.squares[q];
     const float sign = signs.is_l2 ? 1 : -1;
     const double y =
             (double(threshold) - factors.bias - sign * statistics.offset) /
             (multiplier * statistics.scale);
     const SignBound bound = sign_bound(
-            {squares,
-             sign_share(signs.d, signs.margin),
-             signs.margin * rounded},
+            {squares, sign_share(signs.d, signs.margin), 0},
             {statistics.least_residual, statistics.largest_residual},
             signs.d,
             y);
+    const double slope = multiplier * bound.factor;
+    const int unit = 1 << signs.products.shift; // of products
     // more than rounding to floats may do to <q, s>, and, in the last line, to
     // the rest
     const double rounding = 0x1p-20 * sqrt(signs.d * squares);
-    const float rest = float(1 - bound.factor);
-    return {float(bound.factor),
-            float(multiplier * (bound.factor * bound.shift + rounding)),
-            float(multiplier * bound.factor * bound.spread),
-            rest * sign,
-            threshold + 0x1p-20f * fabsf(threshold) - rest * factors.bias};
+    return {float(slope * unit),
+            float(slope * (bound.shift + unit - 1) + multiplier * rounding),
+            float(slope * bound.spread),
+            float(threshold + 0x1p-20 * fabs(double(threshold)) -
+                  factors.bias)};
+}
+
+/// four numbers that start on 16 bytes
+__device__ void load4(const float* from, float (&to)[4]) {
+    const float4 x = *reinterpret_cast<const float4*>(from);
+    to[0] = x.x;
+    to[1] = x.y;
+    to[2] = x.z;
+    to[3] = x.w;
 }
 
 __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
@@ -279,8 +283,9 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
     __shared__ KeyBound bounds[max_sign_queries];
     __shared__ uint32_t found[list_rows];
     __shared__ uint32_t count, place;
+    const ProductSink& products = signs.products;
     const int q = threadIdx.x;
-    if (q < signs.nq) {
+    if (q < products.nq) {
         const float threshold = !thresholds ? last
                 : thresholds[q] == no_entry ? FLT_MAX
                                             : entry_key(thresholds[q]);
@@ -290,65 +295,68 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
         count = 0;
     }
     __syncthreads();
-    const int lane = threadIdx.x % 32;
-    const size_t begin = size_t(blockIdx.x) * list_rows;
+    const float sign = signs.is_l2 ? 1 : -1;
+    // two threads share the rows whose products lie together: each has four of
+    // either half, those of four words
+    constexpr uint32_t half = product_rows / 2;
 #pragma unroll
-    for (int i = 0; i < list_rows; i += sign_rows_unit * list_threads) {
-        const size_t row = begin + i + sign_rows_unit * threadIdx.x;
-        uint32_t of_interest = 0;
-        if (row < signs.n) {
-            const float4 scale =
-                    *reinterpret_cast<const float4*>(signs.rows.scales + row);
-            const float4 residual = *reinterpret_cast<const float4*>(
-                    signs.rows.residuals + row);
-            float4 offset = {};
-            if (signs.offsets) {
-                offset = *reinterpret_cast<const float4*>(signs.offsets + row);
-            }
-            for (int j = 0; j < signs.nq; j++) {
-                const float4 key = __ldcs(reinterpret_cast<const float4*>(
-                        signs.keys + j * signs.stride + row));
-                const KeyBound bound = bounds[j];
-                const auto is_of_interest = [&](float key,
-                                                float scale,
-                                                float residual,
-                                                float offset) {
-                    const float left =
-                            (bound.shift + bound.spread * residual) * scale;
-                    return uint32_t(
-                            bound.factor * key + left + bound.rest * offset <=
-                            bound.limit);
-                };
-                of_interest |=
-                        is_of_interest(key.x, scale.x, residual.x, offset.x) |
-                        is_of_interest(key.y, scale.y, residual.y, offset.y)
-                                << 1 |
-                        is_of_interest(key.z, scale.z, residual.z, offset.z)
-                                << 2 |
-                        is_of_interest(key.w, scale.w, residual.w, offset.w)
-                                << 3;
-            }
-            const size_t left = signs.n - row;
-            of_interest &= left < sign_rows_unit ? (1u << left) - 1 : 0xf;
-        }
-        if (!__any_sync(0xffffffff, of_interest)) {
+    for (int i = 0; i < list_rows; i += half * list_threads) {
+        const uint32_t part = (blockIdx.x * list_rows + i) / half + threadIdx.x;
+        const uint32_t first = part / 2 * product_rows + part % 2 * 4;
+        if (first >= signs.n) {
             continue;
         }
-        uint32_t ballots[sign_rows_unit], at = 0;
-        for (int b = 0; b < sign_rows_unit; b++) {
-            ballots[b] = __ballot_sync(0xffffffff, of_interest >> b & 1);
-            at += __popc(ballots[b]);
-        }
-        if (lane == 0) {
-            at = atomicAdd(&count, at);
-        }
-        at = __shfl_sync(0xffffffff, at, 0);
-        for (int b = 0; b < sign_rows_unit; b++) {
-            if (of_interest >> b & 1) {
-                found[at + __popc(ballots[b] & ((1u << lane) - 1))] =
-                        uint32_t(row + b);
+        float scales[2][4], residuals[2][4], offsets[2][4] = {};
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint32_t row = first + h * half;
+            load4(signs.rows.scales + row, scales[h]);
+            load4(signs.rows.residuals + row, residuals[h]);
+            if (signs.offsets) {
+                load4(signs.offsets + row, offsets[h]);
             }
-            at += __popc(ballots[b]);
+        }
+        uint32_t of_interest = 0; // bit 4 h + w: row w of half h
+#pragma unroll 4                  // loads of several queries at a time
+        for (int j = 0; j < products.nq; j++) {
+            const uint4 x = __ldcs(
+                    reinterpret_cast<const uint4*>(
+                            products.words + size_t(j) * (products.rows / 2)) +
+                    part);
+            const uint32_t words[4] = {x.x, x.y, x.z, x.w};
+            const KeyBound bound = bounds[j];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+#pragma unroll
+                for (int w = 0; w < 4; w++) {
+                    const float product = int16_t(words[w] >> 16 * h);
+                    const float least =
+                            (bound.slope * product +
+                             (bound.shift + bound.spread * residuals[h][w])) *
+                                    scales[h][w] +
+                            sign * offsets[h][w];
+                    of_interest |= uint32_t(least <= bound.limit)
+                            << (4 * h + w);
+                }
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint32_t row = first + h * half;
+            uint32_t valid = row >= signs.n ? 0
+                    : signs.n - row < 4     ? (1u << (signs.n - row)) - 1
+                                            : 0xf;
+            if (signs.selected && valid) {
+                valid &= signs.selected[row / 32] >> row % 32;
+            }
+            of_interest &= ~(0xfu << 4 * h) | valid << 4 * h;
+        }
+        if (of_interest) {
+            uint32_t at = atomicAdd(&count, __popc(of_interest));
+            for (; of_interest; of_interest &= of_interest - 1) {
+                const uint32_t bit = __ffs(of_interest) - 1;
+                found[at++] = first + bit / 4 * half + bit % 4;
+            }
         }
     }
     __syncthreads();

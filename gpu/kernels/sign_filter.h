@@ -17,8 +17,9 @@ namespace gpu {
 /// of a search: one tile of matrix instructions
 constexpr int max_sign_queries = 8;
 
-/// rows of lists are read by fours: arrays of a value for each are as long
-constexpr uint32_t sign_rows_unit = 4;
+/// arrays of a value for each row are so long that all rows whose products lie
+/// together have one
+constexpr uint32_t sign_rows_unit = product_rows;
 
 /// of all rows, for the choice of a bound
 struct SignStatistics {
@@ -71,21 +72,18 @@ void select_thresholds(
 
 /// what signs tell about rows
 struct SignKeys {
-    const float* keys = nullptr; ///< (nq, stride), those that they let expect;
-                                 ///< NaN where a row is not selected
-    size_t stride = 0;           ///< a multiple of sign_rows_unit
-    size_t nq = 0;               ///< up to max_sign_queries
+    ProductSink products;
     SignRows rows;
-    const float* offsets = nullptr; ///< (n,), of codes; null for zeros
+    const float* offsets = nullptr;     ///< (n,), of codes; null for zeros
+    const uint32_t* selected = nullptr; ///< as in DeviceCodes
     uint32_t n = 0;
 
-    // how far from them a row's key may be
+    // how far a row's key may be from what they let expect
     int d = 0;
     bool is_l2 = false;
     double margin = 0;                           ///< in standard deviations
     const DeviceQueryFactors* factors = nullptr; ///< (nq,)
-    const QuerySquares* squares = nullptr;       ///< (nq,), of QueryImage
-    int query_bits = 8;                          ///< of ImageOrder
+    const uint32_t* squares = nullptr;           ///< (nq,), of QueryImage
 };
 
 /** The rows that may be of interest to any of the queries.

@@ -118,9 +118,12 @@ class TileStream {
 #endif
     }
 
-    /// the tile in the slot that is next, once it is there
-    __device__ const uint8_t* wait() const {
+    /// until the tile that is next is there
+    __device__ void wait() const {
         wait_for(arrivals_ + 8 * slot_, parity_);
+    }
+
+    __device__ const uint8_t* tile() const {
         return tiles_ + slot_ * tile_size_;
     }
 

@@ -1,8 +1,8 @@
 #pragma once
 
 /** Hopper's matrix instructions for a group of four warps: 64 rows of codes,
- * each warp's sixteen in its registers as for mma.m16n8k32, by a group of
- * queries in shared memory. The sums lie as mma.m16n8k32 has them. */
+ * each warp's sixteen in its registers as for its own instructions, by a group
+ * of queries in shared memory. The sums lie as these have them. */
 
 #include <cstdint>
 
@@ -11,6 +11,8 @@ namespace gpu {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TQ_HAS_WGMMA 1
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#error "the code for compute capability 9.0 is that of 90a"
 #endif
 
 #ifdef __CUDACC__
@@ -55,12 +57,40 @@ __device__ inline void wait_for_wgmma(int (&sums)[n]) {
 #endif
 }
 
-/** Where 32 coordinates of queries, or of codes, are: [2][query][16 bytes].
+/** Where 32 bytes of each of n queries, or codes, are: [2][query][16 bytes].
  * @param address  in shared memory, a multiple of 16 */
 __device__ inline uint64_t operand_descriptor(uint32_t address, int n) {
     const uint64_t next_coordinates = n; // in units of 16 bytes
     const uint64_t next_rows = 8;
     return (address >> 4 & 0x3fff) | next_coordinates << 16 | next_rows << 32;
+}
+
+// eight operands of the instructions below
+#define TQ_SUMS(i)                                                          \
+    "+r"(sums[i]), "+r"(sums[i + 1]), "+r"(sums[i + 2]), "+r"(sums[i + 3]), \
+            "+r"(sums[i + 4]), "+r"(sums[i + 5]), "+r"(sums[i + 6]),        \
+            "+r"(sums[i + 7])
+
+/// sums += bits that codes share with queries, of 256 coordinates: of bit b of
+/// eight queries, four sums from 4 b on
+__device__ inline void wgmma_of_bits(
+        int (&sums)[32],
+        uint32_t a0,
+        uint32_t a1,
+        uint32_t a2,
+        uint32_t a3,
+        uint64_t queries) {
+#ifdef TQ_HAS_WGMMA
+    asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n64k256.s32.b1.b1.and.popc {"
+            "%0, %1, %2, %3, %4, %5, %6, %7, "
+            "%8, %9, %10, %11, %12, %13, %14, %15, "
+            "%16, %17, %18, %19, %20, %21, %22, %23, "
+            "%24, %25, %26, %27, %28, %29, %30, %31}, "
+            "{%32, %33, %34, %35}, %36, 1;"
+            : TQ_SUMS(0), TQ_SUMS(8), TQ_SUMS(16), TQ_SUMS(24)
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
+#endif
 }
 
 /// sums += codes x queries, 64 queries
@@ -202,12 +232,6 @@ __device__ inline void wgmma(
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
 #endif
 }
-
-// eight operands of the instructions below
-#define TQ_SUMS(i)                                                          \
-    "+r"(sums[i]), "+r"(sums[i + 1]), "+r"(sums[i + 2]), "+r"(sums[i + 3]), \
-            "+r"(sums[i + 4]), "+r"(sums[i + 5]), "+r"(sums[i + 6]),        \
-            "+r"(sums[i + 7])
 
 /// sums += codes x queries, both in shared memory, 256 queries
 __device__ inline void wgmma(

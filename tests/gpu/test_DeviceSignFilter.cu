@@ -262,7 +262,7 @@ TEST(DeviceSignFilter, SearchEqualsReadingAllForVectorsOfAllLengths) {
 // With a margin that is much too small, neighbours are lost: it is in use.
 TEST(DeviceSignFilter, PassesOverCodes) {
     const size_t n = 20000;
-    for (const size_t d : {128, 512}) { // the latter with coarse queries
+    for (const size_t d : {128, 512}) {
         for (const int memory : {0, 8}) {
             const int nbits = d == 128 ? 2 : 4;
             IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
