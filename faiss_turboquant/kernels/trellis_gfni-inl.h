@@ -208,8 +208,9 @@ struct SlotLevels {
 };
 
 /** How a code's m bytes of a plane meet registers: chunks that are its own,
- * then up to three blocks of 16 bytes that end with the plane, for which four
- * codes lie abreast, one in each block of a register. */
+ * then up to three blocks of 16 bytes that end with the plane, or one that ends
+ * a little past it, for which four codes lie abreast, one in each block of a
+ * register. */
 struct TrellisChunks {
     size_t m;
     size_t n; ///< the last one may begin over bytes of the one before
@@ -218,7 +219,9 @@ struct TrellisChunks {
     HWY_INLINE explicit TrellisChunks(const CodeLayout& layout)
             : m(layout.plane_size(1)), n((m + N8 - 1) / N8) {
         const size_t blocks = (m % N8 + 15) / 16;
-        if (blocks % 4 > 0 && (m > N8 || m % 16 == 0)) {
+        const bool fit =
+                m > N8 || m % 16 == 0 || (m < 16 && m + plane_slack >= 16);
+        if (blocks % 4 > 0 && fit) {
             n--;
             n_blocks = blocks;
         }
@@ -226,7 +229,7 @@ struct TrellisChunks {
 
     /// the first byte of the blocks
     size_t tail() const {
-        return m - 16 * n_blocks;
+        return n > 0 ? m - 16 * n_blocks : 0;
     }
     size_t query_size() const {
         return (n + n_blocks) * 8 * N8;
@@ -315,7 +318,10 @@ template <class Code>
 class TrellisDot {
    public:
     HWY_INLINE TrellisDot(const CodeLayout& layout, const int8_t* query)
-            : query_(query), chunks_(layout), levels_(layout) {
+            : query_(query),
+              chunks_(layout),
+              before_(chunks_.m),
+              levels_(layout) {
         const Code code(layout.trellis);
         const ParityMatrices& matrices = parity_matrices(code);
         for (int r = 0; r < n_matrices; r++) {
@@ -452,10 +458,9 @@ class TrellisDot {
         for (int plane = 0; plane < nbits; plane++) {
             group.prefetch(plane * m + tail);
         }
-        U8 before = load_blocks_of(group, (tail ? tail : m) - 16);
-        if (tail == 0) {
-            before = hn::Add(before, before);
-        }
+        U8 before = before_.get(tail, [&](ptrdiff_t offset) HWY_ATTR {
+            return load_blocks_of(group, offset);
+        });
         LongSums products;
         for (ptrdiff_t at = tail; at < m; at += 16, q += 8 * N8) {
             Bytes bytes = load_bytes([&, at](ptrdiff_t offset) HWY_ATTR {
@@ -571,6 +576,7 @@ class TrellisDot {
 
     const int8_t* query_;
     const TrellisChunks chunks_;
+    const BytesBefore before_;
     const SlotLevels<nbits> levels_;
     U8 matrices_[n_matrices][windows];
 };
