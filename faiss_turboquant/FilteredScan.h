@@ -52,8 +52,10 @@ struct SharedReservoir : Reservoir {
 
 /** Takes queries through codes by their signs, a run of codes at a time. Codes
  * that look best by their signs are read first, so that there is a threshold;
- * then those that may be below it. Where these are more than half of a run,
- * reading all codes is faster: for some time it does so, then tries again. */
+ * then those that may be below it. Where these are many and the filter has a
+ * second plane, they have to be below it by that, too. Where they are more than
+ * half of a run, reading all codes is faster: for some time it does so, then
+ * tries again. */
 template <class Collector>
 class FilteredScan {
    public:
@@ -112,7 +114,7 @@ class FilteredScan {
             }
             for (size_t i = 0; i < asking.size(); i += sign_queries) {
                 const size_t n = std::min(sign_queries, asking.size() - i);
-                sum_signs(&asking[i], n);
+                sum_plane(0, &asking[i], n, all_sums_);
                 for (size_t j = 0; j < n; j++) {
                     sums_ = all_sums_.data() + j * stride_;
                     n_read += scan_run(asking[i + j]);
@@ -145,6 +147,7 @@ class FilteredScan {
     /// of a query
     struct State {
         bool on_trial = true;
+        bool asks_sizes = false; ///< of each run from its beginning
         Backoff pause{first_pause, longest_pause};
     };
 
@@ -183,19 +186,24 @@ class FilteredScan {
     }
 
     /// of n queries, whose numbers are given
-    void sum_signs(const size_t* numbers, size_t n) {
+    void sum_plane(
+            int plane,
+            const size_t* numbers,
+            size_t n,
+            std::vector<uint16_t>& sums) {
         const uint8_t* tables[sign_queries];
         for (size_t i = 0; i < n; i++) {
             tables[i] = query(numbers[i]).tables.data();
         }
-        all_sums_.resize(n * stride_);
+        sums.resize(n * stride_);
         for (size_t i = 0; i < of_run_.size(); i++) {
             if (of_run_[i]) {
-                filter_->sum_signs(
+                filter_->sum_plane(
+                        plane,
                         tables,
                         n,
                         first_ / sign_block + i,
-                        all_sums_.data() + i * sign_block,
+                        sums.data() + i * sign_block,
                         stride_);
             }
         }
@@ -212,57 +220,84 @@ class FilteredScan {
 
     size_t scan_run(size_t q) {
         start(q);
+        State& state = states_[q];
+        sizes_ = nullptr;
+        if (state.asks_sizes) {
+            sum_sizes();
+        }
         size_t n_read = 0;
         if constexpr (is_reservoir) {
             n_read += read_best();
         }
-        const float threshold = collectors_[q].threshold;
-        const SignFormula least = filter_->least(query(q), threshold);
-        rows_.clear();
-        for (size_t i = 0; i < unread_.size(); i++) {
-            if (unread_[i]) {
-                add_rows(i, unread_[i] & below(least, i, threshold));
-            }
+        const size_t n_unread = n_selected_ - n_read;
+        left_ = unread_;
+        size_t n_left = pass_over();
+        if (!sizes_ && filter_->n_planes() > 1 &&
+            double(n_left) > part_for_second_plane * double(n_unread)) {
+            state.asks_sizes = 2 * n_left > n_unread;
+            sum_sizes();
+            n_left = pass_over();
         }
-        State& state = states_[q];
-        state.on_trial = 2 * rows_.size() > n_selected_ - n_read;
+        state.on_trial = 2 * n_left > n_unread;
         state.pause.note(!state.on_trial);
-        return n_read + (state.on_trial ? read_all() : read_rows());
+        return n_read + (state.on_trial ? read_all() : read(left_));
+    }
+
+    void sum_sizes() {
+        sum_plane(1, &q_, 1, size_sums_);
+        sizes_ = size_sums_.data();
+    }
+
+    /// of those that are left, the codes that are not below the threshold
+    /// @return  how many are left then
+    size_t pass_over() {
+        const float threshold = collectors_[q_].threshold;
+        const SignFormula least =
+                filter_->least(query(q_), sizes_ ? 2 : 1, threshold);
+        return filter_->filter(
+                least,
+                first_ / sign_block,
+                sums_,
+                sizes_,
+                left_.size(),
+                threshold,
+                left_.data());
     }
 
     const SignQuery& query(size_t q) const {
         return queries_->signs[first_query_ + q];
     }
 
-    /// of block i of the run
-    uint64_t below(const SignFormula& formula, size_t i, float threshold)
-            const {
-        return filter_->below(
-                formula,
-                first_ / sign_block + i,
-                sums_ + i * sign_block,
-                threshold);
-    }
-
-    /// read the codes that look best by their signs
+    /// read the codes that look best by their planes
     size_t read_best() {
-        const SignFormula& expected = query(q_).expected;
+        const SignFormula& expected =
+                (sizes_ ? query(q_).both : query(q_).first).expected;
         Reservoir best(collectors_[q_].k + more_codes);
         best.threshold = collectors_[q_].threshold;
         for (size_t i = 0; i < unread_.size(); i++) {
-            const uint64_t unread = unread_[i];
-            uint64_t bits =
-                    unread ? unread & below(expected, i, best.threshold) : 0;
-            if (!bits) {
+            uint64_t bits = unread_[i];
+            const size_t n_below = filter_->filter(
+                    expected,
+                    first_ / sign_block + i,
+                    sums_ + i * sign_block,
+                    sizes_ ? sizes_ + i * sign_block : nullptr,
+                    1,
+                    best.threshold,
+                    &bits);
+            if (n_below == 0) {
                 continue;
             }
             float keys[sign_block];
             uint32_t rows[sign_block];
             size_t n = 0;
             for (; bits; bits &= bits - 1, n++) {
-                rows[n] = i * sign_block + __builtin_ctzll(bits);
+                const uint32_t row = i * sign_block + __builtin_ctzll(bits);
+                rows[n] = row;
                 keys[n] = filter_->key(
-                        expected, first_ + rows[n], sums_[rows[n]]);
+                        expected,
+                        first_ + row,
+                        sums_[row],
+                        sizes_ ? &sizes_[row] : nullptr);
             }
             best.add(keys, rows, n);
         }
@@ -303,19 +338,11 @@ class FilteredScan {
     size_t read(const Bitmap& wanted) {
         rows_.clear();
         for (size_t i = 0; i < wanted.size(); i++) {
-            add_rows(i, wanted[i]);
+            for_each_bit(
+                    wanted[i],
+                    first_ - begin_ + i * sign_block,
+                    [&](size_t row) { rows_.push_back(row); });
         }
-        return read_rows();
-    }
-
-    /// codes of block i of the run
-    void add_rows(size_t i, uint64_t bits) {
-        for_each_bit(bits, first_ - begin_ + i * sign_block, [&](size_t row) {
-            rows_.push_back(row);
-        });
-    }
-
-    size_t read_rows() {
         scan_.scan(codes_ + begin_ * tq_.code_size, rows_.data(), rows_.size());
         return rows_.size();
     }
@@ -338,14 +365,16 @@ class FilteredScan {
     Bitmap of_run_;                      ///< those that are selected
     size_t n_selected_ = 0;
     size_t stride_ = 0;              ///< from sums of a query to the next's
-    std::vector<uint16_t> all_sums_; ///< (up to sign_queries, stride)
+    std::vector<uint16_t> all_sums_; ///< (up to sign_queries, stride), of signs
 
     // of the query that is at it
     size_t q_ = 0;
-    const uint16_t* sums_ = nullptr; ///< codes of the run
-    Bitmap unread_;                  ///< codes that are to be read
-    bool has_gaps_ = false;          ///< whether these are not all
-    Bitmap best_;
+    const uint16_t* sums_ = nullptr;  ///< codes of the run
+    const uint16_t* sizes_ = nullptr; ///< of the second plane; null: not asked
+    std::vector<uint16_t> size_sums_;
+    Bitmap unread_;         ///< codes that are to be read
+    bool has_gaps_ = false; ///< whether these are not all
+    Bitmap best_, left_;
     std::vector<uint32_t> rows_; ///< to be read, less begin_
 };
 

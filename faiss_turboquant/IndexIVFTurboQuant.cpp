@@ -651,14 +651,19 @@ void IndexIVFTurboQuant::search_preassigned(
 
 faiss_turboquant::ListSigns IndexIVFTurboQuant::get_signs() const {
     const bool pays = dynamic_cast<const ArrayInvertedLists*>(invlists) &&
-            SignFilter::bytes(tq, ntotal) <= max_sign_filter_bytes;
+            SignFilter::bytes(tq, ntotal, 1) <= max_sign_filter_bytes;
+    auto& filters = cache_.sign_filters;
     if (!wants_sign_filter(
                 index_type, tq, use_sign_filter, sign_margin, pays)) {
-        cache_.sign_filters.clear();
+        filters.clear();
         return {};
     }
-    cache_.sign_filters.resize(invlists->nlist);
-    return {&cache_.sign_filters, sign_margin, use_sign_filter < 0};
+    filters.resize(invlists->nlist);
+    const int n_planes = filters.record.n_planes(tq);
+    const bool is_optional = use_sign_filter < 0;
+    const bool has_room = !is_optional ||
+            SignFilter::bytes(tq, ntotal, n_planes) <= max_sign_filter_bytes;
+    return {&filters, has_room ? n_planes : 1, sign_margin, is_optional};
 }
 
 bool IndexIVFTurboQuant::needs_faiss_loop(

@@ -39,7 +39,8 @@ struct IndexIVFTurboQuant : IndexIVF {
      * from d = 512 on, any number), first read the signs of its codes, and then
      * those codes alone that can be among the results, as those of
      * IndexTurboQuant do. It takes d / 8 + 12 bytes a vector more in memory,
-     * from the first such search of a list on until one that does without.
+     * and where there is a second bit d / 8 + 8 besides, from the first such
+     * search of a list on until one that does without.
      *
      *   -1: with lists in memory, of 512 vectors or more (with AVX-512, 1024),
      *       while it takes at most max_sign_filter_bytes for all lists

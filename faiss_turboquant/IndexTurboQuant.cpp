@@ -98,6 +98,9 @@ void for_each_page(
         if (filter && is_optional) {
             record.note(n_read <= n_codes / 2);
         }
+        if (filter) {
+            record.note_read(double(n_read) / n_codes);
+        }
         if (n_read > max_part * n_codes) {
             filter = nullptr;
         }
@@ -281,18 +284,26 @@ void IndexTurboQuant::codes_changed() {
 
 std::shared_ptr<const SignFilter> IndexTurboQuant::get_sign_filter(
         idx_t n) const {
-    const bool pays = ntotal >= 4096 && codes.is_owned &&
-            (tq.nbits > 1 ||
-             SignFilter::bytes(tq, ntotal) <= max_one_bit_filter_bytes);
+    const auto pays = [&](int n_planes) {
+        return ntotal >= 4096 && codes.is_owned &&
+                (2 * n_planes <= tq.nbits ||
+                 SignFilter::bytes(tq, ntotal, n_planes) <=
+                         max_large_filter_bytes);
+    };
     if (!wants_sign_filter(
-                "IndexTurboQuant", tq, use_sign_filter, sign_margin, pays)) {
+                "IndexTurboQuant", tq, use_sign_filter, sign_margin, pays(1))) {
         sign_filter_cache_.clear();
         return nullptr;
     }
     if (size_t(n) >= batch_queries && max_filtered_part(tq.d, n) == 0) {
         return nullptr;
     }
-    return sign_filter_cache_.get(tq, codes.data(), ntotal);
+    const int n_planes = sign_record_.n_planes(tq);
+    return sign_filter_cache_.get(
+            tq,
+            codes.data(),
+            ntotal,
+            use_sign_filter > 0 || pays(n_planes) ? n_planes : 1);
 }
 
 void IndexTurboQuant::search(

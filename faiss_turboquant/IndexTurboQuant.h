@@ -29,23 +29,25 @@ struct IndexTurboQuant : IndexFlatCodes {
      * read the signs of all codes, and then those codes alone that can be among
      * the results. That is up to six times as fast where queries have
      * neighbours that are much nearer than most vectors, as embeddings do.
-     * Elsewhere it is slower by up to a fifth, and where few searches gain, few
-     * try. It takes d / 8 + 8 bytes a vector more
-     * in memory (+ 4 where codes have an offset), from the first such search on
+     * Where signs have left a few searches more than a quarter of the codes, as
+     * of vectors that are all about equally far, one bit more a coordinate
+     * tells large ones from small ones. Where few searches gain, few try. It
+     * takes d / 8 + 8 bytes a vector more in memory (+ 4 where codes have an
+     * offset), and as much for the second bit, from the first such search on
      * until one that does without.
      *
      *   -1: with codes that are this index's own (not a view of a mapped file),
-     *       from 4096 vectors on. Codes of one bit a coordinate are no larger
-     *       than their signs: with these, while it takes at most
-     *       max_one_bit_filter_bytes
+     *       from 4096 vectors on; where these bits are more than half of those
+     *       of the codes, while they take at most max_large_filter_bytes
      *    0: never
      *    1: with any codes but those of two parts (TQ2.5, TQ3.5, TQ2prod ..)
      *
      * Not written to files. */
     int use_sign_filter = -1;
 
-    /// 2 GiB: 38 million vectors of 384 dimensions, 10 million of 1536
-    static constexpr size_t max_one_bit_filter_bytes = size_t(2) << 30;
+    /// 2 GiB: of signs alone 38 million vectors of 384 dimensions, 10 million
+    /// of 1536
+    static constexpr size_t max_large_filter_bytes = size_t(2) << 30;
 
     /** How far from what its signs say a distance may be, in standard
      * deviations, for a code to be read. A neighbour is missed with a

@@ -329,9 +329,14 @@ class SignsOfLists {
     }
 
     ~SignsOfLists() {
-        if (is_optional() && n_asked_ > 0) {
-            scanner_.signs.filters->record.note(2 * n_gains_ >= n_asked_);
+        if (n_asked_ == 0) {
+            return;
         }
+        SignRecord& record = scanner_.signs.filters->record;
+        if (is_optional()) {
+            record.note(2 * n_gains_ >= n_asked_);
+        }
+        record.note_read(double(n_read_) / double(n_codes_));
     }
 
     /** Null: codes are read without.
@@ -351,17 +356,27 @@ class SignsOfLists {
             const std::lock_guard<std::mutex> lock(locks_[queries[i]]);
             n_waiting += !pauses_[queries[i]].is_due();
         }
-        return 2 * n_waiting > task.n
-                ? nullptr
-                : scanner_.signs.filters->get(
-                          scanner_.tq, task.list_no, codes, n);
+        return 2 * n_waiting > task.n ? nullptr
+                                      : scanner_.signs.filters->get(
+                                                scanner_.tq,
+                                                task.list_no,
+                                                codes,
+                                                n,
+                                                scanner_.signs.n_planes);
     }
 
-    /// after the codes of a task have been read by their signs
-    /// @param gains  whether they were few
-    void note(const Task& task, const uint32_t* queries, bool gains) {
+    /// after n_read of n_codes of a task have been read by their signs, those
+    /// of each query
+    void note(
+            const Task& task,
+            const uint32_t* queries,
+            size_t n_read,
+            size_t n_codes) {
+        const bool gains = 4 * n_read <= n_codes;
         n_asked_++;
         n_gains_ += gains;
+        n_read_ += n_read;
+        n_codes_ += n_codes;
         for (size_t i = 0; i < task.n && is_optional(); i++) {
             const std::lock_guard<std::mutex> lock(locks_[queries[i]]);
             pauses_[queries[i]].note(gains);
@@ -380,6 +395,7 @@ class SignsOfLists {
     std::vector<Backoff> pauses_; ///< (nq,), where it is optional
     QueryLocks locks_;
     std::atomic<size_t> n_asked_{0}, n_gains_{0};
+    std::atomic<size_t> n_read_{0}, n_codes_{0}; ///< of those that asked
 };
 
 /** Run all tasks.
@@ -470,8 +486,7 @@ ListScanner::Stats run_tasks(
                             task.begin,
                             task.end,
                             filter ? selected.data() : nullptr);
-                    signs_of_lists.note(
-                            task, queries, 4 * n_read <= task.n * n);
+                    signs_of_lists.note(task, queries, n_read, task.n * n);
                 } else {
                     if (filter) {
                         rows.clear();

@@ -16,6 +16,7 @@ namespace faiss_turboquant {
 /// so many that panels are faster.
 struct ListSigns {
     ListSignFilters* filters = nullptr; ///< null: all codes are read
+    int n_planes = 0;                   ///< of each
     double margin = 0;                  ///< as of SignFilter::make_query
     /// only where that is likely to be faster
     bool is_optional = true;

@@ -19,32 +19,47 @@ size_t round_up(size_t n, size_t step) {
 /// grid positions of a code
 using Grid = faiss::AlignedTable<uint8_t, 64>;
 
-/// signs and sums of one code
-struct PackedCode {
-    int32_t magnitudes, squares;
+/// of one code
+LevelSums pack_code(
+        const TurboQuantizer& tq,
+        const uint8_t* code,
+        Grid& grid,
+        uint8_t* signs,
+        uint8_t* sizes,
+        size_t stride) {
+    const CodeLayout& layout = tq.layout();
+    // half_steps is of a coordinate that is as large as sqrt(d) of them are
+    const double large =
+            large_magnitude * layout.half_steps / std::sqrt(double(layout.d));
+    kernels().decode(layout, code, grid.data());
+    return kernels().pack_signs(
+            grid.data(),
+            layout.d,
+            static_cast<uint8_t>(std::lround(large)),
+            signs,
+            sizes,
+            stride);
+}
 
-    PackedCode(
-            const TurboQuantizer& tq,
-            const uint8_t* code,
-            Grid& grid,
-            uint8_t* bits,
-            size_t stride) {
-        const Kernels& k = kernels();
-        k.decode(tq.layout(), code, grid.data());
-        k.pack_signs(
-                grid.data(),
-                tq.layout().d,
-                bits,
-                stride,
-                &magnitudes,
-                &squares);
-    }
+/// a code v as its planes have it, u: v = beta u + r
+struct Approximation {
+    double beta;
+    double residual; ///< |r| / beta
+    double square;   ///< |v|^2 / beta^2
 
-    /// |r| / beta, 0 where all magnitudes are equal
-    float residual(size_t d) const {
-        const int64_t x =
-                int64_t(d) * squares - int64_t(magnitudes) * magnitudes;
-        return static_cast<float>(std::sqrt(double(x) / squares));
+    Approximation(const LevelSums& sums, size_t d, int n_planes) {
+        // <v, u> and |u|^2
+        int64_t product = sums.magnitudes, norm = int64_t(d);
+        if (n_planes == 2) {
+            product += 2 * int64_t(sums.large_magnitudes);
+            norm += 8 * int64_t(sums.n_large); // 3^2 instead of 1
+        }
+        const double squares = sums.squares;
+        beta = squares / double(product);
+        square = double(product) * double(product) / squares;
+        // exactly 0 where v is a multiple of u
+        const int64_t rest = norm * sums.squares - product * product;
+        residual = std::sqrt(double(rest) / squares);
     }
 };
 
@@ -109,15 +124,19 @@ size_t max_filtered_list_queries(size_t d) {
     }
 }
 
-SignFilter::SignFilter(const TurboQuantizer& tq)
+SignFilter::SignFilter(const TurboQuantizer& tq, int n_planes)
         : d_(tq.d),
           n_bytes_(sign_bytes(tq.d)),
-          sign_(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f) {}
+          sign_(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f),
+          n_planes_(n_planes) {}
 
-size_t SignFilter::bytes(const TurboQuantizer& tq, size_t ntotal) {
-    const size_t n_factors = tq.layout().has_offset ? 3 : 2;
-    return round_up(ntotal, sign_block) *
-            (sign_bytes(tq.d) + n_factors * sizeof(float));
+size_t SignFilter::bytes(
+        const TurboQuantizer& tq,
+        size_t ntotal,
+        int n_planes) {
+    const size_t of_plane = sign_bytes(tq.d) + 2 * sizeof(float);
+    const size_t of_offset = tq.layout().has_offset ? sizeof(float) : 0;
+    return round_up(ntotal, sign_block) * (n_planes * of_plane + of_offset);
 }
 
 void SignFilter::extend(
@@ -126,11 +145,16 @@ void SignFilter::extend(
         size_t ntotal) {
     const size_t n_blocks = (ntotal + sign_block - 1) / sign_block;
     const bool has_offset = tq.layout().has_offset;
-    bits_.resize(n_blocks * n_bytes_, Row());
-    scales_.resize(n_blocks * sign_block);
-    residuals_.resize(n_blocks * sign_block);
+    for (int p = 0; p < n_planes_; p++) {
+        planes_[p].bits.resize(n_blocks * n_bytes_, Row());
+        planes_[p].scales.resize(n_blocks * sign_block);
+        planes_[p].residuals.resize(n_blocks * sign_block);
+    }
     offsets_.resize(has_offset ? n_blocks * sign_block : 0);
-#pragma omp parallel if (ntotal - size_ > 1000)
+    double largest_squares[max_sign_planes] = {};
+#pragma omp parallel if (ntotal - size_ > 1000) \
+        reduction(max                           \
+                  : largest_squares[:max_sign_planes])
     {
         Grid grid(tq.layout().grid_size());
 #pragma omp for schedule(static)
@@ -148,24 +172,45 @@ void SignFilter::extend(
                     nullptr,
                     has_offset ? factors[1] : nullptr);
             for (size_t i = begin; i < end; i++) {
-                uint8_t* bits =
-                        bits_[block * n_bytes_].bytes + sign_place(i - first);
-                const PackedCode packed(
-                        tq, codes + i * tq.code_size, grid, bits, sign_block);
-                const double beta = double(packed.squares) / packed.magnitudes;
-                residuals_[i] = packed.residual(d_);
-                scales_[i] = static_cast<float>(factors[0][i - begin] * beta);
+                const auto place = [&](Plane& plane) {
+                    return plane.bits[block * n_bytes_].bytes +
+                            sign_place(i - first);
+                };
+                const LevelSums sums = pack_code(
+                        tq,
+                        codes + i * tq.code_size,
+                        grid,
+                        place(planes_[0]),
+                        n_planes_ > 1 ? place(planes_[1]) : nullptr,
+                        sign_block);
+                for (int p = 0; p < n_planes_; p++) {
+                    const Approximation code(sums, d_, p + 1);
+                    planes_[p].scales[i] = static_cast<float>(
+                            factors[0][i - begin] * code.beta);
+                    planes_[p].residuals[i] = static_cast<float>(code.residual);
+                    largest_squares[p] =
+                            std::max(largest_squares[p], code.square);
+                }
                 if (has_offset) {
                     offsets_[i] = sign_ * factors[1][i - begin];
                 }
             }
         }
     }
-    for (size_t i = size_; i < ntotal; i++) {
-        least_residual_ = std::min(least_residual_, residuals_[i]);
-        largest_residual_ = std::max(largest_residual_, residuals_[i]);
-        sum_of_scales_ += scales_[i];
-        sum_of_offsets_ += has_offset ? offsets_[i] : 0;
+    for (int p = 0; p < n_planes_; p++) {
+        Plane& plane = planes_[p];
+        SignResiduals& range = plane.range;
+        range.largest_square =
+                std::max(range.largest_square, largest_squares[p]);
+        for (size_t i = size_; i < ntotal; i++) {
+            const double residual = plane.residuals[i];
+            range.least = std::min(range.least, residual);
+            range.largest = std::max(range.largest, residual);
+            plane.sum_of_scales += plane.scales[i];
+        }
+    }
+    for (size_t i = size_; i < ntotal && has_offset; i++) {
+        sum_of_offsets_ += offsets_[i];
     }
     size_ = ntotal;
 }
@@ -174,8 +219,8 @@ bool SignFilter::agrees(const TurboQuantizer& tq, const uint8_t* code, size_t i)
         const {
     Grid grid(tq.layout().grid_size());
     std::vector<uint8_t> bits(n_bytes_);
-    PackedCode(tq, code, grid, bits.data(), 1);
-    const Row* rows = &bits_[i / sign_block * n_bytes_];
+    pack_code(tq, code, grid, bits.data(), nullptr, 1);
+    const Row* rows = &planes_[0].bits[i / sign_block * n_bytes_];
     for (size_t byte = 0; byte < n_bytes_; byte++) {
         if (rows[byte].bytes[sign_place(i % sign_block)] != bits[byte]) {
             return false;
@@ -188,8 +233,9 @@ SignQuery SignFilter::make_query(
         const int8_t* q,
         const QueryFactors& factors,
         double margin) const {
-    // With e the sum of the |q_i| whose signs agree, <q, s> = 2 e - sum |q_i|.
-    // Entries are e of four coordinates, times `unit`, rounded.
+    // With e the sum of the |q_i| whose signs agree, <q, s> = 2 e - sum |q_i|,
+    // and the same for <q, t>. Entries are e of four coordinates, times `unit`,
+    // rounded.
     const size_t n_tables = 2 * n_bytes_;
     std::vector<int8_t> padded(n_tables * 4);
     std::copy_n(q, d_, padded.begin());
@@ -218,30 +264,41 @@ SignQuery SignFilter::make_query(
             padded.data(), n_tables, factor, half, query.tables.data());
 
     query.multiplier = sign_ * double(factors.multiplier);
-    query.expected.slope = static_cast<float>(query.multiplier * 2 / unit);
-    query.expected.shift = static_cast<float>(-query.multiplier * sum);
-    query.expected.bias = sign_ * factors.bias;
-    // n_tables errors of 2 / unit * [-1/2, 1/2]
-    query.bound = {
-            double(squares),
-            sign_share(double(d_), margin),
-            std::sqrt(n_tables / 3.0) / unit * margin};
+    const auto planes = [&](int sum_of_weights) {
+        SignQuery::Planes planes;
+        planes.expected.slope = static_cast<float>(query.multiplier * 2 / unit);
+        planes.expected.shift = static_cast<float>(
+                -query.multiplier * double(sum) * sum_of_weights);
+        planes.expected.bias = sign_ * factors.bias;
+        // n_tables errors of 2 / unit * [-1/2, 1/2], which add up where both
+        // planes take the same entry
+        planes.bound = {
+                double(squares),
+                sign_share(double(d_), margin),
+                std::sqrt(n_tables / 3.0) / unit * margin * sum_of_weights};
+        return planes;
+    };
+    query.first = planes(1);
+    query.both = planes(weigh_sums(1, 1));
     return query;
 }
 
-SignFormula SignFilter::least(const SignQuery& query, float threshold) const {
+SignFormula SignFilter::least(
+        const SignQuery& query,
+        int n_planes,
+        float threshold) const {
+    const Plane& plane = planes_[n_planes - 1];
+    const auto& [expected, of_query] = n_planes == 1 ? query.first : query.both;
     // the bound that is nearest where codes are near the threshold
     const double n = double(size_);
-    const double y =
-            (double(threshold) - query.expected.bias - sum_of_offsets_ / n) /
-            (query.multiplier * (sum_of_scales_ / n));
-    const SignBound bound = sign_bound(
-            query.bound, {least_residual_, largest_residual_}, double(d_), y);
+    const double y = (double(threshold) - expected.bias - sum_of_offsets_ / n) /
+            (query.multiplier * (plane.sum_of_scales / n));
+    const SignBound bound = sign_bound(of_query, plane.range, y);
     const double multiplier = query.multiplier * bound.factor;
-    SignFormula least = query.expected;
-    least.slope = static_cast<float>(query.expected.slope * bound.factor);
+    SignFormula least = expected;
+    least.slope = static_cast<float>(expected.slope * bound.factor);
     least.shift = static_cast<float>(
-            query.expected.shift * bound.factor + multiplier * bound.shift);
+            expected.shift * bound.factor + multiplier * bound.shift);
     least.spread = static_cast<float>(multiplier * bound.spread);
     return least;
 }
@@ -262,15 +319,17 @@ std::shared_ptr<const SignFilter> SignFilterCache::get(
         const TurboQuantizer& tq,
         const uint8_t* codes,
         size_t ntotal,
+        int n_planes,
         bool looks) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (filter_ &&
-        (filter_->size() > ntotal || (looks && has_other_codes(tq, codes)))) {
+        (filter_->n_planes() < n_planes || filter_->size() > ntotal ||
+         (looks && has_other_codes(tq, codes)))) {
         filter_.reset();
     }
     if (!filter_ || filter_->size() < ntotal) {
         // others that hold it go on with what they have
-        auto filter = !filter_ ? std::make_shared<SignFilter>(tq)
+        auto filter = !filter_ ? std::make_shared<SignFilter>(tq, n_planes)
                 : filter_.use_count() == 1
                 ? filter_
                 : std::make_shared<SignFilter>(*filter_);
@@ -307,9 +366,26 @@ void SignRecord::note(bool gains) {
     backoff_.note(gains);
 }
 
+void SignRecord::note_read(double part) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (n_read_many_ == patience) {
+        return;
+    }
+    n_read_many_ = part > part_for_second_plane ? n_read_many_ + 1 : 0;
+    if (n_read_many_ == patience) {
+        backoff_ = at_first;
+    }
+}
+
+int SignRecord::n_planes(const TurboQuantizer& tq) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return n_read_many_ < patience ? 1 : SignFilter::max_planes(tq);
+}
+
 void SignRecord::clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
     backoff_ = at_first;
+    n_read_many_ = 0;
 }
 
 void ListSignFilters::resize(size_t nlist) {
@@ -323,9 +399,10 @@ std::shared_ptr<const SignFilter> ListSignFilters::get(
         const TurboQuantizer& tq,
         size_t list_no,
         const uint8_t* codes,
-        size_t n) {
+        size_t n,
+        int n_planes) {
     const bool looks = n_asked_++ % look_period == 0;
-    return of_lists_[list_no].get(tq, codes, n, looks);
+    return of_lists_[list_no].get(tq, codes, n, n_planes, looks);
 }
 
 void ListSignFilters::clear() {

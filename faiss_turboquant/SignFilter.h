@@ -21,42 +21,55 @@ namespace faiss_turboquant {
 struct SignQuery {
     /// (bytes of a code's signs, 2, 16), for Kernels::sum_signs
     faiss::AlignedTable<uint8_t, 64> tables;
-    /// to the key that a code's signs let expect
-    SignFormula expected;
+    double multiplier = 0; ///< of <q, u> in keys, without the code's scale
 
-    // for SignFilter::least
-    double multiplier = 0; ///< of <q, s> in keys, without the code's scale
-    SignBoundQuery bound;
+    /// of the codes as one plane or more tell of them
+    struct Planes {
+        SignFormula expected; ///< to the key that these let expect
+        SignBoundQuery bound; ///< for SignFilter::least
+    };
+    Planes first, both;
 };
 
 /** The signs of the coordinates of codes, in blocks that a query reads instead
  * of most codes: one bit a coordinate and a factor or two a code say that a
- * code is not among the results, or that it has to be read.
+ * code is not among the results, or that it has to be read. Where they leave
+ * too many, a second bit, with factors of its own, tells large magnitudes from
+ * small ones.
  *
- * With v the levels of a code and s their signs, v = beta s + r, where beta =
- * |v|^2 / <v, s>. The signs give <q, s>. What they leave of <q, v> is <q, r>,
- * and r is orthogonal to v, in a direction that is random by the rotation:
- * with p the part of q that is orthogonal to v, <q, r> is |p| |r| times a
- * coordinate of a random unit vector, of standard deviation 1 / sqrt(d - 1). A
- * code is passed over where its distance would have to be better than its signs
- * say by more than `margin` standard deviations: the bound of Gao and Long,
- * RaBitQ, SIGMOD 2024, section 3.2. Of a code that is near enough, p is short:
- * at a cosine of 0.8, |p| is 0.6 |q|. So a search returns what it returns when
- * it reads every code, but that it misses a neighbour with a probability below
- * that of a normal deviate above margin: 1e-3 at 3, 3e-5 at 4, 2e-8 at 5.5.
+ * With v the levels of a code and u what planes of bits tell of them, their
+ * signs, or see max_sign_planes, v = beta u + r, where beta = |v|^2 / <v, u>.
+ * The planes give <q, u>. What they leave of <q, v> is <q, r>, and r is
+ * orthogonal to v, in a direction that is random by the rotation: with p the
+ * part of q that is orthogonal to v, <q, r> is |p| |r| times a coordinate of a
+ * random unit vector, of standard deviation 1 / sqrt(d - 1). A code is passed
+ * over where its distance would have to be better than its planes say by more
+ * than `margin` standard deviations: the bound of Gao and Long, RaBitQ, SIGMOD
+ * 2024, section 3.2. Of a code that is near enough, p is short: at a cosine of
+ * 0.8, |p| is 0.6 |q|. So a search returns what it returns when it reads every
+ * code, but that it misses a neighbour with a probability below that of a
+ * normal deviate above margin: 1e-3 at 3, 3e-5 at 4, 2e-8 at 5.5. |r| is 0.60
+ * |v| with signs, 0.34 |v| with both planes.
  *
  * In memory only: it is made from codes, of any codec with one part. */
 class SignFilter {
    public:
-    explicit SignFilter(const TurboQuantizer& tq);
+    /// @param n_planes  up to max_planes(tq)
+    SignFilter(const TurboQuantizer& tq, int n_planes);
 
     /// whether it can be made of these codes
     static bool supports(const TurboQuantizer& tq) {
         return tq.parts().size() == 1 && !tq.has_sketch();
     }
 
+    /// of one magnitude, signs tell everything
+    static int max_planes(const TurboQuantizer& tq) {
+        return tq.nbits == 1 && !tq.layout().has_trellis() ? 1
+                                                           : max_sign_planes;
+    }
+
     /// memory that it takes for so many codes
-    static size_t bytes(const TurboQuantizer& tq, size_t ntotal);
+    static size_t bytes(const TurboQuantizer& tq, size_t ntotal, int n_planes);
 
     /** Take codes size() .. ntotal - 1.
      * @param codes  (ntotal, tq.code_size) */
@@ -65,6 +78,10 @@ class SignFilter {
     /// codes in it
     size_t size() const {
         return size_;
+    }
+
+    int n_planes() const {
+        return n_planes_;
     }
 
     /// whether code number i could be this one
@@ -79,20 +96,24 @@ class SignFilter {
             double margin) const;
 
     /** To a key that a code's own is not below, and near to it where that is
-     * near the threshold. */
-    SignFormula least(const SignQuery& query, float threshold) const;
+     * near the threshold.
+     * @param n_planes  whose sums it is for */
+    SignFormula least(const SignQuery& query, int n_planes, float threshold)
+            const;
 
-    /** @param tables  (n,), of queries
-     *  @param sums    (n, sign_block), for below() and key(), written
+    /** @param plane   number of the plane
+     *  @param tables  (n,), of queries
+     *  @param sums    (n, sign_block), for filter() and key(), written
      *  @param stride  from the sums of one query to those of the next */
-    void sum_signs(
+    void sum_plane(
+            int plane,
             const uint8_t* const* tables,
             size_t n,
             size_t block,
             uint16_t* sums,
             size_t stride) const {
         kernels().sum_signs(
-                bits_[block * n_bytes_].bytes,
+                planes_[plane].bits[block * n_bytes_].bytes,
                 tables,
                 n,
                 n_bytes_,
@@ -100,32 +121,47 @@ class SignFilter {
                 stride);
     }
 
-    /** @param formula  of the query
-     *  @param sums     of the block
-     *  @return  bit i is set if the key of code block * sign_block + i is below
-     *           the threshold; bits past size() are unspecified */
-    uint64_t below(
+    /** Leaves those codes of blocks whose key is below a threshold.
+     * @param formula  of the query
+     * @param block    number of the first one
+     * @param signs    (n_blocks, sign_block), sums of the first plane
+     * @param sizes    of the second one, or null: the formula is of one plane
+     * @param left     (n_blocks,), as of Kernels::filter_signs
+     * @return  how many are left */
+    size_t filter(
             const SignFormula& formula,
             size_t block,
-            const uint16_t* sums,
-            float threshold) const {
+            const uint16_t* signs,
+            const uint16_t* sizes,
+            size_t n_blocks,
+            float threshold,
+            uint64_t* left) const {
         const size_t first = block * sign_block;
+        const Plane& plane = planes_[sizes ? 1 : 0];
         return kernels().filter_signs(
                 formula,
-                sums,
-                {scales_.data() + first,
-                 residuals_.data() + first,
+                signs,
+                sizes,
+                {plane.scales.data() + first,
+                 plane.residuals.data() + first,
                  offsets_.empty() ? nullptr : offsets_.data() + first},
-                threshold);
+                n_blocks,
+                threshold,
+                left);
     }
 
-    /// @param sum  of code number i
-    float key(const SignFormula& formula, size_t i, uint16_t sum) const {
+    /// of code number i, whose sums are given, that of sizes or null
+    float key(
+            const SignFormula& formula,
+            size_t i,
+            uint16_t sign,
+            const uint16_t* size) const {
+        const Plane& plane = planes_[size ? 1 : 0];
         return sign_key(
                 formula,
-                sum,
-                scales_[i],
-                residuals_[i],
+                size ? weigh_sums(sign, *size) : sign,
+                plane.scales[i],
+                plane.residuals[i],
                 offsets_.empty() ? 0 : offsets_[i]);
     }
 
@@ -134,19 +170,25 @@ class SignFilter {
         uint8_t bytes[sign_block];
     };
 
+    /// and what it tells of codes, with those before it
+    struct Plane {
+        std::vector<Row> bits; ///< (blocks, n_bytes)
+        /// (blocks, sign_block), scale of the code times beta
+        std::vector<float> scales;
+        std::vector<float> residuals; ///< (blocks, sign_block), |r| / beta
+        double sum_of_scales = 0;
+        SignResiduals range = {std::numeric_limits<double>::max(), 0, 0};
+    };
+
     size_t d_;
     size_t n_bytes_; ///< of a code's signs, with padding
     float sign_;     ///< of distances, as keys have it
+    int n_planes_;
     size_t size_ = 0;
-    std::vector<Row> bits_; ///< (blocks, n_bytes)
-    /// (blocks, sign_block), scale of the code times beta
-    std::vector<float> scales_;
+    Plane planes_[max_sign_planes];
     /// (blocks, sign_block), sign * offset; empty where codes have none
     std::vector<float> offsets_;
-    std::vector<float> residuals_; ///< (blocks, sign_block), |r| / beta
-    float least_residual_ = std::numeric_limits<float>::max();
-    float largest_residual_ = 0;
-    double sum_of_scales_ = 0, sum_of_offsets_ = 0;
+    double sum_of_offsets_ = 0;
 };
 
 /** With how large a part of the codes left n queries at a time still find their
@@ -183,6 +225,7 @@ class SignFilterCache {
 
     /** @param codes  (ntotal, tq.code_size); since the last call, codes may
      *                have been added behind the others
+     *  @param n_planes  at least
      *  @param looks  whether it is looked at one of these if they are what
      *                they were
      *  @return  of these codes */
@@ -190,6 +233,7 @@ class SignFilterCache {
             const TurboQuantizer& tq,
             const uint8_t* codes,
             size_t ntotal,
+            int n_planes,
             bool looks = true);
 
     /// after any other change of the codes
@@ -203,8 +247,10 @@ class SignFilterCache {
     uint64_t looks_ = 0;
 };
 
-/** Whether searches of an index gain by signs. After a few in a row that have
- * not, some do without. Several threads may ask; a copy knows nothing. */
+/** What searches of an index gain by signs. After a few in a row for which
+ * these have left many codes, there is to be a second plane; after a few in a
+ * row that have not gained, some do without. Several threads may ask; a copy
+ * knows nothing. */
 class SignRecord {
    public:
     SignRecord() = default;
@@ -220,14 +266,27 @@ class SignRecord {
     /// at the end of such a search, if it has asked
     void note(bool gains);
 
+    /// at the end of any search that has asked: how many codes it has read
+    void note_read(double part);
+
+    /// that a SignFilter of such codes is to have
+    int n_planes(const TurboQuantizer& tq);
+
     void clear();
 
    private:
     static constexpr Backoff at_first{1, 256, 3};
+    /// searches in a row after which there is a second plane
+    static constexpr int patience = 4;
 
     std::mutex mutex_;
     Backoff backoff_ = at_first; ///< in searches
+    int n_read_many_ = 0;        ///< searches, up to patience
 };
+
+/// The part of codes left by signs from which a second plane makes up for its
+/// own time, which is that of reading a tenth of them.
+constexpr double part_for_second_plane = 1.0 / 4;
 
 /** Those of inverted lists. */
 class ListSignFilters {
@@ -243,7 +302,8 @@ class ListSignFilters {
             const TurboQuantizer& tq,
             size_t list_no,
             const uint8_t* codes,
-            size_t n);
+            size_t n,
+            int n_planes);
 
     /// after any change of codes but adding behind the others
     void clear();

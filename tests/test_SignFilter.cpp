@@ -201,11 +201,11 @@ TEST(SignFilter, BoundsHoldForEveryCode) {
                 const auto index =
                         index_of(codec, d, metric, gaussian(n, d, 1, 0.1));
                 const auto& tq = index->tq;
-                SignFilter filter(tq);
+                SignFilter filter(tq, faiss_turboquant::max_sign_planes);
                 filter.extend(tq, index->codes.data(), n);
                 const float sign = metric == METRIC_L2 ? 1 : -1;
                 const auto queries = gaussian(nq, d, 2, 0.1);
-                size_t n_below = 0;
+                size_t n_below[2] = {};
                 for (size_t i = 0; i < nq; i++) {
                     faiss_turboquant::PreparedQuery query;
                     std::vector<int8_t> q(tq.rotated_dim());
@@ -214,7 +214,7 @@ TEST(SignFilter, BoundsHoldForEveryCode) {
                     const auto signs =
                             filter.make_query(q.data(), query.factors, 5.5);
                     // wherever the bound is made for
-                    std::vector<faiss_turboquant::SignFormula> leasts;
+                    std::vector<faiss_turboquant::SignFormula> leasts[2];
                     for (const float threshold :
                          {-INFINITY,
                           -3.0f,
@@ -223,32 +223,111 @@ TEST(SignFilter, BoundsHoldForEveryCode) {
                           0.3f,
                           3.0f,
                           INFINITY}) {
-                        leasts.push_back(filter.least(
-                                signs, threshold * std::sqrt(float(d))));
+                        for (int planes : {1, 2}) {
+                            leasts[planes - 1].push_back(filter.least(
+                                    signs,
+                                    planes,
+                                    threshold * std::sqrt(float(d))));
+                        }
                     }
+                    uint16_t sums[2][faiss_turboquant::sign_block];
                     for (size_t j = 0; j < n; j++) {
-                        uint16_t sums[faiss_turboquant::sign_block];
                         const uint8_t* tables = signs.tables.data();
-                        filter.sum_signs(&tables, 1, j / 64, sums, 0);
+                        for (int plane : {0, 1}) {
+                            filter.sum_plane(
+                                    plane, &tables, 1, j / 64, sums[plane], 0);
+                        }
                         const float key = sign *
                                 tq.distance_to_code(
                                         query,
                                         index->codes.data() + j * tq.code_size);
-                        for (const auto& least : leasts) {
-                            EXPECT_LE(filter.key(least, j, sums[j % 64]), key);
+                        const uint16_t sign = sums[0][j % 64];
+                        const uint16_t size = sums[1][j % 64];
+                        for (const auto& least : leasts[0]) {
+                            EXPECT_LE(filter.key(least, j, sign, nullptr), key);
                         }
-                        const float expected =
-                                filter.key(signs.expected, j, sums[j % 64]);
-                        n_below += expected < key;
+                        for (const auto& least : leasts[1]) {
+                            EXPECT_LE(filter.key(least, j, sign, &size), key);
+                        }
+                        n_below[0] += key >
+                                filter.key(
+                                        signs.first.expected, j, sign, nullptr);
+                        n_below[1] += key >
+                                filter.key(signs.both.expected, j, sign, &size);
                     }
                 }
                 // what is expected is too low as often as too high
                 if (d == 200) {
-                    EXPECT_NEAR(0.5, double(n_below) / (n * nq), 0.05);
+                    EXPECT_NEAR(0.5, double(n_below[0]) / (n * nq), 0.05);
+                    EXPECT_NEAR(0.5, double(n_below[1]) / (n * nq), 0.05);
                 }
             }
         }
     }
+}
+
+// Of vectors that are all about equally far, signs leave nearly half of the
+// codes, and both planes a tenth.
+TEST(SignFilter, SecondPlaneWhereSignsLeaveMany) {
+    const size_t d = 256, n = 30000;
+    const idx_t k = 10;
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(1); // parts of the codes begin with no threshold
+    for (const char* codec : codecs) {
+        for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+            SCOPED_TRACE(codec);
+            const auto index = index_of(codec, d, metric, gaussian(n, d, 1));
+            const auto& tq = index->tq;
+            const auto queries = gaussian(4, d, 2);
+            const Results all = search_with(*index, 0, queries, k);
+            const auto part_read = [&] {
+                const auto filter = index->get_sign_filter(1);
+                faiss_turboquant::QueryBatch batch(tq);
+                batch.resize(4, /*with_signs=*/true);
+                std::vector<int8_t> q(tq.rotated_dim());
+                for (size_t i = 0; i < 4; i++) {
+                    tq.prepare_query(&queries[i * d], 0, q.data(), batch[i]);
+                    batch.set_signs(i, q.data(), *filter, index->sign_margin);
+                }
+                Results found{
+                        std::vector<float>(4 * k), std::vector<idx_t>(4 * k)};
+                const faiss_turboquant::CodeScanner scanner(
+                        tq, index->codes.data(), n, filter, nullptr);
+                const size_t n_read = scanner.search(
+                        batch, k, found.D.data(), found.I.data());
+                EXPECT_EQ(all, found);
+                return double(n_read) / (4 * n);
+            };
+            const auto n_planes = [&] {
+                index->use_sign_filter = -1;
+                return index->get_sign_filter(1)->n_planes();
+            };
+            EXPECT_EQ(1, n_planes());
+            const double by_signs = part_read();
+            for (int i = 0; i < 3; i++) {
+                search(*index, gaussian(1, d, 2), k);
+                EXPECT_EQ(1, n_planes());
+            }
+            search(*index, gaussian(1, d, 2), k);
+            if (codec == std::string("TQ1") || codec == std::string("TQ1mse")) {
+                EXPECT_EQ(1, n_planes()); // signs are all that there is
+                EXPECT_LT(by_signs, 0.1);
+                continue;
+            }
+            EXPECT_EQ(2, n_planes());
+            EXPECT_GT(by_signs, 0.25);
+            EXPECT_LT(part_read(), 0.2);
+            // others have it as well
+            const auto more = gaussian(700, d, 3);
+            index->add(700, more.data());
+            expect_same_results(*index, queries, k);
+            EXPECT_EQ(2, n_planes());
+            index->codes_changed();
+            EXPECT_EQ(1, n_planes());
+            expect_same_results(*index, queries, k);
+        }
+    }
+    omp_set_num_threads(before);
 }
 
 TEST(SignFilter, MarginTradesNeighboursForSpeed) {
@@ -444,6 +523,8 @@ TEST(SignFilter, IsLeftForAWhileWhereSearchesDoNotGain) {
         }
     };
     EXPECT_TRUE(asks_signs());
+    fail(4);
+    EXPECT_TRUE(asks_signs()); // and a second plane, now
     fail(3);
     EXPECT_TRUE(asks_signs()); // and gains
     fail(4);
@@ -459,7 +540,7 @@ TEST(SignFilter, IsLeftForAWhileWhereSearchesDoNotGain) {
     index->codes_changed();
     EXPECT_TRUE(asks_signs());
     // not where it is told to ask
-    fail(4);
+    fail(4 + 4);
     index->use_sign_filter = 1;
     EXPECT_TRUE(asks_signs());
     fail(10);
@@ -470,17 +551,17 @@ TEST(SignFilter, IsLeftForAWhileWhereSearchesDoNotGain) {
 
 TEST(SignFilter, DoublesTheMemoryOfOneBitUpToALimit) {
     const size_t d = 64, n = 5000, limit = size_t(2) << 30;
-    EXPECT_EQ(limit, IndexTurboQuant::max_one_bit_filter_bytes);
+    EXPECT_EQ(limit, IndexTurboQuant::max_large_filter_bytes);
     const auto x = clustered(n, d, 1);
     for (auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
         const auto index = index_of("TQ1", d, metric, x);
         const size_t of_vector = metric == METRIC_L2 ? 20 : 16;
-        EXPECT_EQ(0u, SignFilter::bytes(index->tq, 0));
-        EXPECT_EQ(64 * of_vector, SignFilter::bytes(index->tq, 1));
-        EXPECT_EQ(64 * of_vector, SignFilter::bytes(index->tq, 64));
+        EXPECT_EQ(0u, SignFilter::bytes(index->tq, 0, 1));
+        EXPECT_EQ(64 * of_vector, SignFilter::bytes(index->tq, 1, 1));
+        EXPECT_EQ(64 * of_vector, SignFilter::bytes(index->tq, 64, 1));
         const size_t largest = limit / (64 * of_vector) * 64;
-        EXPECT_LE(SignFilter::bytes(index->tq, largest), limit);
-        EXPECT_GT(SignFilter::bytes(index->tq, largest + 1), limit);
+        EXPECT_LE(SignFilter::bytes(index->tq, largest, 1), limit);
+        EXPECT_GT(SignFilter::bytes(index->tq, largest + 1, 1), limit);
 
         const std::weak_ptr<const SignFilter> filter =
                 index->get_sign_filter(1);

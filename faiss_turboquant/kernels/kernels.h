@@ -173,7 +173,28 @@ constexpr int sign_fraction = 16, half_fraction = 4;
 /// covers the rounding of keys
 constexpr float sign_slack = 1.0f / (1 << 20);
 
-/** From a sum of table entries to a key, as Kernels::select has them:
+/** A block has one plane of signs or two, of which the second one tells large
+ * magnitudes from small ones. Its bits are signs themselves: t = s where the
+ * magnitude is large, else -s. With one plane a code is taken for its signs s,
+ * with two for 2 s + t, levels of 3, 1, -1 and -3: the uniform quantizer that
+ * has the least error of normal deviates begins the large ones at 0.996 (Max,
+ * Quantizing for minimum distortion, 1960). */
+constexpr int max_sign_planes = 2;
+constexpr double large_magnitude = 0.996;
+
+/// of both planes
+constexpr int32_t weigh_sums(uint16_t signs, uint16_t sizes) {
+    return 2 * signs + sizes;
+}
+
+/// of a code's levels 2 g - 63
+struct LevelSums {
+    int32_t magnitudes, squares;
+    int32_t large_magnitudes, n_large; ///< of those that are large
+};
+
+/** From a sum of table entries, or of weighted ones, to a key, as
+ * Kernels::select has them:
  *
  *   (float(sum) * slope + (shift + spread * residual)) * scale
  *       + (offset + bias)
@@ -186,16 +207,16 @@ struct SignFormula {
     float bias = 0;
 };
 
-/// what is known of the codes of a block besides their signs, (sign_block,)
+/// what is known of codes besides their planes, (blocks, sign_block)
 struct SignFactors {
     const float* scales;
-    const float* residuals; ///< what signs leave of a code, see SignFilter
+    const float* residuals; ///< what planes leave of a code, see SignFilter
     const float* offsets;   ///< or null for zeros
 };
 
 inline float sign_key(
         const SignFormula& formula,
-        uint16_t sum,
+        int32_t sum,
         float scale,
         float residual,
         float offset) {
@@ -389,19 +410,21 @@ struct Kernels {
             float* keys,
             uint32_t* positions);
 
-    /** The signs of a code's levels.
-     * @param grid        (padded_dim,), up to d
-     * @param bits        (ceil(d / 8),), stride bytes apart, written: bit i of
-     *                    byte j is set if grid[8 j + i] > 31
-     * @param magnitudes  written: sum of |2 grid[i] - 63|
-     * @param squares     written: sum of (2 grid[i] - 63)^2 */
-    void (*pack_signs)(
+    /** The planes of signs of a code, whose levels are 2 grid[i] - 63.
+     * @param grid    (padded_dim,), up to d
+     * @param large   the least magnitude of a level that is large
+     * @param signs   (ceil(d / 8),), stride bytes apart, written: bit i of
+     *                byte j is set if level 8 j + i is above 0
+     * @param sizes   likewise, or null: set if it is above 0 and large, or
+     *                neither
+     * @return  of the code */
+    LevelSums (*pack_signs)(
             const uint8_t* grid,
             size_t d,
-            uint8_t* bits,
-            size_t stride,
-            int32_t* magnitudes,
-            int32_t* squares);
+            uint8_t large,
+            uint8_t* signs,
+            uint8_t* sizes,
+            size_t stride);
 
     /** Tables for sum_signs: for all signs of four coordinates, the sum of the
      * |q_i| that agree with them, and half / 2^half_fraction, times factor /
@@ -417,7 +440,7 @@ struct Kernels {
             int16_t half,
             uint8_t* tables);
 
-    /** Sums of table entries, by the signs of a block of codes.
+    /** Sums of table entries, by a plane of a block of codes.
      * @param block        (n_bytes, sign_block), from pack_signs; what follows
      *                     it is prefetched
      * @param tables       (n_queries,), each (n_bytes, 2, 16), entries up to
@@ -435,14 +458,21 @@ struct Kernels {
             uint16_t* sums,
             size_t sums_stride);
 
-    /** Which codes of a block have a key, by their signs, below a threshold.
-     * @param sums  (sign_block,), from sum_signs
-     * @return  bit i is set if code i has */
-    uint64_t (*filter_signs)(
+    /** Leaves those codes of blocks whose key, by their planes, is below a
+     * threshold.
+     * @param signs  (n_blocks, sign_block), from sum_signs
+     * @param sizes  likewise, of the second plane; null: of one plane
+     * @param left   (n_blocks,), of each block a bit for each code, which is
+     *               cleared where its key is not below
+     * @return  how many are left */
+    size_t (*filter_signs)(
             const SignFormula& formula,
-            const uint16_t* sums,
+            const uint16_t* signs,
+            const uint16_t* sizes,
             const SignFactors& codes,
-            float threshold);
+            size_t n_blocks,
+            float threshold,
+            uint64_t* left);
 };
 
 inline size_t CodeLayout::panel_quads(const Kernels& kernels) const {

@@ -283,23 +283,33 @@ size_t select(
     return kept;
 }
 
-void pack_signs(
+LevelSums pack_signs(
         const uint8_t* grid,
         size_t d,
-        uint8_t* bits,
-        size_t stride,
-        int32_t* magnitudes,
-        int32_t* squares) {
-    *magnitudes = *squares = 0;
-    for (size_t byte = 0; byte < (d + 7) / 8; byte++) {
-        bits[byte * stride] = 0;
+        uint8_t large,
+        uint8_t* signs,
+        uint8_t* sizes,
+        size_t stride) {
+    LevelSums sums = {};
+    for (size_t i = 0; i < d; i += 8) {
+        int sign_bits = 0, size_bits = 0;
+        for (size_t j = 0; j < std::min<size_t>(8, d - i); j++) {
+            const int32_t level = 2 * grid[i + j] - 63;
+            const int32_t magnitude = std::abs(level);
+            const bool is_large = magnitude >= large;
+            sign_bits |= (level > 0) << j;
+            size_bits |= ((level > 0) == is_large) << j;
+            sums.magnitudes += magnitude;
+            sums.squares += level * level;
+            sums.large_magnitudes += is_large ? magnitude : 0;
+            sums.n_large += is_large;
+        }
+        signs[i / 8 * stride] = static_cast<uint8_t>(sign_bits);
+        if (sizes) {
+            sizes[i / 8 * stride] = static_cast<uint8_t>(size_bits);
+        }
     }
-    for (size_t i = 0; i < d; i++) {
-        const int32_t level = 2 * grid[i] - 63;
-        bits[i / 8 * stride] |= (level > 0) << i % 8;
-        *magnitudes += std::abs(level);
-        *squares += level * level;
-    }
+    return sums;
 }
 
 void fill_sign_tables(
@@ -340,22 +350,27 @@ void sum_signs(
     }
 }
 
-uint64_t filter_signs(
+size_t filter_signs(
         const SignFormula& formula,
-        const uint16_t* sums,
+        const uint16_t* signs,
+        const uint16_t* sizes,
         const SignFactors& codes,
-        float threshold) {
-    uint64_t below = 0;
-    for (size_t i = 0; i < sign_block; i++) {
+        size_t n_blocks,
+        float threshold,
+        uint64_t* left) {
+    size_t n_left = 0;
+    for (size_t i = 0; i < n_blocks * sign_block; i++) {
         const float key = sign_key(
                 formula,
-                sums[i],
+                sizes ? weigh_sums(signs[i], sizes[i]) : signs[i],
                 codes.scales[i],
                 codes.residuals[i],
                 codes.offsets ? codes.offsets[i] : 0);
-        below |= uint64_t(key < threshold) << i;
+        uint64_t& word = left[i / sign_block];
+        word &= ~(uint64_t(!(key < threshold)) << i % sign_block);
+        n_left += word >> i % sign_block & 1;
     }
-    return below;
+    return n_left;
 }
 
 } // namespace

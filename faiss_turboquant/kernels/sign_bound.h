@@ -1,6 +1,6 @@
 #pragma once
 
-/** How much the signs of a code leave open of its product with a query: the
+/** How much the planes of a code leave open of its product with a query: the
  * bound of SignFilter, on the CPU and the GPU. */
 
 #include <cmath>
@@ -13,15 +13,16 @@ namespace faiss_turboquant {
 struct SignBoundQuery {
     double squares = 0;  ///< |q|^2
     double share = 0;    ///< see sign_share
-    double rounding = 0; ///< of <q, s>: with the probability of the margin
+    double rounding = 0; ///< of <q, u>: with the probability of the margin
 };
 
-/// |r| / beta of codes, see SignFilter
+/// of codes, see SignFilter
 struct SignResiduals {
-    double least, largest;
+    double least, largest; ///< |r| / beta
+    double largest_square; ///< |v|^2 / beta^2
 };
 
-/** <q, v> / beta <= factor * (<q, s> + shift + spread * |r| / beta) with the
+/** <q, v> / beta <= factor * (<q, u> + shift + spread * |r| / beta) with the
  * probability of the margin. */
 struct SignBound {
     double factor, shift, spread;
@@ -39,18 +40,18 @@ TQ_HOST_DEVICE inline double sign_share(double d, double margin) {
 TQ_HOST_DEVICE inline SignBound sign_bound(
         const SignBoundQuery& query,
         const SignResiduals& residuals,
-        double d,
         double y) {
     // With y = <q, v> / beta, w = |v| / beta and a residual rho = |r| / beta,
-    // of which rho^2 + w^2 = d, signs give y less at most
-    //   g(y) = sqrt(share^2 rho^2 (|q|^2 - y^2 / w^2) + rounding^2).
-    // That is concave in y, so its tangents are bounds for any y: linear, as
-    // is wanted. Of the slope -s the tangent is h - s y, with
+    // <q, u> is y less at most
+    //   g(y) = sqrt(share^2 rho^2 (|q|^2 - y^2 / w^2) + rounding^2),
+    // no more than with the largest w of any code. That is concave in y, so its
+    // tangents are bounds for any y: linear, as is wanted. Of the slope -s the
+    // tangent is h - s y, with
     //   h^2 = (share^2 rho^2 |q|^2 + rounding^2)
     //         (1 + s^2 w^2 / (share^2 rho^2)),
     // and h is convex in rho: linear between the least and the largest, or, if
     // these are far apart, no more than that of the largest.
-    const double w2 = d - residuals.least * residuals.least;
+    const double w2 = residuals.largest_square;
     const double most = 0.999 * std::sqrt(w2 * query.squares);
     y = !(y > 0) ? 0 : y < most ? y : most; // 0 where it is not a number
     const double rounding2 = query.rounding * query.rounding;
@@ -74,7 +75,7 @@ TQ_HOST_DEVICE inline SignBound sign_bound(
     const double h_least = h(least), range = residuals.largest - least;
     const double spread =
             range > 0 ? (h(residuals.largest) - h_least) / range : 0;
-    // <q, s> + h >= (1 + s) y of the code
+    // <q, u> + h >= (1 + s) y of the code
     return {1 / (1 + s), h_least - spread * least, spread};
 }
 

@@ -7,35 +7,52 @@
 // AVX-512, 5.3 of four queries each: a third of what a product with each sign
 // takes.
 
-void pack_signs(
+LevelSums pack_signs(
         const uint8_t* grid,
         size_t d,
-        uint8_t* bits,
-        size_t stride,
-        int32_t* magnitudes,
-        int32_t* squares) {
+        uint8_t large,
+        uint8_t* signs,
+        uint8_t* sizes,
+        size_t stride) {
     const U8 middle = hn::Set(du8, uint8_t{32});
     const I8 ones = hn::Set(di8, int8_t{1});
-    Accumulator sum, sum_of_squares;
+    Accumulator sum, sum_of_squares, sum_of_large;
+    size_t n_large = 0;
+    constexpr size_t reg_bytes = N8 / 8;
     for (size_t i = 0; i < d; i += N8) {
         // grid has room up to the next multiple of 64
         const U8 g = hn::LoadU(du8, grid + i);
         const auto valid = hn::FirstN(du8, std::min(N8, d - i));
-        uint8_t packed[N8 / 8 < 8 ? 8 : N8 / 8];
-        hn::StoreMaskBits(du8, hn::And(hn::Ge(g, middle), valid), packed);
-        for (size_t byte = 0; byte < N8 / 8 && i + 8 * byte < d; byte++) {
-            bits[(i / 8 + byte) * stride] = packed[byte];
-        }
+        const auto store = [&](auto mask, uint8_t* bits) HWY_ATTR {
+            uint8_t packed[reg_bytes < 8 ? 8 : reg_bytes];
+            hn::StoreMaskBits(du8, hn::And(mask, valid), packed);
+            for (size_t byte = 0; byte < reg_bytes && i + 8 * byte < d;
+                 byte++) {
+                bits[(i / 8 + byte) * stride] = packed[byte];
+            }
+        };
         const I8 level = hn::BitCast(
                 di8, hn::Sub(hn::Add(g, g), hn::Set(du8, uint8_t{63})));
         const U8 magnitude =
                 hn::IfThenElseZero(valid, hn::BitCast(du8, hn::Abs(level)));
+        const auto is_positive = hn::Ge(g, middle);
+        const auto is_large =
+                hn::And(hn::Ge(magnitude, hn::Set(du8, large)), valid);
+        store(is_positive, signs);
+        if (sizes) {
+            store(hn::Not(hn::Xor(is_positive, is_large)), sizes);
+        }
         const U8 none = hn::Zero(du8);
         sum.add(magnitude, ones, none, ones);
         sum_of_squares.add(magnitude, hn::BitCast(di8, magnitude), none, ones);
+        sum_of_large.add(
+                hn::IfThenElseZero(is_large, magnitude), ones, none, ones);
+        n_large += hn::CountTrue(du8, is_large);
     }
-    *magnitudes = hn::ReduceSum(di32, sum.sum);
-    *squares = hn::ReduceSum(di32, sum_of_squares.sum);
+    return {hn::ReduceSum(di32, sum.sum),
+            hn::ReduceSum(di32, sum_of_squares.sum),
+            hn::ReduceSum(di32, sum_of_large.sum),
+            static_cast<int32_t>(n_large)};
 }
 
 void fill_sign_tables(
@@ -195,34 +212,66 @@ void sum_signs(
     }
 }
 
-uint64_t filter_signs(
+template <bool has_sizes>
+HWY_INLINE size_t filter_planes(
         const SignFormula& formula,
-        const uint16_t* sums,
+        const uint16_t* signs,
+        const uint16_t* sizes,
         const SignFactors& codes,
-        float threshold) {
+        size_t n_blocks,
+        float threshold,
+        uint64_t* left) {
     const hn::Rebind<uint16_t, decltype(di32)> half;
     const F32 slope = hn::Set(df32, formula.slope);
     const F32 common_shift = hn::Set(df32, formula.shift);
     const F32 spread = hn::Set(df32, formula.spread);
     const F32 bias = hn::Set(df32, formula.bias);
     const F32 limit = hn::Set(df32, threshold);
-    uint64_t below = 0;
-    for (size_t i = 0; i < sign_block; i += N32) {
-        const I32 sum = hn::PromoteTo(di32, hn::LoadU(half, sums + i));
-        const F32 residual = hn::LoadU(df32, codes.residuals + i);
-        const F32 shift = hn::Add(common_shift, hn::Mul(spread, residual));
-        const F32 product = hn::Mul(
-                hn::Add(hn::Mul(hn::ConvertTo(df32, sum), slope), shift),
-                hn::LoadU(df32, codes.scales + i));
-        const F32 base = codes.offsets
-                ? hn::Add(hn::LoadU(df32, codes.offsets + i), bias)
-                : bias;
-        const F32 slack = hn::Mul(hn::Abs(base), hn::Set(df32, sign_slack));
-        const F32 least = hn::Add(product, hn::Sub(base, slack));
-        uint64_t bits = 0;
-        hn::StoreMaskBits(
-                df32, hn::Lt(least, limit), reinterpret_cast<uint8_t*>(&bits));
-        below |= bits << i;
+    size_t n_left = 0;
+    for (size_t block = 0; block < n_blocks; block++) {
+        if (!left[block]) {
+            continue;
+        }
+        uint64_t below = 0;
+        for (size_t j = 0; j < sign_block; j += N32) {
+            const size_t i = block * sign_block + j;
+            I32 sum = hn::PromoteTo(di32, hn::LoadU(half, signs + i));
+            if constexpr (has_sizes) {
+                const I32 of_sizes =
+                        hn::PromoteTo(di32, hn::LoadU(half, sizes + i));
+                sum = hn::Add(hn::Add(sum, sum), of_sizes);
+            }
+            const F32 residual = hn::LoadU(df32, codes.residuals + i);
+            const F32 shift = hn::Add(common_shift, hn::Mul(spread, residual));
+            const F32 product = hn::Mul(
+                    hn::Add(hn::Mul(hn::ConvertTo(df32, sum), slope), shift),
+                    hn::LoadU(df32, codes.scales + i));
+            const F32 base = codes.offsets
+                    ? hn::Add(hn::LoadU(df32, codes.offsets + i), bias)
+                    : bias;
+            const F32 slack = hn::Mul(hn::Abs(base), hn::Set(df32, sign_slack));
+            const F32 least = hn::Add(product, hn::Sub(base, slack));
+            uint64_t bits = 0;
+            hn::StoreMaskBits(
+                    df32,
+                    hn::Lt(least, limit),
+                    reinterpret_cast<uint8_t*>(&bits));
+            below |= bits << j;
+        }
+        left[block] &= below;
+        n_left += hwy::PopCount(left[block]);
     }
-    return below;
+    return n_left;
+}
+
+size_t filter_signs(
+        const SignFormula& formula,
+        const uint16_t* signs,
+        const uint16_t* sizes,
+        const SignFactors& codes,
+        size_t n_blocks,
+        float threshold,
+        uint64_t* left) {
+    const auto filter = sizes ? filter_planes<true> : filter_planes<false>;
+    return filter(formula, signs, sizes, codes, n_blocks, threshold, left);
 }

@@ -247,10 +247,10 @@ __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
     const double y =
             (double(threshold) - factors.bias - sign * statistics.offset) /
             (multiplier * statistics.scale);
+    const double least = statistics.least_residual;
     const SignBound bound = sign_bound(
             {squares, sign_share(signs.d, signs.margin), 0},
-            {statistics.least_residual, statistics.largest_residual},
-            signs.d,
+            {least, statistics.largest_residual, signs.d - least * least},
             y);
     const double slope = multiplier * bound.factor;
     const int unit = 1 << signs.products.shift; // of products

@@ -152,7 +152,7 @@ class TurboQuantizer(faiss.Quantizer):
 class IndexTurboQuant(faiss.IndexFlatCodes):
     tq: TurboQuantizer
     use_sign_filter: int
-    max_one_bit_filter_bytes: int
+    max_large_filter_bytes: int
     sign_margin: float
     def codes_changed(self) -> None: ...
     def permute_entries(self, perm: npt.NDArray[Any], /) -> None: ...

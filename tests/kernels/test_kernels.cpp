@@ -520,21 +520,56 @@ TEST_P(LevelTest, PackSigns) {
             g = rng() % 64; // past d too, where it does not count
         }
         for (size_t stride : {size_t(1), sign_block}) {
-            const auto run = [&](const Kernels& k) {
-                std::vector<uint8_t> bits((d + 7) / 8 * stride, 0xa5);
-                int32_t magnitudes = 0, squares = 0;
-                k.pack_signs(
+            const auto run = [&](const Kernels& k, int large, bool has_sizes) {
+                std::vector<uint8_t> signs((d + 7) / 8 * stride, 0xa5);
+                std::vector<uint8_t> sizes(signs);
+                const LevelSums sums = k.pack_signs(
                         grid.data(),
                         d,
-                        bits.data(),
-                        stride,
-                        &magnitudes,
-                        &squares);
-                return std::tuple(bits, magnitudes, squares);
+                        large,
+                        signs.data(),
+                        has_sizes ? sizes.data() : nullptr,
+                        stride);
+                return std::tuple(
+                        signs,
+                        sizes,
+                        sums.magnitudes,
+                        sums.squares,
+                        sums.large_magnitudes,
+                        sums.n_large);
             };
-            EXPECT_EQ(run(scalar), run(simd));
+            for (int large : {0, 1, 19, 20, 63, 64}) {
+                for (bool has_sizes : {false, true}) {
+                    EXPECT_EQ(
+                            run(scalar, large, has_sizes),
+                            run(simd, large, has_sizes));
+                }
+            }
         }
     }
+}
+
+TEST(PackSigns, SecondPlaneWeighsMagnitudes) {
+    // levels of -63, -21, -19, 1, 19, 21, 63
+    const std::vector<uint8_t> grid = {0, 21, 22, 32, 41, 42, 63};
+    uint8_t signs, sizes;
+    const LevelSums sums = kernels(SimdLevel::scalar)
+                                   .pack_signs(
+                                           grid.data(),
+                                           grid.size(),
+                                           /*large=*/20,
+                                           &signs,
+                                           &sizes,
+                                           1);
+    const int expected[] = {-3, -3, -1, 1, 1, 3, 3};
+    for (size_t i = 0; i < grid.size(); i++) {
+        const int s = signs >> i & 1 ? 1 : -1, t = sizes >> i & 1 ? 1 : -1;
+        EXPECT_EQ(expected[i], 2 * s + t);
+    }
+    EXPECT_EQ(63 + 21 + 19 + 1 + 19 + 21 + 63, sums.magnitudes);
+    EXPECT_EQ(2 * (63 * 63 + 21 * 21 + 19 * 19) + 1, sums.squares);
+    EXPECT_EQ(2 * (63 + 21), sums.large_magnitudes);
+    EXPECT_EQ(4, sums.n_large);
 }
 
 TEST_P(LevelTest, FillSignTables) {
@@ -597,40 +632,60 @@ TEST_P(LevelTest, SumSigns) {
 
 TEST_P(LevelTest, FilterSigns) {
     std::mt19937 rng(6);
-    const std::vector<float> scales = random_floats(sign_block, 7);
-    const std::vector<float> offsets = random_floats(sign_block, 8);
-    const std::vector<float> residuals = random_floats(sign_block, 9);
-    std::vector<uint16_t> sums(sign_block);
-    for (uint16_t& sum : sums) {
-        sum = rng();
+    const size_t n_blocks = 4, n = n_blocks * sign_block;
+    const std::vector<float> scales = random_floats(n, 7);
+    const std::vector<float> offsets = random_floats(n, 8);
+    const std::vector<float> residuals = random_floats(n, 9);
+    std::vector<uint16_t> signs(n), sizes(n);
+    for (size_t i = 0; i < n; i++) {
+        signs[i] = rng();
+        sizes[i] = rng();
     }
-    const SignFormula formula = {-0.01f, 300.0f, 40.0f, 0.7f};
     const float infinity = std::numeric_limits<float>::infinity();
-    size_t below = 0;
     for (const float* of_codes : {offsets.data(), (const float*)nullptr}) {
-        std::vector<float> thresholds = {-infinity, infinity, NAN, 0};
-        for (size_t i = 0; i < sign_block; i++) {
-            // equal to a key, which is not below it
-            thresholds.push_back(sign_key(
-                    formula,
-                    sums[i],
-                    scales[i],
-                    residuals[i],
-                    of_codes ? of_codes[i] : 0));
-        }
-        for (float threshold : thresholds) {
-            const auto run = [&](const Kernels& k) {
-                return k.filter_signs(
+        for (bool has_sizes : {true, false}) {
+            const uint16_t* second = has_sizes ? sizes.data() : nullptr;
+            SignFormula formula = {-0.01f, 300.0f, 40.0f, 0.7f};
+            formula.slope /= second ? weigh_sums(1, 1) : 1;
+            std::vector<float> thresholds = {-infinity, infinity, NAN, 0};
+            for (size_t i = 0; i < n; i++) {
+                // equal to a key, which is not below it
+                thresholds.push_back(sign_key(
                         formula,
-                        sums.data(),
-                        {scales.data(), residuals.data(), of_codes},
-                        threshold);
-            };
-            EXPECT_EQ(run(scalar), run(simd)) << threshold;
-            below += __builtin_popcountll(run(simd));
+                        second ? weigh_sums(signs[i], sizes[i]) : signs[i],
+                        scales[i],
+                        residuals[i],
+                        of_codes ? of_codes[i] : 0));
+            }
+            size_t below = 0;
+            for (float threshold : thresholds) {
+                const auto run = [&](const Kernels& k) {
+                    std::vector<uint64_t> left(n_blocks, ~uint64_t(0));
+                    left[1] = 0;
+                    left[2] = 0x123456789abcdef0;
+                    const size_t n_left = k.filter_signs(
+                            formula,
+                            signs.data(),
+                            second,
+                            {scales.data(), residuals.data(), of_codes},
+                            n_blocks,
+                            threshold,
+                            left.data());
+                    size_t counted = 0;
+                    for (uint64_t word : left) {
+                        counted += __builtin_popcountll(word);
+                    }
+                    EXPECT_EQ(counted, n_left);
+                    EXPECT_EQ(0u, left[1]);
+                    EXPECT_EQ(0u, left[2] & ~0x123456789abcdef0);
+                    return left;
+                };
+                EXPECT_EQ(run(scalar), run(simd)) << threshold;
+                below += __builtin_popcountll(run(simd)[0]);
+            }
+            EXPECT_GT(below, thresholds.size() * sign_block / 4);
         }
     }
-    EXPECT_GT(below, sign_block * sign_block / 2);
 }
 
 INSTANTIATE_TEST_SUITE_P(
