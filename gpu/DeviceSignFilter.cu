@@ -201,14 +201,6 @@ double SignSearch::break_even(const DeviceLayout& layout, size_t n, size_t nq) {
     return ((code - signs) * n - kernels) / (listed * code);
 }
 
-ScanPlan SignSearch::plan(
-        const DeviceLayout& layout,
-        size_t n,
-        size_t nq,
-        int device) {
-    return plan_scan(layout.signs(), uint32_t(n), nq, device);
-}
-
 size_t SignSearch::workspace(
         const ScanPlan& sign_plan,
         size_t n,

@@ -100,7 +100,7 @@ class SignSearch {
     /** @param filter     has codes.n rows
      *  @param codes      to be searched
      *  @param plan       of a scan of the codes
-     *  @param sign_plan  plan() of these codes and queries
+     *  @param sign_plan  of a scan of their signs
      *  @param nq         up to max_sign_queries
      *  @param k          0: of a range search
      *  @param margin     in standard deviations */
@@ -124,13 +124,6 @@ class SignSearch {
             size_t n,
             size_t nq,
             int k);
-
-    /// of a scan of the signs
-    static ScanPlan plan(
-            const DeviceLayout& layout,
-            size_t n,
-            size_t nq,
-            int device);
 
     /// queries as they have to be prepared besides
     const QueryImage& image() const {

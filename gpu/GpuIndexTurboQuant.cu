@@ -240,7 +240,7 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     }
     const DeviceLayout& layout = codes.layout;
     const ScanPlan sign_plan =
-            SignSearch::plan(layout, codes.n, nq, resources_->device);
+            plan_scan(layout.signs(), codes.n, nq, resources_->device);
     const size_t n_reservoirs =
             std::max(plan.n_reservoirs(), sign_plan.n_reservoirs());
     const size_t bytes = SignSearch::workspace(sign_plan, codes.n, nq, k) +

@@ -212,8 +212,7 @@ void sum_signs(
     }
 }
 
-template <bool has_sizes>
-HWY_INLINE size_t filter_planes(
+size_t filter_signs(
         const SignFormula& formula,
         const uint16_t* signs,
         const uint16_t* sizes,
@@ -236,7 +235,7 @@ HWY_INLINE size_t filter_planes(
         for (size_t j = 0; j < sign_block; j += N32) {
             const size_t i = block * sign_block + j;
             I32 sum = hn::PromoteTo(di32, hn::LoadU(half, signs + i));
-            if constexpr (has_sizes) {
+            if (sizes) {
                 const I32 of_sizes =
                         hn::PromoteTo(di32, hn::LoadU(half, sizes + i));
                 sum = hn::Add(hn::Add(sum, sum), of_sizes);
@@ -262,16 +261,4 @@ HWY_INLINE size_t filter_planes(
         n_left += hwy::PopCount(left[block]);
     }
     return n_left;
-}
-
-size_t filter_signs(
-        const SignFormula& formula,
-        const uint16_t* signs,
-        const uint16_t* sizes,
-        const SignFactors& codes,
-        size_t n_blocks,
-        float threshold,
-        uint64_t* left) {
-    const auto filter = sizes ? filter_planes<true> : filter_planes<false>;
-    return filter(formula, signs, sizes, codes, n_blocks, threshold, left);
 }
