@@ -659,7 +659,7 @@ faiss_turboquant::ListSigns IndexIVFTurboQuant::get_signs() const {
         return {};
     }
     filters.resize(invlists->nlist);
-    const int n_planes = filters.record.n_planes(tq);
+    const int n_planes = filters.record.n_planes(tq, use_sign_filter);
     const bool is_optional = use_sign_filter < 0;
     const bool has_room = !is_optional ||
             SignFilter::bytes(tq, ntotal, n_planes) <= max_sign_filter_bytes;

@@ -46,6 +46,7 @@ struct IndexIVFTurboQuant : IndexIVF {
      *       while it takes at most max_sign_filter_bytes for all lists
      *    0: never
      *    1: with any lists, and any codes but those of two parts
+     *    2: the same, with the second bit from the beginning
      *
      * Searches that FAISS's own loop does (see below) read all codes. Not
      * written to files. */

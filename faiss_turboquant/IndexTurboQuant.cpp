@@ -298,7 +298,7 @@ std::shared_ptr<const SignFilter> IndexTurboQuant::get_sign_filter(
     if (size_t(n) >= batch_queries && max_filtered_part(tq.d, n) == 0) {
         return nullptr;
     }
-    const int n_planes = sign_record_.n_planes(tq);
+    const int n_planes = sign_record_.n_planes(tq, use_sign_filter);
     return sign_filter_cache_.get(
             tq,
             codes.data(),

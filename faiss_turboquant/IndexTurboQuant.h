@@ -41,6 +41,7 @@ struct IndexTurboQuant : IndexFlatCodes {
      *       of the codes, while they take at most max_large_filter_bytes
      *    0: never
      *    1: with any codes but those of two parts (TQ2.5, TQ3.5, TQ2prod ..)
+     *    2: the same, with the second bit from the beginning
      *
      * Not written to files. */
     int use_sign_filter = -1;

@@ -24,44 +24,15 @@ LevelSums pack_code(
         const TurboQuantizer& tq,
         const uint8_t* code,
         Grid& grid,
+        uint8_t large,
         uint8_t* signs,
         uint8_t* sizes,
         size_t stride) {
     const CodeLayout& layout = tq.layout();
-    // half_steps is of a coordinate that is as large as sqrt(d) of them are
-    const double large =
-            large_magnitude * layout.half_steps / std::sqrt(double(layout.d));
     kernels().decode(layout, code, grid.data());
     return kernels().pack_signs(
-            grid.data(),
-            layout.d,
-            static_cast<uint8_t>(std::lround(large)),
-            signs,
-            sizes,
-            stride);
+            grid.data(), layout.d, large, signs, sizes, stride);
 }
-
-/// a code v as its planes have it, u: v = beta u + r
-struct Approximation {
-    double beta;
-    double residual; ///< |r| / beta
-    double square;   ///< |v|^2 / beta^2
-
-    Approximation(const LevelSums& sums, size_t d, int n_planes) {
-        // <v, u> and |u|^2
-        int64_t product = sums.magnitudes, norm = int64_t(d);
-        if (n_planes == 2) {
-            product += 2 * int64_t(sums.large_magnitudes);
-            norm += 8 * int64_t(sums.n_large); // 3^2 instead of 1
-        }
-        const double squares = sums.squares;
-        beta = squares / double(product);
-        square = double(product) * double(product) / squares;
-        // exactly 0 where v is a multiple of u
-        const int64_t rest = norm * sums.squares - product * product;
-        residual = std::sqrt(double(rest) / squares);
-    }
-};
 
 /// of a code's signs, with padding
 size_t sign_bytes(size_t d) {
@@ -127,6 +98,7 @@ size_t max_filtered_list_queries(size_t d) {
 SignFilter::SignFilter(const TurboQuantizer& tq, int n_planes)
         : d_(tq.d),
           n_bytes_(sign_bytes(tq.d)),
+          large_(large_magnitude(tq.layout().half_steps, double(tq.d))),
           sign_(tq.metric_type == faiss::METRIC_L2 ? 1.0f : -1.0f),
           n_planes_(n_planes) {}
 
@@ -180,11 +152,12 @@ void SignFilter::extend(
                         tq,
                         codes + i * tq.code_size,
                         grid,
+                        large_,
                         place(planes_[0]),
                         n_planes_ > 1 ? place(planes_[1]) : nullptr,
                         sign_block);
                 for (int p = 0; p < n_planes_; p++) {
-                    const Approximation code(sums, d_, p + 1);
+                    const SignApproximation code(sums, d_, p + 1);
                     planes_[p].scales[i] = static_cast<float>(
                             factors[0][i - begin] * code.beta);
                     planes_[p].residuals[i] = static_cast<float>(code.residual);
@@ -219,7 +192,7 @@ bool SignFilter::agrees(const TurboQuantizer& tq, const uint8_t* code, size_t i)
         const {
     Grid grid(tq.layout().grid_size());
     std::vector<uint8_t> bits(n_bytes_);
-    pack_code(tq, code, grid, bits.data(), nullptr, 1);
+    pack_code(tq, code, grid, large_, bits.data(), nullptr, 1);
     const Row* rows = &planes_[0].bits[i / sign_block * n_bytes_];
     for (size_t byte = 0; byte < n_bytes_; byte++) {
         if (rows[byte].bytes[sign_place(i % sign_block)] != bits[byte]) {
@@ -377,9 +350,10 @@ void SignRecord::note_read(double part) {
     }
 }
 
-int SignRecord::n_planes(const TurboQuantizer& tq) {
+int SignRecord::n_planes(const TurboQuantizer& tq, int setting) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return n_read_many_ < patience ? 1 : SignFilter::max_planes(tq);
+    const bool has_both = n_read_many_ == patience || setting > 1;
+    return has_both ? SignFilter::max_planes(tq) : 1;
 }
 
 void SignRecord::clear() {

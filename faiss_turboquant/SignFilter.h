@@ -182,6 +182,7 @@ class SignFilter {
 
     size_t d_;
     size_t n_bytes_; ///< of a code's signs, with padding
+    uint8_t large_;  ///< see large_magnitude
     float sign_;     ///< of distances, as keys have it
     int n_planes_;
     size_t size_ = 0;
@@ -269,8 +270,8 @@ class SignRecord {
     /// at the end of any search that has asked: how many codes it has read
     void note_read(double part);
 
-    /// that a SignFilter of such codes is to have
-    int n_planes(const TurboQuantizer& tq);
+    /// that a SignFilter of such codes is to have. setting: use_sign_filter
+    int n_planes(const TurboQuantizer& tq, int setting);
 
     void clear();
 

@@ -1,6 +1,8 @@
 #include <gpu/DeviceSignFilter.h>
 
 #include <algorithm>
+#include <cstring>
+#include <iterator>
 
 #include <faiss/impl/FaissAssert.h>
 
@@ -23,14 +25,37 @@ size_t best_rows(const ScanPlan& sign_plan, size_t nq, int k) {
 
 } // namespace
 
+SignSearchCost::SignSearchCost(
+        const DeviceLayout& layout,
+        size_t n,
+        size_t nq) {
+    // Short rows, signs of several queries and trellises, which have a faster
+    // way for one query, are bound by instructions.
+    const bool is_one = nq == 1;
+    const double plane = layout.plane_size();
+    const double planes = !layout.has_trellis() ? layout.nbits
+            : is_one ? std::max<double>(layout.nbits, 3.2)
+                     : 5.5;
+    const double code = std::max(240.0, planes * plane);
+    const double products = 2 * nq; // written and read
+    const double signs = products + 12 +
+            (is_one ? std::max(140.0, 1.05 * plane)
+                    : std::max(195.0, 1.2 * plane));
+    const double listed = 1.2; // a row of a list, against one of many
+    all = code * n;
+    first = signs * n + 180e6;
+    second = 80e6;
+    listed_sizes = listed * signs + products;
+    listed_code = listed * code;
+}
+
 DeviceSignFilter::DeviceSignFilter(const CodeStorage& storage)
         : storage_(storage),
           mailbox_(storage.resources.take_mailbox()),
-          left_(static_cast<uint32_t*>(mailbox_.memory)) {
+          left_(static_cast<RowsLeft*>(mailbox_.memory)) {
     static_assert(
-            sizeof(uint32_t[max_sign_queries + 1]) <=
-            GpuResources::Mailbox::size);
-    std::fill_n(left_, max_sign_queries + 1, 0);
+            sizeof(RowsLeft[max_sign_queries]) <= GpuResources::Mailbox::size);
+    std::memset(mailbox_.memory, 0, GpuResources::Mailbox::size);
 }
 
 DeviceSignFilter::~DeviceSignFilter() {
@@ -39,54 +64,59 @@ DeviceSignFilter::~DeviceSignFilter() {
     storage_.resources.give_mailbox(mailbox_);
 }
 
-void DeviceSignFilter::extend(size_t n) {
+void DeviceSignFilter::extend(size_t n, int n_planes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    take_rows(n);
+    take_rows(n, n_planes);
 }
 
-bool DeviceSignFilter::try_extend(size_t n) {
+bool DeviceSignFilter::try_extend(size_t n, int n_planes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const size_t capacity = storage_.capacity();
-    if (refused_ == capacity) {
+    size_t& refused = refused_[n_planes - 1];
+    if (refused == capacity) {
         return false;
     }
-    if (n > scales_.size()) {
+    if (n_planes > n_planes_ || n > planes_[0].scales.size()) {
         size_t available = 0, all = 0;
         TQ_CUDA(cudaMemGetInfo(&available, &all));
-        if (bytes_of_row() * capacity > available / 2) {
-            refused_ = capacity;
+        if (bytes_of_row(n_planes) * capacity > available / 2) {
+            refused = capacity;
             return false;
         }
     }
     try {
-        take_rows(n);
+        take_rows(n, n_planes);
         return true;
     } catch (const faiss::FaissException&) {
-        refused_ = capacity;
+        refused = capacity;
         return false;
     }
 }
 
-size_t DeviceSignFilter::bytes_of_row() const {
-    return storage_.layout().plane_size() + 2 * sizeof(float);
+size_t DeviceSignFilter::bytes_of_row(int n_planes) const {
+    return n_planes * (storage_.layout().plane_size() + 2 * sizeof(float));
 }
 
-void DeviceSignFilter::take_rows(size_t n) {
+void DeviceSignFilter::take_rows(size_t n, int n_planes) {
     const GpuResources& resources = storage_.resources;
-    if (n > scales_.size()) {
+    if (n_planes > n_planes_ || n > planes_[0].scales.size()) {
+        n_planes = std::max(n_planes, n_planes_);
         // where there is no room beside the old ones, they have to be made anew
         release();
         constexpr MemoryUse use = MemoryUse::index;
         const size_t capacity =
                 round_up(storage_.capacity(), size_t(sign_rows_unit));
-        DeviceArray<uint8_t> planes(
-                resources, capacity * storage_.layout().plane_size(), use);
-        DeviceArray<float> scales(resources, capacity, use);
-        DeviceArray<float> residuals(resources, capacity, use);
-        statistics_ = DeviceArray<SignStatistics>(resources, 1, use);
-        planes_ = std::move(planes);
-        scales_ = std::move(scales);
-        residuals_ = std::move(residuals);
+        const size_t plane_size = storage_.layout().plane_size();
+        Plane planes[max_sign_planes];
+        for (int p = 0; p < n_planes; p++) {
+            planes[p] = {
+                    DeviceArray<uint8_t>(resources, capacity * plane_size, use),
+                    DeviceArray<float>(resources, capacity, use),
+                    DeviceArray<float>(resources, capacity, use)};
+        }
+        statistics_ = DeviceArray<SignStatistics>(resources, n_planes, use);
+        std::move(std::begin(planes), std::end(planes), planes_);
+        n_planes_ = n_planes;
     }
     if (size_ < n) {
         pack_signs(
@@ -100,56 +130,108 @@ void DeviceSignFilter::take_rows(size_t n) {
 
 void DeviceSignFilter::clear() {
     release();
-    refused_ = 0;
+    std::fill_n(refused_, max_sign_planes, never);
 }
 
 void DeviceSignFilter::release() {
-    planes_ = {};
-    scales_ = {};
-    residuals_ = {};
+    for (Plane& plane : planes_) {
+        plane = {};
+    }
+    n_planes_ = 0;
     size_ = 0;
 }
 
-bool DeviceSignFilter::is_promising(size_t nq) {
+int DeviceSignFilter::choose_planes(
+        size_t n,
+        size_t nq,
+        int most,
+        bool may_do_without) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Record& record = records_[nq];
-    if (!record.pause.is_due()) {
-        return false;
+    Record& record = records_[nq - 1];
+    if (may_do_without && !record.pause.is_due()) {
+        return 0;
     }
-    const uint32_t left = left_[nq];
-    if (left == 0) {
-        return true; // not known
+    if (refused_[1] == storage_.capacity()) {
+        most = 1;
     }
-    const bool gains = left <= record.most;
-    record.pause.note(gains);
-    if (!gains) {
-        left_[nq] = 0; // until the next one has ended
+    volatile RowsLeft& left = left_[nq - 1];
+    const double by_first = left.by_first, by_all = left.by_all;
+    if (by_first == 0) { // not known
+        return std::min(most, record.n_planes);
     }
-    return gains;
+    const SignSearchCost cost(storage_.layout(), n, nq);
+    const bool has_both = record.n_planes > 1;
+    const double with_one = cost.with_one_plane(by_first);
+    constexpr double hoped_for = 1.0 / 8; // of those that signs leave
+    const double with_both = cost.with_both_planes(
+            by_first, has_both ? by_all : by_first * hoped_for);
+    const bool wants_both =
+            most > 1 && with_both < std::min(with_one, cost.all);
+    n_wanting_ = wants_both ? std::min(n_wanting_ + 1, patience) : 0;
+    const bool may_ask_both = n_planes_ > 1 || n_wanting_ == patience;
+    const int n_planes = wants_both && may_ask_both ? 2 : 1;
+    if (may_do_without) {
+        const double last = has_both ? with_both : with_one;
+        const bool gains = last <= cost.all || (wants_both && !has_both);
+        record.pause.note(gains);
+        if (!gains) {
+            left.by_first = 0; // until the next one has ended
+            return 0;
+        }
+    }
+    return n_planes;
 }
 
-void DeviceSignFilter::note(size_t nq, const uint32_t* size, uint32_t most) {
+void DeviceSignFilter::note(
+        size_t nq,
+        int n_planes,
+        const uint32_t* by_first,
+        const uint32_t* by_all) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    records_[nq].most = most;
-    TQ_CUDA(cudaMemcpyAsync(
-            const_cast<uint32_t*>(left_ + nq),
-            size,
-            sizeof(*size),
-            cudaMemcpyDeviceToHost,
-            storage_.resources.stream()));
+    records_[nq - 1].n_planes = n_planes;
+    const auto send = [&](volatile uint32_t& to, const uint32_t* from) {
+        TQ_CUDA(cudaMemcpyAsync(
+                const_cast<uint32_t*>(&to),
+                from,
+                sizeof(*from),
+                cudaMemcpyDeviceToHost,
+                storage_.resources.stream()));
+    };
+    send(left_[nq - 1].by_all, by_all);
+    send(left_[nq - 1].by_first, by_first);
 }
 
-DeviceCodes DeviceSignFilter::codes(size_t n, const uint32_t* selected) const {
+DeviceCodes DeviceSignFilter::codes(
+        int plane,
+        size_t n,
+        const uint32_t* selected) const {
     DeviceCodes signs = storage_.codes(n, selected);
     signs.layout = storage_.layout().signs();
-    signs.planes = planes_.data();
-    signs.scales = scales_.data();
+    signs.planes = planes_[plane].bits.data();
+    signs.scales = planes_[plane].scales.data();
     return signs;
+}
+
+SignRows DeviceSignFilter::rows() const {
+    SignRows rows;
+    rows.n_planes = n_planes_;
+    for (int p = 0; p < n_planes_; p++) {
+        const Plane& plane = planes_[p];
+        rows.planes[p] = {
+                plane.bits.data(), plane.scales.data(), plane.residuals.data()};
+    }
+    rows.statistics = statistics_.data();
+    return rows;
+}
+
+CandidateList SignSearch::Candidates::list() const {
+    return {rows.data(), size.data(), uint32_t(rows.size())};
 }
 
 SignSearch::SignSearch(
         const GpuResources& resources,
         DeviceSignFilter& filter,
+        int n_planes,
         const DeviceCodes& codes,
         const ScanPlan& plan,
         const ScanPlan& sign_plan,
@@ -158,8 +240,8 @@ SignSearch::SignSearch(
         double margin)
         : resources_(resources),
           filter_(filter),
+          n_planes_(n_planes),
           codes_(codes),
-          signs_(filter.codes(codes.n, codes.selected)),
           plan_(plan),
           sign_plan_(sign_plan),
           nq_(nq),
@@ -167,65 +249,55 @@ SignSearch::SignSearch(
           margin_(margin),
           image_data_(resources, plan.padded_nq() * codes.layout.dims),
           factors_(resources, plan.padded_nq()),
-          squares_(resources, plan.padded_nq()),
-          products_(resources, nq * round_up(codes.n, product_rows) / 2),
-          rows_(resources, list_capacity(codes.n)),
-          size_(resources, 1),
+          sums_(resources, plan.padded_nq()),
           best_rows_(resources, best_rows(sign_plan_, nq, k)),
           best_size_(resources, 1),
           best_keys_(resources, nq * best_rows_.size()) {
     image_ = {
-            signs_.layout,
+            codes.layout.signs(),
             sign_plan_.image_order(),
             image_data_.data(),
             factors_.data(),
-            squares_.data()};
-}
-
-double SignSearch::break_even(const DeviceLayout& layout, size_t n, size_t nq) {
-    // In bytes that memory gives in the time, measured on an H200. Short rows,
-    // signs of several queries and trellises, which have a faster way for one
-    // query, are bound by instructions.
-    const bool is_one = nq == 1;
-    const double plane = layout.plane_size();
-    const double planes = !layout.has_trellis() ? layout.nbits
-            : is_one ? std::max<double>(layout.nbits, 3.2)
-                     : 5.5;
-    const double code = std::max(240.0, planes * plane);
-    const double products = 4 * nq; // written and read
-    const double signs = products + 12 +
-            (is_one ? std::max(140.0, 1.05 * plane)
-                    : std::max(195.0, 1.2 * plane));
-    const double kernels = 180e6; // what is between scans of signs and codes
-    const double listed = 1.2;    // a row of a list, against one of many
-    return ((code - signs) * n - kernels) / (listed * code);
+            sums_.data()};
+    for (int p = 0; p < n_planes; p++) {
+        products_[p] =
+                DeviceArray<uint8_t>(resources, ProductSink::size(codes.n, nq));
+        candidates_[p] = {
+                DeviceArray<uint32_t>(resources, list_capacity(codes.n)),
+                DeviceArray<uint32_t>(resources, 1)};
+    }
 }
 
 size_t SignSearch::workspace(
         const ScanPlan& sign_plan,
+        int n_planes,
         size_t n,
         size_t nq,
         int k) {
     const size_t best = best_rows(sign_plan, nq, k);
-    return nq * round_up(n, size_t(product_rows)) * sizeof(uint16_t) +
-            list_capacity(n) * sizeof(uint32_t) +
-            best * (sizeof(uint32_t) + nq * sizeof(float));
+    const size_t of_plane =
+            ProductSink::size(n, nq) + list_capacity(n) * sizeof(uint32_t);
+    return n_planes * of_plane + best * (sizeof(uint32_t) + nq * sizeof(float));
 }
 
-ProductSink SignSearch::products() const {
-    return {products_.data(),
-            uint32_t(nq_),
-            round_up(codes_.n, product_rows),
-            ProductSink::shift_of(codes_.layout.d)};
+ProductSink SignSearch::products(int plane) const {
+    // where signs say that a row is worse than most, sizes do not change that
+    const int zero = plane == 0 ? 0 : 128;
+    return {products_[plane].data(), uint32_t(nq_), zero, sums_.data()};
 }
 
-void SignSearch::scan_signs(const Reservoirs& reservoirs) const {
+void SignSearch::scan_plane(
+        int plane,
+        const RowList& list,
+        const Reservoirs& reservoirs) const {
+    DeviceCodes signs = filter_.codes(plane, codes_.n, codes_.selected);
+    signs.list = list;
     scan_products(
-            signs_,
+            signs,
             sign_plan_,
             image_.image,
             image_.factors,
-            products(),
+            products(plane),
             reservoirs,
             resources_.stream());
 }
@@ -237,7 +309,7 @@ RowList SignSearch::find_candidates(
     const cudaStream_t stream = resources_.stream();
     Entry* thresholds = reservoirs.thresholds;
     reset_thresholds(thresholds, plan_.padded_nq(), stream);
-    scan_signs(reservoirs);
+    scan_plane(0, {}, reservoirs);
     list_reservoirs(
             reservoirs,
             sign_plan_.n_slices,
@@ -268,13 +340,12 @@ RowList SignSearch::find_candidates(
 }
 
 RowList SignSearch::find_candidates(float last) const {
-    scan_signs({});
+    scan_plane(0, {}, {});
     return list_candidates(nullptr, last);
 }
 
 RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
     SignKeys keys;
-    keys.products = products();
     keys.rows = filter_.rows();
     keys.offsets = codes_.offsets;
     keys.selected = codes_.selected;
@@ -283,25 +354,26 @@ RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
     keys.is_l2 = codes_.layout.is_l2;
     keys.margin = margin_;
     keys.factors = factors_.data();
-    keys.squares = squares_.data();
-    const uint32_t capacity = uint32_t(rows_.size());
-    gpu::list_candidates(
-            keys,
-            thresholds,
-            last,
-            rows_.data(),
-            capacity,
-            size_.data(),
-            resources_.stream());
-    return {rows_.data(), size_.data(), capacity};
+    for (int p = 0; p < n_planes_; p++) {
+        if (p > 0) {
+            scan_plane(p, keys.list, {});
+        }
+        keys.n_planes = p + 1;
+        keys.products[p] = products(p);
+        const CandidateList found = candidates_[p].list();
+        gpu::list_candidates(
+                keys, thresholds, last, found, resources_.stream());
+        keys.list = found.list();
+    }
+    return keys.list;
 }
 
 void SignSearch::note_outcome() const {
-    const double most = break_even(codes_.layout, codes_.n, nq_);
     filter_.note(
             nq_,
-            size_.data(),
-            uint32_t(std::clamp<double>(most, 0, rows_.size())));
+            n_planes_,
+            candidates_[0].size.data(),
+            candidates_[n_planes_ - 1].size.data());
 }
 
 } // namespace gpu

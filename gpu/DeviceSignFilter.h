@@ -13,11 +13,37 @@
 namespace faiss_turboquant {
 namespace gpu {
 
+/** What a search takes, in bytes that memory gives in the time, measured on an
+ * H200. */
+struct SignSearchCost {
+    SignSearchCost(const DeviceLayout& layout, size_t n, size_t nq);
+
+    /// with so many rows left
+    double with_one_plane(double left) const {
+        return first + left * listed_code;
+    }
+    double with_both_planes(double left_by_first, double left) const {
+        return first + second + left_by_first * listed_sizes +
+                left * listed_code;
+    }
+
+    double all;          ///< of a search that reads all codes
+    double first;        ///< signs of all rows, and kernels between scans
+    double second;       ///< kernels
+    double listed_sizes; ///< the second plane of a row of a list
+    double listed_code;
+};
+
+/// rows that a search has left
+struct RowsLeft {
+    uint32_t by_first, by_all; ///< planes; 0: not known
+};
+
 /** The signs of the coordinates of the codes in a CodeStorage, which a search
  * for few queries reads instead of most codes: what SignFilter is on the CPU,
- * with the same bound (sign_bound). They are codes of one bit, so that the
- * kernels of these compute the keys that signs let expect. Offsets are those of
- * the codes.
+ * with the same bound (sign_bound), and likewise with a second plane where
+ * signs leave many rows. Planes are codes of one bit, so that the kernels of
+ * these compute products with them. Offsets are those of the codes.
  *
  * Several threads may search at once; all of them issue their work on one
  * stream. */
@@ -30,62 +56,77 @@ class DeviceSignFilter {
     DeviceSignFilter& operator=(const DeviceSignFilter&) = delete;
 
     /** Take the rows that are new, to have n, and have room for as many as the
-     * storage. @throws faiss::FaissException if there is no memory */
-    void extend(size_t n);
+     * storage.
+     * @param n_planes  at least
+     * @throws faiss::FaissException if there is no memory */
+    void extend(size_t n, int n_planes);
 
     /// the same, where it takes no more than half of the memory that is free.
     /// @return  false if there is too little, or was before
-    bool try_extend(size_t n);
+    bool try_extend(size_t n, int n_planes);
 
     /// after any change of the codes but adding behind the others
     void clear();
 
-    /** Whether a search for so many queries is likely to gain: for a while it
-     * is not, when one before has had too many rows left. */
-    bool is_promising(size_t nq);
+    /** How many planes a search for so many queries should ask: both after a
+     * few in a row that would have gained by the second one.
+     * @param most              planes
+     * @param may_do_without    0 is an answer, too: for a while, when a search
+     *                          before has had too many rows left */
+    int choose_planes(size_t n, size_t nq, int most, bool may_do_without);
 
-    /** At the end of a search, how many rows the signs have left.
-     * @param size  on the device
-     * @param most  with more, it has not gained */
-    void note(size_t nq, const uint32_t* size, uint32_t most);
+    /** At the end of a search, how many rows the planes have left.
+     * @param by_first  on the device
+     * @param by_all    likewise */
+    void note(
+            size_t nq,
+            int n_planes,
+            const uint32_t* by_first,
+            const uint32_t* by_all);
 
-    /// the signs of n rows; selected: as in DeviceCodes
-    DeviceCodes codes(size_t n, const uint32_t* selected) const;
+    /// a plane of n rows; selected: as in DeviceCodes
+    DeviceCodes codes(int plane, size_t n, const uint32_t* selected) const;
 
     /// on the device
-    SignRows rows() const {
-        return {planes_.data(),
-                scales_.data(),
-                residuals_.data(),
-                statistics_.data()};
-    }
+    SignRows rows() const;
 
    private:
-    size_t bytes_of_row() const;
-    void take_rows(size_t n);
+    size_t bytes_of_row(int n_planes) const;
+    void take_rows(size_t n, int n_planes);
     void release();
 
     static constexpr size_t longest_pause = 256; ///< in searches
+    /// searches in a row after which there is a second plane
+    static constexpr int patience = 4;
+
     /// of searches for so many queries
     struct Record {
-        uint32_t most = ~uint32_t(0); ///< of the last one
+        int n_planes = 1; ///< of the last one
         Backoff pause{1, longest_pause};
     };
 
+    /// as of SignPlane
+    struct Plane {
+        DeviceArray<uint8_t> bits;
+        DeviceArray<float> scales, residuals;
+    };
+
     const CodeStorage& storage_;
-    // as of SignRows
-    DeviceArray<uint8_t> planes_;
-    DeviceArray<float> scales_, residuals_;
-    DeviceArray<SignStatistics> statistics_;
+    int n_planes_ = 0;
+    Plane planes_[max_sign_planes];
+    DeviceArray<SignStatistics> statistics_; ///< (n_planes,)
     size_t size_ = 0;
-    size_t refused_ = 0; ///< rows for which there was no memory
+    static constexpr size_t never = ~size_t(0);
+    /// rows for which there was no memory: with one plane, with both
+    size_t refused_[max_sign_planes] = {never, never};
 
     std::mutex mutex_;
-    Record records_[max_sign_queries + 1];
+    /// searches in a row that would have gained by a second plane, up to
+    /// patience
+    int n_wanting_ = 0;
+    Record records_[max_sign_queries];
     GpuResources::Mailbox mailbox_;
-    /// (max_sign_queries + 1,) in the mailbox: rows that the last search had
-    /// left
-    volatile uint32_t* left_;
+    volatile RowsLeft* left_; ///< (max_sign_queries,) in the mailbox
 };
 
 /** A page of queries that asks a DeviceSignFilter before it reads codes, all of
@@ -94,10 +135,12 @@ class DeviceSignFilter {
  * 1. the signs of all rows are read, which gives their products with queries
  * and the best of each slice by the keys that these let expect;
  * 2. the codes of these are read: the k-th best of their keys is a threshold;
- * 3. rows whose key may be below it are listed. */
+ * 3. rows whose key may be below it are listed;
+ * 4. with a second plane, that of these rows is read, and those that may be
+ * below it still are listed. */
 class SignSearch {
    public:
-    /** @param filter     has codes.n rows
+    /** @param filter     has n_planes planes of codes.n rows
      *  @param codes      to be searched
      *  @param plan       of a scan of the codes
      *  @param sign_plan  of a scan of their signs
@@ -107,6 +150,7 @@ class SignSearch {
     SignSearch(
             const GpuResources& resources,
             DeviceSignFilter& filter,
+            int n_planes,
             const DeviceCodes& codes,
             const ScanPlan& plan,
             const ScanPlan& sign_plan,
@@ -114,13 +158,10 @@ class SignSearch {
             int k,
             double margin);
 
-    /** With how many rows left a search takes as long as one that reads all
-     * of them, or less than 0. */
-    static double break_even(const DeviceLayout& layout, size_t n, size_t nq);
-
     /// bytes that one works in, besides reservoirs
     static size_t workspace(
             const ScanPlan& sign_plan,
+            int n_planes,
             size_t n,
             size_t nq,
             int k);
@@ -153,23 +194,36 @@ class SignSearch {
 
    private:
     RowList list_candidates(const Entry* thresholds, float last) const;
-    /// for the k best of each slice besides, where k is not 0
-    void scan_signs(const Reservoirs& reservoirs) const;
-    ProductSink products() const;
+    /// products with a plane of rows of a list; for the k best of each slice
+    /// besides, where the reservoirs' k is not 0
+    void scan_plane(
+            int plane,
+            const RowList& list,
+            const Reservoirs& reservoirs) const;
+    ProductSink products(int plane) const;
+
+    /// rows that planes have left
+    struct Candidates {
+        DeviceArray<uint32_t> rows, size;
+
+        CandidateList list() const;
+    };
 
     const GpuResources& resources_;
     DeviceSignFilter& filter_;
-    const DeviceCodes codes_, signs_;
+    const int n_planes_;
+    const DeviceCodes codes_;
     const ScanPlan plan_, sign_plan_;
     const size_t nq_;
     const int k_;
     const double margin_;
     DeviceArray<uint8_t> image_data_;
     DeviceArray<DeviceQueryFactors> factors_;
-    DeviceArray<uint32_t> squares_;
+    DeviceArray<QuerySums> sums_;
     QueryImage image_;
-    DeviceArray<uint32_t> products_;    ///< of signs, see ProductSink
-    DeviceArray<uint32_t> rows_, size_; ///< candidates
+    // of each plane
+    DeviceArray<uint8_t> products_[max_sign_planes]; ///< see ProductSink
+    Candidates candidates_[max_sign_planes];
 
     // the best by their signs, (nq, slices * k)
     DeviceArray<uint32_t> best_rows_, best_size_;

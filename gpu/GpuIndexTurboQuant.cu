@@ -243,26 +243,41 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
             plan_scan(layout.signs(), codes.n, nq, resources_->device);
     const size_t n_reservoirs =
             std::max(plan.n_reservoirs(), sign_plan.n_reservoirs());
-    const size_t bytes = SignSearch::workspace(sign_plan, codes.n, nq, k) +
-            (k > 0 ? n_reservoirs * capacity_of(plan, k) * sizeof(Entry) : 0);
-    if (bytes > resources_->workspace_limit) {
+    const auto has_room = [&](int n_planes) {
+        const size_t bytes =
+                SignSearch::workspace(sign_plan, n_planes, codes.n, nq, k) +
+                (k > 0 ? n_reservoirs * capacity_of(plan, k) * sizeof(Entry)
+                       : 0);
+        return bytes <= resources_->workspace_limit;
+    };
+    if (!has_room(1)) {
         return nullptr;
     }
-    if (use_sign_filter > 0) {
-        sign_filter_->extend(codes.n);
-    } else {
+    const bool may_do_without = use_sign_filter < 0;
+    if (may_do_without) {
         // the codes that are read for a threshold may be as many as are left
-        const double most = SignSearch::break_even(layout, codes.n, nq);
-        const bool pays = most >= codes.n / 16.0 &&
-                nq * sign_plan.n_slices * k <= codes.n / 8;
-        if (!pays || !sign_filter_->is_promising(nq) ||
-            !sign_filter_->try_extend(codes.n)) {
+        const SignSearchCost cost(layout, codes.n, nq);
+        if (cost.with_one_plane(codes.n / 16.0) > cost.all ||
+            nq * sign_plan.n_slices * k > codes.n / 8) {
             return nullptr;
         }
     }
+    const int most = has_room(2) ? 2 : 1;
+    int n_planes = use_sign_filter > 1
+            ? most
+            : sign_filter_->choose_planes(codes.n, nq, most, may_do_without);
+    if (n_planes > 1 && !sign_filter_->try_extend(codes.n, n_planes)) {
+        n_planes = 1;
+    }
+    if (n_planes == 0 ||
+        (may_do_without && !sign_filter_->try_extend(codes.n, n_planes))) {
+        return nullptr;
+    }
+    sign_filter_->extend(codes.n, n_planes);
     return std::make_unique<SignSearch>(
             *resources_,
             *sign_filter_,
+            n_planes,
             codes,
             plan,
             sign_plan,

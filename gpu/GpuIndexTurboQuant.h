@@ -42,9 +42,11 @@ struct GpuIndexTurboQuant : Index {
 
     /** Whether searches for up to eight queries first read the signs of all
      * codes, and then those codes alone that can be among the results, as those
-     * of IndexTurboQuant do. It takes d / 8 + 8 bytes more on the device for
-     * each vector that there is room for, from the first such search on, and 4
-     * for each vector and query of the workspace.
+     * of IndexTurboQuant do, and a second bit likewise. It takes d / 8 + 8
+     * bytes more on the device for each vector that there is room for, from the
+     * first such search on, as much for the second bit after a few that would
+     * have gained by it, and a byte or two for each vector and query of the
+     * workspace.
      *
      *   -1: where it takes no more than half of the memory that is free and
      *       reading few codes makes up for reading signs (one query: from 0.4
@@ -54,6 +56,7 @@ struct GpuIndexTurboQuant : Index {
      *       codes all the same
      *    0: never
      *    1: if it fits into the workspace
+     *    2: the same, with the second bit from the beginning
      *
      * copyFrom and copyTo leave it, on either side, as it is. */
     int use_sign_filter = -1;

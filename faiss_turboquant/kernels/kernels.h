@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include <faiss_turboquant/kernels/sign_bound.h>
 #include <faiss_turboquant/kernels/trellis.h>
 
 namespace faiss_turboquant {
@@ -173,25 +174,10 @@ constexpr int sign_fraction = 16, half_fraction = 4;
 /// covers the rounding of keys
 constexpr float sign_slack = 1.0f / (1 << 20);
 
-/** A block has one plane of signs or two, of which the second one tells large
- * magnitudes from small ones. Its bits are signs themselves: t = s where the
- * magnitude is large, else -s. With one plane a code is taken for its signs s,
- * with two for 2 s + t, levels of 3, 1, -1 and -3: the uniform quantizer that
- * has the least error of normal deviates begins the large ones at 0.996 (Max,
- * Quantizing for minimum distortion, 1960). */
-constexpr int max_sign_planes = 2;
-constexpr double large_magnitude = 0.996;
-
 /// of both planes
 constexpr int32_t weigh_sums(uint16_t signs, uint16_t sizes) {
     return 2 * signs + sizes;
 }
-
-/// of a code's levels 2 g - 63
-struct LevelSums {
-    int32_t magnitudes, squares;
-    int32_t large_magnitudes, n_large; ///< of those that are large
-};
 
 /** From a sum of table entries, or of weighted ones, to a key, as
  * Kernels::select has them:

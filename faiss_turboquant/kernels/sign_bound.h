@@ -1,13 +1,60 @@
 #pragma once
 
-/** How much the planes of a code leave open of its product with a query: the
- * bound of SignFilter, on the CPU and the GPU. */
+/** What the planes of SignFilter tell of a code, and how much they leave open
+ * of its product with a query: on the CPU and the GPU. */
 
 #include <cmath>
+#include <cstdint>
 
 #include <faiss_turboquant/kernels/host_device.h>
 
 namespace faiss_turboquant {
+
+/** There is one plane of signs or two, of which the second one tells large
+ * magnitudes from small ones. Its bits are signs themselves: t = s where the
+ * magnitude is large, else -s. With one plane a code is taken for its signs s,
+ * with two for 2 s + t, levels of 3, 1, -1 and -3: the uniform quantizer that
+ * has the least error of normal deviates begins the large ones at 0.996 (Max,
+ * Quantizing for minimum distortion, 1960). */
+constexpr int max_sign_planes = 2;
+
+/** The least large magnitude.
+ * @param half_steps  of the codes' layout: of a coordinate that is as large as
+ *                    sqrt(d) of them are */
+inline uint8_t large_magnitude(double half_steps, double d) {
+    return static_cast<uint8_t>(std::lround(0.996 * half_steps / std::sqrt(d)));
+}
+
+/// of a code's levels 2 g - 63
+struct LevelSums {
+    int32_t magnitudes, squares;
+    int32_t large_magnitudes, n_large; ///< of those that are large
+};
+
+/// a code v as its planes have it, u: v = beta u + r
+struct SignApproximation {
+    double beta;
+    double residual; ///< |r| / beta
+    double square;   ///< |v|^2 / beta^2
+
+    TQ_HOST_DEVICE SignApproximation(
+            const LevelSums& sums,
+            int64_t d,
+            int n_planes) {
+        // <v, u> and |u|^2
+        int64_t product = sums.magnitudes, norm = d;
+        if (n_planes == 2) {
+            product += 2 * int64_t(sums.large_magnitudes);
+            norm += 8 * int64_t(sums.n_large); // 3^2 instead of 1
+        }
+        const double squares = sums.squares;
+        beta = squares / double(product);
+        square = double(product) * double(product) / squares;
+        // exactly 0 where v is a multiple of u
+        const int64_t rest = norm * sums.squares - product * product;
+        residual = std::sqrt(double(rest) / squares);
+    }
+};
 
 /// a query as its bound has it
 struct SignBoundQuery {

@@ -933,7 +933,7 @@ __device__ void write_bit_planes(
  * @param quantized  (dims,), scratch
  * @param length     of the query that y is the direction of
  * @param bias       of its distances
- * @param squares    null: not wanted */
+ * @param sums       null: not wanted */
 __device__ void write_query(
         const DeviceLayout& layout,
         const ImageOrder& order,
@@ -943,10 +943,10 @@ __device__ void write_query(
         double bias,
         const QueryWords& words,
         DeviceQueryFactors& factors,
-        uint32_t* squares) {
+        QuerySums* sums) {
     __shared__ float largest_of_warp[query_threads / 32];
     __shared__ int sum;
-    __shared__ uint32_t sum_of_squares;
+    __shared__ QuerySums sums_of_block;
     const int d = layout.d, dims = layout.dims;
     float largest = 0;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
@@ -960,7 +960,7 @@ __device__ void write_query(
     }
     if (threadIdx.x == 0) {
         sum = 0;
-        sum_of_squares = 0;
+        sums_of_block = {};
     }
     __syncthreads();
     for (int w = 0; w < blockDim.x / 32; w++) {
@@ -968,16 +968,18 @@ __device__ void write_query(
     }
     const float factor = largest > 0 ? 127 / largest : 0;
     int partial_sum = 0;
-    uint32_t partial_squares = 0;
+    QuerySums partial = {};
     for (int i = threadIdx.x; i < dims; i += blockDim.x) {
         const int value = i < d ? __float2int_rn(y[i] * factor) : 0;
         quantized[i] = value;
         partial_sum += value;
-        partial_squares += value * value;
+        partial.magnitudes += abs(value);
+        partial.squares += value * value;
     }
     atomicAdd(&sum, partial_sum);
-    if (squares) {
-        atomicAdd(&sum_of_squares, partial_squares);
+    if (sums) {
+        atomicAdd(&sums_of_block.magnitudes, partial.magnitudes);
+        atomicAdd(&sums_of_block.squares, partial.squares);
     }
     __syncthreads();
 
@@ -997,8 +999,8 @@ __device__ void write_query(
                 base * uint32_t(sum),
                 sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
                 sign * float(bias)};
-        if (squares) {
-            *squares = sum_of_squares;
+        if (sums) {
+            *sums = sums_of_block;
         }
     }
 }
@@ -1052,7 +1054,7 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
             bias,
             words,
             image.factors[q],
-            image.squares ? image.squares + q : nullptr);
+            image.sums ? image.sums + q : nullptr);
 }
 
 __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(

@@ -92,14 +92,18 @@ struct ImageOrder {
     int group_size = 0;     ///< 0 for the first order
 };
 
+/// of a query's integers
+struct QuerySums {
+    uint32_t magnitudes, squares;
+};
+
 /// queries as they are compared with codes of a layout
 struct QueryImage {
     DeviceLayout layout;
     ImageOrder order;
     uint8_t* image = nullptr;              ///< (padded_nq, dims), written
     DeviceQueryFactors* factors = nullptr; ///< (padded_nq,), written
-    /// (padded_nq,), written: |q|^2 of the integers; null: not wanted
-    uint32_t* squares = nullptr;
+    QuerySums* sums = nullptr; ///< (padded_nq,), written; null: not wanted
 };
 
 /** Rotate and quantize queries. Queries past nq are such that nothing is ever

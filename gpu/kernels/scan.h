@@ -17,6 +17,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda_runtime.h>
 
@@ -34,6 +35,13 @@ struct RowList {
                                     ///< A row past the last one has no key
     const uint32_t* size = nullptr; ///< on the device; how many there are
     uint32_t capacity = 0;
+
+#ifdef __CUDACC__
+    /// whether it has the rows
+    __device__ bool is_complete() const {
+        return rows && *size <= capacity;
+    }
+#endif
 };
 
 struct DeviceCodes {
@@ -174,26 +182,47 @@ struct DistanceSink {
     bool are_keys = false; ///< in place of distances
 };
 
-/// rows whose products with a query lie together
+/// rows whose products lie together
 constexpr uint32_t product_rows = 16;
 
 /** Dot products of the integers of up to eight queries with codes of one bit,
- * whose levels are 1 and -1, each less what does not fit in 16 bits: a product
- * is in shifted << shift .. (shifted + 1 << shift) - 1. A word is of two rows,
- * `product_rows` / 2 apart, the first one's in its lower half. */
+ * whose levels are 1 and -1, a byte each: with M the sum of the magnitudes of
+ * the query's integers, what no product exceeds, a byte x is of a product up to
+ *
+ *   (x - zero + 1/2) * M / (255 - zero)
+ *
+ * and more than this less M / (255 - zero), unless x is 0. */
 struct ProductSink {
-    uint32_t* words = nullptr; ///< (nq, rows / 2)
+    /// [tile of product_rows][pair of queries][row g of half a tile][query of
+    /// the pair][half]; of one query, without the other of the pair
+    uint8_t* bytes = nullptr;
     uint32_t nq = 0;
-    uint32_t rows = 0; ///< of all slices, or more, in units of product_rows
-    int shift = 0;
+    /// 0, where no product below that is of interest, or 128
+    int zero = 0;
+    const QuerySums* queries = nullptr; ///< (nq,)
 
-    /// of codes of so many coordinates
-    static constexpr int shift_of(int d) {
-        int shift = 0;
-        while (127 * d >> shift > INT16_MAX) {
-            shift++;
-        }
-        return shift;
+    /// queries whose products of a row lie together
+    TQ_HOST_DEVICE static constexpr uint32_t pair(size_t nq) {
+        return nq > 1 ? 2 : 1;
+    }
+    TQ_HOST_DEVICE static constexpr uint32_t n_pairs(size_t nq) {
+        return uint32_t(nq + 1) / 2;
+    }
+#ifdef __CUDACC__
+    /// a pair's bytes with rows of the same place in either half, [query][half]
+    template <int pair>
+    __device__ uint32_t word(uint32_t row, uint32_t p) const {
+        constexpr uint32_t half = product_rows / 2;
+        const uint32_t tile = row / product_rows;
+        const size_t at = size_t(tile * n_pairs(nq) + p) * half + row % half;
+        using Word = std::conditional_t<pair == 1, uint16_t, uint32_t>;
+        return reinterpret_cast<const Word*>(bytes)[at];
+    }
+#endif
+    /// bytes, of n rows
+    static constexpr size_t size(size_t n, size_t nq) {
+        const size_t tiles = (n + product_rows - 1) / product_rows;
+        return tiles * product_rows * n_pairs(nq) * pair(nq);
     }
 };
 

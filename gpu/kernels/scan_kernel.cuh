@@ -335,11 +335,6 @@ struct GroupState {
     uint32_t queries[group_size]; ///< of the page
 };
 
-/// whether it has the rows
-__device__ inline bool is_listed(const RowList& list) {
-    return list.rows && *list.size <= list.capacity;
-}
-
 /// without tasks: groups of the first slice, of the next, ..
 __device__ inline ScanTask task_at(
         const ScanArgs& args,
@@ -349,7 +344,7 @@ __device__ inline ScanTask task_at(
         return args.tasks.tasks[index];
     }
     const uint32_t group = index % args.n_groups;
-    if (is_listed(args.codes.list)) {
+    if (args.codes.list.is_complete()) {
         const uint32_t n = *args.codes.list.size;
         const uint32_t of_slice = round_up(
                 ceil_div(n, gridDim.x / args.n_groups), uint32_t(tile_rows));
@@ -368,7 +363,7 @@ __device__ inline uint32_t sink_offset(
         const ScanArgs& args,
         const ScanTask& task,
         uint32_t index) {
-    return is_listed(args.codes.list)
+    return args.codes.list.is_complete()
             ? 0
             : index / args.n_groups * args.slice_rows - task.begin;
 }
@@ -402,28 +397,44 @@ __device__ inline void write_distances(
     }
 }
 
+/// of products in a ProductSink
+__device__ inline float product_factor(
+        const ProductSink& sink,
+        uint32_t query) {
+    const uint32_t most = query < sink.nq ? sink.queries[query].magnitudes : 0;
+    return float(255 - sink.zero) / float(most > 0 ? most : 1);
+}
+
 /** Writes products with a tile of rows to a ProductSink.
  * @param products  [2 i + j]: of row g + 8 i and query 2 t + j
- * @param queries   1 or 2: those that a lane has */
+ * @param factors   of these queries, see product_factor */
 __device__ inline void write_products(
         const ProductSink& sink,
-        uint32_t tile_row,
+        uint32_t tile,
         const int (&products)[4],
-        int queries) {
+        const float (&factors)[2]) {
     static_assert(product_rows == tile_rows);
-    const int lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-        const uint32_t query = 2 * t + j;
-        if (j < queries && query < sink.nq) {
-            const uint32_t word = __byte_perm(
-                    products[j] >> sink.shift,
-                    products[2 + j] >> sink.shift,
-                    0x5410);
-            __stcs(sink.words + size_t(query) * (sink.rows / 2) + tile_row / 2 +
-                           g,
-                   word);
-        }
+    const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
+    const uint32_t pairs = ProductSink::n_pairs(sink.nq);
+    if (t >= pairs) {
+        return;
+    }
+    constexpr float integers = 1 << 23; // what is added to it is rounded
+    const auto byte = [&](int i, int j) {
+        const float x =
+                fmaf(float(products[2 * i + j]), factors[j], float(sink.zero));
+        return __float_as_uint(fmaxf(x, 0.0f) + integers);
+    };
+    const size_t at = size_t(tile * pairs + t) * (tile_rows / 2) + g;
+    // the lower half of it
+    const auto halves = [&](int j) {
+        return __byte_perm(byte(0, j), byte(1, j), 0x0040);
+    };
+    if (sink.nq == 1) {
+        reinterpret_cast<uint16_t*>(sink.bytes)[at] = uint16_t(halves(0));
+    } else {
+        __stcs(reinterpret_cast<uint32_t*>(sink.bytes) + at,
+               __byte_perm(halves(0), halves(1), 0x5410));
     }
 }
 
@@ -586,7 +597,7 @@ __global__ void __launch_bounds__(
 
     const uint32_t begin = task.begin, end = task.end;
     // then these are places in the list
-    const bool from_list = group_tiles == 1 && is_listed(codes.list);
+    const bool from_list = group_tiles == 1 && codes.list.is_complete();
     const uint32_t offset = sink_offset(args, task, blockIdx.x);
     using Raw = typename Decoder::Raw;
     constexpr int ahead =
@@ -684,6 +695,7 @@ __global__ void __launch_bounds__(
     // of rows are loaded a round ahead, and those of queries once.
     RowFactors next_factors;
     DeviceQueryFactors query_factors[2];
+    float product_factors[2] = {};
     bool has_odd_queries = true; // any of queries 1, 3, 5 and 7
     if constexpr (is_streamed) {
         next_factors = load_factors(begin + warp * warp_rows);
@@ -691,6 +703,15 @@ __global__ void __launch_bounds__(
         query_factors[1] = state.factors[2 * t + 1];
         has_odd_queries =
                 __any_sync(0xffffffff, !isnan(query_factors[1].multiplier));
+    }
+
+    constexpr bool may_keep_products =
+            group_tiles == 1 && nbits == 1 && !Decoder::has_trellis;
+    if (may_keep_products && args.products.bytes) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            product_factors[j] = product_factor(args.products, 2 * t + j);
+        }
     }
 
     int rounds_to_check = early_rounds, checks = 0;
@@ -875,9 +896,8 @@ __global__ void __launch_bounds__(
             const auto product_of = [&](uint32_t dot, uint32_t base) {
                 return int(layout.slope * dot - base);
             };
-            if constexpr (
-                    group_tiles == 1 && nbits == 1 && !Decoder::has_trellis) {
-                if (args.products.words && first_row < end) {
+            if constexpr (may_keep_products) {
+                if (args.products.bytes && first_row < end) {
                     int products[4];
 #pragma unroll
                     for (int c = 0; c < 4; c++) {
@@ -886,9 +906,9 @@ __global__ void __launch_bounds__(
                     }
                     write_products(
                             args.products,
-                            first_row,
+                            first_row / tile_rows,
                             products,
-                            by_bits ? 1 : 2);
+                            product_factors);
                 }
             }
             const float sign = layout.is_l2 ? 1 : -1;

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <type_traits>
 
-#include <faiss_turboquant/kernels/sign_bound.h>
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/decode.cuh>
 #include <gpu/kernels/top_k.cuh>
@@ -18,23 +18,29 @@ constexpr int pack_blocks = 1 << 13;
 constexpr int mean_threads = 256;
 constexpr uint32_t mean_rows = 1024; ///< at most
 constexpr int list_threads = 256;
-constexpr int list_rows = 4096; ///< of a block
+constexpr int list_rows = 4096; ///< of a block at a time
+/// at most: bounds take a block as long as some rows
+constexpr uint32_t list_blocks = 1 << 9;
 /// a row that no code has
 constexpr uint32_t no_row_of_list = ~uint32_t(0);
 
-/** The signs of a row's grid positions, by a warp.
+/** The planes of a row's grid positions, by a warp.
  * @param positions  (dims,), in shared memory
- * @param plane      (dims / 8,), written
- * @param sums       of magnitudes and of their squares, to all lanes */
-__device__ void pack_row(
+ * @param large      what magnitudes are from here on, in each byte
+ * @param signs      (dims / 8,), written
+ * @param sizes      likewise, see SignFilter; null: not wanted
+ * @return  to all lanes */
+__device__ LevelSums pack_row(
         const DeviceLayout& layout,
         const uint32_t* positions,
-        uint32_t* plane,
-        uint32_t (&sums)[2]) {
+        uint32_t large,
+        uint32_t* signs,
+        uint32_t* sizes) {
+    constexpr int ones = 0x01010101;
     const int words = layout.dims / 32; // of a plane
-    uint32_t magnitudes = 0, squares = 0;
+    LevelSums sums = {};
     for (int i = threadIdx.x; i < words; i += 32) {
-        uint32_t packed = 0;
+        uint32_t packed_signs = 0, packed_sizes = 0;
 #pragma unroll
         for (int f = 0; f < 8; f++) {
             const int left = layout.d - 4 * (f * words + i);
@@ -42,22 +48,34 @@ __device__ void pack_row(
                     : left > 0              ? (1u << 8 * left) - 1
                                             : 0;
             const uint32_t x = positions[f * words + i];
-            // a level is 2 x - 63
-            packed |= (x >> 5 & 0x01010101 & mask) << f;
             const uint32_t levels = __vabsdiffu4(2 * x, 0x3f3f3f3f) & mask;
-            magnitudes = __dp4a(levels, 0x01010101u, magnitudes);
-            squares = __dp4a(levels, levels, squares);
+            const uint32_t is_large = __vcmpgeu4(levels, large);
+            packed_signs |= (x >> 5 & ones & mask) << f;
+            packed_sizes |= (~(x >> 5 ^ is_large) & ones & mask) << f;
+            const auto add = [](uint32_t a, int b, int32_t& sum) {
+                sum = __dp4a(int(a), b, sum);
+            };
+            add(levels, ones, sums.magnitudes);
+            add(levels, int(levels), sums.squares);
+            add(levels & is_large, ones, sums.large_magnitudes);
+            sums.n_large += __popc(is_large & ones);
         }
-        plane[i] = packed;
+        signs[i] = packed_signs;
+        if (sizes) {
+            sizes[i] = packed_sizes;
+        }
     }
-    sums[0] = __reduce_add_sync(0xffffffff, magnitudes);
-    sums[1] = __reduce_add_sync(0xffffffff, squares);
+    return {__reduce_add_sync(0xffffffff, sums.magnitudes),
+            __reduce_add_sync(0xffffffff, sums.squares),
+            __reduce_add_sync(0xffffffff, sums.large_magnitudes),
+            __reduce_add_sync(0xffffffff, sums.n_large)};
 }
 
 template <int nbits, int trellis>
 __global__ void __launch_bounds__(32) pack_signs_kernel(
         const __grid_constant__ DeviceCodes codes,
         uint32_t first,
+        uint32_t large,
         const __grid_constant__ SignRows signs) {
     using Decoder = RowDecoder<nbits, trellis, 1>;
     constexpr Fragment fragment{Decoder::bits, 1};
@@ -67,7 +85,9 @@ __global__ void __launch_bounds__(32) pack_signs_kernel(
     const int steps = layout.dims / dims_unit;
     const int stride = layout.dims + 16; // rows start in different banks
     uint8_t* positions = reinterpret_cast<uint8_t*>(shared);
-    float least = FLT_MAX, largest = 0;
+    struct {
+        float least = FLT_MAX, largest = 0, largest_square = 0;
+    } ranges[max_sign_planes];
     for (size_t begin = first + size_t(blockIdx.x) * pack_rows; begin < codes.n;
          begin += size_t(gridDim.x) * pack_rows) {
         const size_t row = min(begin + g, size_t(codes.n - 1));
@@ -95,40 +115,58 @@ __global__ void __launch_bounds__(32) pack_signs_kernel(
         }
         __syncwarp();
         for (int r = 0; r < pack_rows && begin + r < codes.n; r++) {
-            uint32_t sums[2];
-            pack_row(
+            const auto bits = [&](int p) {
+                return reinterpret_cast<uint32_t*>(
+                        signs.planes[p].bits +
+                        (begin + r) * layout.plane_size());
+            };
+            const LevelSums sums = pack_row(
                     layout,
                     reinterpret_cast<const uint32_t*>(positions + r * stride),
-                    reinterpret_cast<uint32_t*>(
-                            signs.planes + (begin + r) * layout.plane_size()),
-                    sums);
-            const int64_t magnitudes = sums[0], squares = sums[1];
-            const double beta = double(squares) / double(magnitudes);
-            const double left =
-                    double(layout.d * squares - magnitudes * magnitudes);
-            const float residual = float(sqrt(left / double(squares)));
-            least = fminf(least, residual);
-            largest = fmaxf(largest, residual);
-            if (threadIdx.x == 0) {
-                signs.scales[begin + r] = float(codes.scales[begin + r] * beta);
-                signs.residuals[begin + r] = residual;
+                    large,
+                    bits(0),
+                    signs.n_planes > 1 ? bits(1) : nullptr);
+#pragma unroll
+            for (int p = 0; p < max_sign_planes; p++) {
+                if (p == signs.n_planes) {
+                    break;
+                }
+                const SignApproximation code(sums, layout.d, p + 1);
+                const float residual = float(code.residual);
+                auto& range = ranges[p];
+                range.least = fminf(range.least, residual);
+                range.largest = fmaxf(range.largest, residual);
+                range.largest_square = fmaxf(
+                        range.largest_square, __double2float_ru(code.square));
+                if (threadIdx.x == 0) {
+                    const SignPlane& plane = signs.planes[p];
+                    plane.scales[begin + r] =
+                            float(codes.scales[begin + r] * code.beta);
+                    plane.residuals[begin + r] = residual;
+                }
             }
         }
         __syncwarp();
     }
     if (threadIdx.x == 0) {
         // numbers that are not below 0 are in the order of their bits
-        SignStatistics& all = *signs.statistics;
-        atomicMin(
-                reinterpret_cast<int*>(&all.least_residual),
-                __float_as_int(least));
-        atomicMax(
-                reinterpret_cast<int*>(&all.largest_residual),
-                __float_as_int(largest));
+        const auto bits = [](float& x) { return reinterpret_cast<int*>(&x); };
+#pragma unroll
+        for (int p = 0; p < max_sign_planes; p++) {
+            if (p == signs.n_planes) {
+                break;
+            }
+            auto& range = ranges[p];
+            SignStatistics& all = signs.statistics[p];
+            atomicMin(bits(all.least_residual), *bits(range.least));
+            atomicMax(bits(all.largest_residual), *bits(range.largest));
+            atomicMax(bits(all.largest_square), *bits(range.largest_square));
+        }
     }
 }
 
-using PackSigns = void (*)(const DeviceCodes, uint32_t, const SignRows);
+using PackSigns =
+        void (*)(const DeviceCodes, uint32_t, uint32_t, const SignRows);
 
 /// scalar codes, the trellises that are known, any others
 constexpr PackSigns pack_kernels[3][4] = {
@@ -145,16 +183,17 @@ constexpr PackSigns pack_kernels[3][4] = {
          pack_signs_kernel<3, any_trellis>,
          pack_signs_kernel<4, any_trellis>}};
 
-/// means of rows from all over the codes, by one block
+/// means of rows from all over the codes, by a block for each plane
 __global__ void __launch_bounds__(mean_threads) mean_kernel(
         const __grid_constant__ DeviceCodes codes,
         const __grid_constant__ SignRows signs) {
     __shared__ double sums[2][mean_threads];
     const uint32_t n = min(codes.n, mean_rows);
+    const SignPlane& plane = signs.planes[blockIdx.x];
     double scale = 0, offset = 0;
     for (uint32_t i = threadIdx.x; i < n; i += mean_threads) {
         const size_t row = size_t(i) * codes.n / n;
-        scale += signs.scales[row];
+        scale += plane.scales[row];
         offset += codes.offsets ? codes.offsets[row] : 0;
     }
     sums[0][threadIdx.x] = scale;
@@ -167,8 +206,9 @@ __global__ void __launch_bounds__(mean_threads) mean_kernel(
         }
     }
     if (threadIdx.x == 0) {
-        signs.statistics->scale = float(sums[0][0] / n);
-        signs.statistics->offset = float(sums[1][0] / n);
+        SignStatistics& statistics = signs.statistics[blockIdx.x];
+        statistics.scale = float(sums[0][0] / n);
+        statistics.offset = float(sums[1][0] / n);
     }
 }
 
@@ -230,38 +270,121 @@ __global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
     }
 }
 
-/** A row is of interest if, with its product as it is in a ProductSink,
+/** A row is of interest if, with the bytes x_p of its products with planes,
  *
- *   (slope * product + shift + spread * residual) * scale +- offset <= limit.
+ *   (sum of slopes[p] * x_p + shift + spread * residual) * scale +- offset
+ *       <= limit.
  */
 struct KeyBound {
-    float slope, shift, spread, limit;
+    float slopes[max_sign_planes];
+    float shift, spread, limit;
+
+    /// the left side less the offset. of_products: the sum
+    __device__ float least(float of_products, float residual, float scale)
+            const {
+        return (of_products + (shift + spread * residual)) * scale;
+    }
 };
 
 __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
     const DeviceQueryFactors& factors = signs.factors[q];
-    const SignStatistics& statistics = *signs.rows.statistics;
+    const SignStatistics& statistics =
+            signs.rows.statistics[signs.n_planes - 1];
+    const QuerySums& sums = signs.products[0].queries[q];
     const double multiplier = factors.multiplier; // below 0
-    const double squares = signs.squares[q];
+    const double squares = sums.squares;
     const float sign = signs.is_l2 ? 1 : -1;
     const double y =
             (double(threshold) - factors.bias - sign * statistics.offset) /
             (multiplier * statistics.scale);
-    const double least = statistics.least_residual;
     const SignBound bound = sign_bound(
             {squares, sign_share(signs.d, signs.margin), 0},
-            {least, statistics.largest_residual, signs.d - least * least},
+            {statistics.least_residual,
+             statistics.largest_residual,
+             statistics.largest_square},
             y);
     const double slope = multiplier * bound.factor;
-    const int unit = 1 << signs.products.shift; // of products
-    // more than rounding to floats may do to <q, s>, and, in the last line, to
+    // more than rounding to floats may do to <q, u>, and, in the last line, to
     // the rest
-    const double rounding = 0x1p-20 * sqrt(signs.d * squares);
-    return {float(slope * unit),
-            float(slope * (bound.shift + unit - 1) + multiplier * rounding),
-            float(slope * bound.spread),
-            float(threshold + 0x1p-20 * fabs(double(threshold)) -
-                  factors.bias)};
+    const double rounding =
+            (2 * signs.n_planes - 1) * 0x1p-20 * sqrt(signs.d * squares);
+    double shift = slope * bound.shift + multiplier * rounding;
+    KeyBound result = {};
+#pragma unroll
+    for (int p = 0; p < max_sign_planes; p++) {
+        if (p == signs.n_planes) {
+            break;
+        }
+        // <q, u> is <q, s>, or 2 <q, s> + <q, t>
+        const int weight = p + 1 == signs.n_planes ? 1 : 2;
+        const int zero = signs.products[p].zero;
+        const double unit = double(sums.magnitudes) / (255 - zero);
+        result.slopes[p] = float(slope * weight * unit);
+        shift += slope * weight * unit * (0.5001 - zero);
+    }
+    result.shift = float(shift);
+    result.spread = float(slope * bound.spread);
+    result.limit =
+            float(threshold + 0x1p-20 * fabs(double(threshold)) - factors.bias);
+    return result;
+}
+
+/// by all threads of a block. bounds: (max_sign_queries,), which past the last
+/// query no row keeps
+__device__ void bound_all_keys(
+        const SignKeys& signs,
+        const Entry* thresholds,
+        float last,
+        KeyBound* bounds) {
+    const uint32_t q = threadIdx.x;
+    if (q < signs.products[0].nq) {
+        const float threshold = !thresholds ? last
+                : thresholds[q] == no_entry ? FLT_MAX
+                                            : entry_key(thresholds[q]);
+        bounds[q] = bound_keys(signs, q, threshold);
+    } else if (q < max_sign_queries) {
+        bounds[q] = {};
+        bounds[q].limit = -INFINITY;
+    }
+}
+
+/// rows that a block finds, which go to a list together
+struct FoundRows {
+    uint32_t rows[list_rows];
+    uint32_t count, place;
+
+    /// by all threads, which wait for each other
+    __device__ void clear() {
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            count = 0;
+        }
+        __syncthreads();
+    }
+
+    /// likewise
+    __device__ void deliver(const CandidateList& list) {
+        __syncthreads();
+        if (count == 0) {
+            return;
+        }
+        if (threadIdx.x == 0) {
+            place = atomicAdd(list.size, count);
+        }
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < count; i += list_threads) {
+            if (place + i < list.capacity) {
+                list.rows[place + i] = rows[i];
+            }
+        }
+    }
+};
+
+__device__ float float_of_byte(uint32_t word, uint32_t byte) {
+    constexpr float integers = 1 << 23;
+    const uint32_t bits =
+            __byte_perm(word, __float_as_uint(integers), 0x7440 | byte);
+    return __uint_as_float(bits) - integers;
 }
 
 /// four numbers that start on 16 bytes
@@ -273,70 +396,65 @@ __device__ void load4(const float* from, float (&to)[4]) {
     to[3] = x.w;
 }
 
+/// by the first plane. pair: queries whose products lie together
+template <int pair>
 __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
         const __grid_constant__ SignKeys signs,
         const Entry* thresholds,
         float last,
-        uint32_t* rows,
-        uint32_t capacity,
-        uint32_t* size) {
+        CandidateList list) {
     __shared__ KeyBound bounds[max_sign_queries];
-    __shared__ uint32_t found[list_rows];
-    __shared__ uint32_t count, place;
-    const ProductSink& products = signs.products;
-    const int q = threadIdx.x;
-    if (q < products.nq) {
-        const float threshold = !thresholds ? last
-                : thresholds[q] == no_entry ? FLT_MAX
-                                            : entry_key(thresholds[q]);
-        bounds[q] = bound_keys(signs, q, threshold);
-    }
-    if (threadIdx.x == 0) {
-        count = 0;
-    }
-    __syncthreads();
+    __shared__ FoundRows found;
+    const ProductSink& products = signs.products[0];
+    const SignPlane& plane = signs.rows.planes[0];
+    const int n_pairs = ProductSink::n_pairs(products.nq);
     const float sign = signs.is_l2 ? 1 : -1;
-    // two threads share the rows whose products lie together: each has four of
-    // either half, those of four words
     constexpr uint32_t half = product_rows / 2;
-#pragma unroll
-    for (int i = 0; i < list_rows; i += half * list_threads) {
-        const uint32_t part = (blockIdx.x * list_rows + i) / half + threadIdx.x;
+    // Two threads share the rows whose products lie together: each has four of
+    // either half. part: of a thread
+    const auto look_at = [&](uint32_t part) {
         const uint32_t first = part / 2 * product_rows + part % 2 * 4;
         if (first >= signs.n) {
-            continue;
+            return;
         }
         float scales[2][4], residuals[2][4], offsets[2][4] = {};
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const uint32_t row = first + h * half;
-            load4(signs.rows.scales + row, scales[h]);
-            load4(signs.rows.residuals + row, residuals[h]);
+            load4(plane.scales + row, scales[h]);
+            load4(plane.residuals + row, residuals[h]);
             if (signs.offsets) {
                 load4(signs.offsets + row, offsets[h]);
             }
         }
         uint32_t of_interest = 0; // bit 4 h + w: row w of half h
-#pragma unroll 4                  // loads of several queries at a time
-        for (int j = 0; j < products.nq; j++) {
-            const uint4 x = __ldcs(
-                    reinterpret_cast<const uint4*>(
-                            products.words + size_t(j) * (products.rows / 2)) +
-                    part);
-            const uint32_t words[4] = {x.x, x.y, x.z, x.w};
-            const KeyBound bound = bounds[j];
+        // [pair of queries][part of the rows][row][query][half]
+        using Products = std::conditional_t<pair == 1, uint2, uint4>;
+        const Products* at = reinterpret_cast<const Products*>(products.bytes) +
+                size_t(part / 2 * n_pairs) * 2 + part % 2;
+#pragma unroll 4 // loads of several queries at a time
+        for (int p = 0; p < n_pairs; p++, at += 2) {
+            const Products x = __ldcs(at);
+            uint32_t words[2 * pair];
+            memcpy(words, &x, sizeof(x));
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
+            for (int j = 0; j < pair; j++) {
+                const KeyBound bound = bounds[pair * p + j];
 #pragma unroll
-                for (int w = 0; w < 4; w++) {
-                    const float product = int16_t(words[w] >> 16 * h);
-                    const float least =
-                            (bound.slope * product +
-                             (bound.shift + bound.spread * residuals[h][w])) *
-                                    scales[h][w] +
-                            sign * offsets[h][w];
-                    of_interest |= uint32_t(least <= bound.limit)
-                            << (4 * h + w);
+                for (int h = 0; h < 2; h++) {
+#pragma unroll
+                    for (int w = 0; w < 4; w++) {
+                        const int byte = (w * pair + j) * 2 + h;
+                        const float product =
+                                float_of_byte(words[byte / 4], byte % 4);
+                        const float least = bound.least(
+                                                    bound.slopes[0] * product,
+                                                    residuals[h][w],
+                                                    scales[h][w]) +
+                                sign * offsets[h][w];
+                        of_interest |= uint32_t(least <= bound.limit)
+                                << (4 * h + w);
+                    }
                 }
             }
         }
@@ -352,25 +470,107 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
             of_interest &= ~(0xfu << 4 * h) | valid << 4 * h;
         }
         if (of_interest) {
-            uint32_t at = atomicAdd(&count, __popc(of_interest));
+            uint32_t at = atomicAdd(&found.count, __popc(of_interest));
             for (; of_interest; of_interest &= of_interest - 1) {
                 const uint32_t bit = __ffs(of_interest) - 1;
-                found[at++] = first + bit / 4 * half + bit % 4;
+                found.rows[at++] = first + bit / 4 * half + bit % 4;
             }
         }
-    }
-    __syncthreads();
-    if (count == 0) {
-        return;
-    }
-    if (threadIdx.x == 0) {
-        place = atomicAdd(size, count);
-    }
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < count; i += list_threads) {
-        if (place + i < capacity) {
-            rows[place + i] = found[i];
+    };
+    bound_all_keys(signs, thresholds, last, bounds);
+    for (uint32_t begin = blockIdx.x * list_rows; begin < signs.n;
+         begin += gridDim.x * list_rows) {
+        found.clear();
+#pragma unroll
+        for (int i = 0; i < list_rows; i += half * list_threads) {
+            look_at((begin + i) / half + threadIdx.x);
         }
+        found.deliver(list);
+    }
+}
+
+/// By both planes, of those rows that the first one has left. pair: likewise
+template <int pair>
+__global__ void __launch_bounds__(list_threads) refine_candidates_kernel(
+        const __grid_constant__ SignKeys signs,
+        const Entry* thresholds,
+        float last,
+        CandidateList list) {
+    __shared__ KeyBound bounds[max_sign_queries];
+    __shared__ FoundRows found;
+    const auto& products = signs.products;
+    const SignPlane& plane = signs.rows.planes[1];
+    const int n_pairs = ProductSink::n_pairs(products[0].nq);
+    const float sign = signs.is_l2 ? 1 : -1;
+    const bool is_listed = signs.list.is_complete();
+    const uint32_t n = is_listed ? *signs.list.size : signs.n;
+    constexpr uint32_t half = product_rows / 2;
+    // a thread has the places of either half whose products lie together
+    const auto look_at = [&](uint32_t part) {
+        const uint32_t first = part / half * product_rows + part % half;
+        uint32_t rows[2];
+        float scales[2], residuals[2], offsets[2] = {};
+        bool is_valid[2], is_of_interest[2] = {};
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint32_t place = first + h * half;
+            is_valid[h] = place < n;
+            rows[h] = min(place, n - 1);
+            if (is_listed) {
+                rows[h] = signs.list.rows[rows[h]];
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            scales[h] = plane.scales[rows[h]];
+            residuals[h] = plane.residuals[rows[h]];
+            if (signs.offsets) {
+                offsets[h] = sign * signs.offsets[rows[h]];
+            }
+            if (signs.selected) {
+                is_valid[h] &= signs.selected[rows[h] / 32] >> rows[h] % 32 & 1;
+            }
+        }
+#pragma unroll 4
+        for (int p = 0; p < n_pairs; p++) {
+            const uint32_t second = products[1].word<pair>(first, p);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const uint32_t row = rows[h];
+                const uint32_t half_of_row = row / half % 2;
+                const uint32_t signs_of_pair = products[0].word<pair>(row, p);
+#pragma unroll
+                for (int j = 0; j < pair; j++) {
+                    const KeyBound& bound = bounds[pair * p + j];
+                    const float product = bound.slopes[0] *
+                                    float_of_byte(signs_of_pair,
+                                                  2 * j + half_of_row) +
+                            bound.slopes[1] * float_of_byte(second, 2 * j + h);
+                    is_of_interest[h] |=
+                            bound.least(product, residuals[h], scales[h]) +
+                                    offsets[h] <=
+                            bound.limit;
+                }
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (is_of_interest[h] && is_valid[h]) {
+                found.rows[atomicAdd(&found.count, 1)] = rows[h];
+            }
+        }
+    };
+    bound_all_keys(signs, thresholds, last, bounds);
+    for (uint32_t begin = blockIdx.x * list_rows; begin < n;
+         begin += gridDim.x * list_rows) {
+        found.clear();
+#pragma unroll 1
+        for (int i = 0; i < list_rows; i += 2 * list_threads) {
+            if (begin + i < n) {
+                look_at((begin + i) / 2 + threadIdx.x);
+            }
+        }
+        found.deliver(list);
     }
 }
 
@@ -382,14 +582,13 @@ void pack_signs(
         const SignRows& signs,
         cudaStream_t stream) {
     if (first == 0) {
-        // a number above all others, and 0
-        TQ_CUDA(cudaMemsetAsync(
-                &signs.statistics->least_residual,
-                0x7f,
-                sizeof(float),
-                stream));
-        TQ_CUDA(cudaMemsetAsync(
-                &signs.statistics->largest_residual, 0, sizeof(float), stream));
+        for (int p = 0; p < signs.n_planes; p++) {
+            SignStatistics* of_plane = signs.statistics + p;
+            TQ_CUDA(cudaMemsetAsync(of_plane, 0, sizeof(*of_plane), stream));
+            // a number above all others
+            TQ_CUDA(cudaMemsetAsync(
+                    &of_plane->least_residual, 0x7f, sizeof(float), stream));
+        }
     }
     const DeviceLayout& layout = codes.layout;
     const int family = !layout.has_trellis() ? 0 : layout.shipped >= 0 ? 1 : 2;
@@ -397,10 +596,11 @@ void pack_signs(
     allow_shared_memory(kernel);
     const uint32_t groups = ceil_div(codes.n - first, uint32_t(pack_rows));
     const int blocks = int(std::min<uint32_t>(groups, pack_blocks));
+    const uint32_t large = large_magnitude(layout.half_steps, layout.d);
     kernel<<<blocks, 32, pack_rows*(layout.dims + 16), stream>>>(
-            codes, first, signs);
+            codes, first, large * 0x01010101u, signs);
     TQ_CUDA(cudaGetLastError());
-    mean_kernel<<<1, mean_threads, 0, stream>>>(codes, signs);
+    mean_kernel<<<signs.n_planes, mean_threads, 0, stream>>>(codes, signs);
     TQ_CUDA(cudaGetLastError());
 }
 
@@ -438,16 +638,17 @@ void list_candidates(
         const SignKeys& signs,
         const Entry* thresholds,
         float last,
-        uint32_t* rows,
-        uint32_t capacity,
-        uint32_t* size,
+        const CandidateList& found,
         cudaStream_t stream) {
-    TQ_CUDA(cudaMemsetAsync(size, 0, sizeof(*size), stream));
-    list_candidates_kernel<<<
-            ceil_div(signs.n, uint32_t(list_rows)),
-            list_threads,
-            0,
-            stream>>>(signs, thresholds, last, rows, capacity, size);
+    TQ_CUDA(cudaMemsetAsync(found.size, 0, sizeof(*found.size), stream));
+    const bool is_one = signs.products[0].nq == 1;
+    const auto kernel = signs.n_planes == 1
+            ? (is_one ? list_candidates_kernel<1> : list_candidates_kernel<2>)
+            : is_one ? refine_candidates_kernel<1>
+                     : refine_candidates_kernel<2>;
+    const uint32_t blocks =
+            std::min(ceil_div(signs.n, uint32_t(list_rows)), list_blocks);
+    kernel<<<blocks, list_threads, 0, stream>>>(signs, thresholds, last, found);
     TQ_CUDA(cudaGetLastError());
 }
 

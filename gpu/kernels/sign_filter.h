@@ -8,6 +8,7 @@
 
 #include <cuda_runtime.h>
 
+#include <faiss_turboquant/kernels/sign_bound.h>
 #include <gpu/kernels/encode.h>
 #include <gpu/kernels/scan.h>
 
@@ -21,27 +22,45 @@ constexpr int max_sign_queries = 8;
 /// together have one
 constexpr uint32_t sign_rows_unit = product_rows;
 
+/// what is held of rows: bits, and what these tell of codes with those of the
+/// planes before, see SignFilter
+struct SignPlane {
+    uint8_t* bits = nullptr;    ///< (n, dims / 8), as of DeviceLayout::signs
+    float* scales = nullptr;    ///< (n,), of codes times beta
+    float* residuals = nullptr; ///< (n,), |r| / beta
+};
+
 /// of all rows, for the choice of a bound
 struct SignStatistics {
     float least_residual, largest_residual;
-    float scale, offset; ///< means of a sample
+    float largest_square; ///< |v|^2 / beta^2
+    float scale, offset;  ///< means of a sample
 };
 
-/// what is held of rows, see SignFilter
 struct SignRows {
-    uint8_t* planes = nullptr;  ///< (n, dims / 8), as of DeviceLayout::signs
-    float* scales = nullptr;    ///< (n,), of codes times beta
-    float* residuals = nullptr; ///< (n,), |r| / beta
-    SignStatistics* statistics = nullptr; ///< (1,)
+    int n_planes = 0;
+    SignPlane planes[max_sign_planes];
+    SignStatistics* statistics = nullptr; ///< (n_planes,)
 };
 
-/** Write the signs of rows first .. codes.n - 1. With first = 0, the statistics
- * begin anew. */
+/** Write the planes of rows first .. codes.n - 1. With first = 0, the
+ * statistics begin anew. */
 void pack_signs(
         const DeviceCodes& codes,
         uint32_t first,
         const SignRows& signs,
         cudaStream_t stream);
+
+/// where a RowList is written
+struct CandidateList {
+    uint32_t* rows = nullptr; ///< (capacity,)
+    uint32_t* size = nullptr; ///< (1,)
+    uint32_t capacity = 0;
+
+    RowList list() const {
+        return {rows, size, capacity};
+    }
+};
 
 /** Rows that are in reservoirs, each query's apart.
  * @param nq    up to max_sign_queries
@@ -70,33 +89,34 @@ void select_thresholds(
         Entry* thresholds,
         cudaStream_t stream);
 
-/// what signs tell about rows
+/// what planes tell about rows
 struct SignKeys {
-    ProductSink products;
+    int n_planes = 1; ///< that have been asked
+    /// of rows with the planes: those of the first one by row, those of the
+    /// second one by place in `list`
+    ProductSink products[max_sign_planes];
     SignRows rows;
     const float* offsets = nullptr;     ///< (n,), of codes; null for zeros
     const uint32_t* selected = nullptr; ///< as in DeviceCodes
     uint32_t n = 0;
+    RowList list; ///< for the second plane: what the first one has left
 
     // how far a row's key may be from what they let expect
     int d = 0;
     bool is_l2 = false;
     double margin = 0;                           ///< in standard deviations
     const DeviceQueryFactors* factors = nullptr; ///< (nq,)
-    const uint32_t* squares = nullptr;           ///< (nq,), of QueryImage
 };
 
 /** The rows that may be of interest to any of the queries.
  * @param thresholds  (nq,); null: keys up to `last` are
- * @param rows        (capacity,), written
- * @param size        (1,), written: how many there are, which may be more */
+ * @param found       written, its size, too, which may be more than there is
+ *                    room for */
 void list_candidates(
         const SignKeys& signs,
         const Entry* thresholds,
         float last,
-        uint32_t* rows,
-        uint32_t capacity,
-        uint32_t* size,
+        const CandidateList& found,
         cudaStream_t stream);
 
 } // namespace gpu

@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -23,20 +24,25 @@ using faiss::METRIC_L2;
 using faiss::gpu::GpuIndexTurboQuant;
 using faiss_turboquant::gpu::CodeStorage;
 using faiss_turboquant::gpu::DeviceCodes;
+using faiss_turboquant::gpu::DeviceLayout;
+using faiss_turboquant::gpu::DeviceQueryFactors;
 using faiss_turboquant::gpu::DeviceSignFilter;
 using faiss_turboquant::gpu::download;
 using faiss_turboquant::gpu::GpuResources;
+using faiss_turboquant::gpu::Refused;
+using faiss_turboquant::gpu::ScanPlan;
 using faiss_turboquant::gpu::SignRows;
-using faiss_turboquant::gpu::SignStatistics;
+using faiss_turboquant::gpu::SignSearch;
 
 namespace {
 
-/// a copy that asks the signs, whatever its size
+/// a copy that asks so many planes of signs, whatever its size
 std::unique_ptr<GpuIndexTurboQuant> filtered(
         const IndexTurboQuant& index,
+        int n_planes = 1,
         std::shared_ptr<GpuResources> with = resources()) {
     auto gpu = std::make_unique<GpuIndexTurboQuant>(with, index);
-    gpu->use_sign_filter = 1;
+    gpu->use_sign_filter = n_planes;
     return gpu;
 }
 
@@ -74,55 +80,71 @@ TEST(DeviceSignFilter, HoldsTheSignsOfTheCodes) {
                 storage.reserve(n, 0);
                 storage.import(index.codes.data(), n, index.code_size, 0);
                 DeviceSignFilter filter(storage);
-                filter.extend(20);
-                filter.extend(n);
-                const DeviceCodes signs = filter.codes(n, nullptr);
-                const size_t row_size = signs.layout.plane_size();
+                filter.extend(20, 1);
+                filter.extend(20, 2);
+                filter.extend(n, 1);
                 const SignRows rows = filter.rows();
-                const auto planes =
-                        download(*resources(), signs.planes, n * row_size);
-                const auto scales = download(*resources(), signs.scales, n);
-                const auto residuals =
-                        download(*resources(), rows.residuals, n);
-                const SignStatistics statistics =
-                        download(*resources(), rows.statistics, 1)[0];
+                ASSERT_EQ(rows.n_planes, 2);
+                const auto statistics =
+                        download(*resources(), rows.statistics, 2);
 
+                const int large = faiss_turboquant::large_magnitude(
+                        index.tq.layout().half_steps, double(d));
                 faiss::AlignedTable<uint8_t, 64> grid(
                         index.tq.layout().grid_size());
-                double sum = 0;
-                for (size_t i = 0; i < n; i++) {
-                    const uint8_t* code = &index.codes[i * index.code_size];
-                    faiss_turboquant::kernels().decode(
-                            index.tq.layout(), code, grid.data());
-                    double magnitudes = 0, squares = 0;
-                    std::vector<uint8_t> plane(row_size);
-                    for (size_t c = 0; c < d; c++) {
-                        const int level = 2 * grid[c] - 63;
-                        magnitudes += std::abs(level);
-                        squares += level * level;
-                        plane[c % row_size] |= (level > 0) << c / row_size;
+                for (int p = 0; p < 2; p++) {
+                    SCOPED_TRACE(
+                            name_of(index) + " plane " + std::to_string(p));
+                    const DeviceCodes signs = filter.codes(p, n, nullptr);
+                    const size_t row_size = signs.layout.plane_size();
+                    const auto planes =
+                            download(*resources(), signs.planes, n * row_size);
+                    const auto scales = download(*resources(), signs.scales, n);
+                    const auto residuals =
+                            download(*resources(), rows.planes[p].residuals, n);
+                    double sum = 0, largest_square = 0;
+                    for (size_t i = 0; i < n; i++) {
+                        const uint8_t* code = &index.codes[i * index.code_size];
+                        faiss_turboquant::kernels().decode(
+                                index.tq.layout(), code, grid.data());
+                        double product = 0, norm = 0, squares = 0;
+                        std::vector<uint8_t> plane(row_size);
+                        for (size_t c = 0; c < d; c++) {
+                            const int level = 2 * grid[c] - 63;
+                            const int s = level > 0 ? 1 : -1;
+                            const int t = std::abs(level) >= large ? s : -s;
+                            const int u = p == 0 ? s : 2 * s + t;
+                            product += u * level;
+                            norm += u * u;
+                            squares += level * level;
+                            plane[c % row_size] |= ((p == 0 ? s : t) > 0)
+                                    << c / row_size;
+                        }
+                        float scale = 0;
+                        index.tq.load_factors(
+                                code, nullptr, 1, &scale, nullptr, nullptr);
+                        ASSERT_TRUE(std::equal(
+                                plane.begin(),
+                                plane.end(),
+                                planes.begin() + i * row_size));
+                        const double beta = squares / product;
+                        ASSERT_EQ(scales[i], float(scale * beta));
+                        const double left = norm * squares - product * product;
+                        ASSERT_EQ(
+                                residuals[i], float(std::sqrt(left / squares)));
+                        sum += scales[i];
+                        largest_square = std::max(
+                                largest_square, product * product / squares);
                     }
-                    float scale = 0;
-                    index.tq.load_factors(
-                            code, nullptr, 1, &scale, nullptr, nullptr);
-                    ASSERT_TRUE(std::equal(
-                            plane.begin(),
-                            plane.end(),
-                            planes.begin() + i * row_size))
-                            << name_of(index);
-                    const double beta = squares / magnitudes;
-                    ASSERT_EQ(scales[i], float(scale * beta)) << name_of(index);
-                    const double left = d * squares - magnitudes * magnitudes;
-                    ASSERT_EQ(residuals[i], float(std::sqrt(left / squares)))
-                            << name_of(index);
-                    sum += scales[i];
+                    const auto [least, largest] = std::minmax_element(
+                            residuals.begin(), residuals.end());
+                    EXPECT_EQ(statistics[p].least_residual, *least);
+                    EXPECT_EQ(statistics[p].largest_residual, *largest);
+                    EXPECT_FLOAT_EQ(
+                            statistics[p].largest_square, largest_square);
+                    EXPECT_GE(statistics[p].largest_square, largest_square);
+                    EXPECT_FLOAT_EQ(statistics[p].scale, sum / n);
                 }
-                const auto [least, largest] =
-                        std::minmax_element(residuals.begin(), residuals.end());
-                EXPECT_EQ(statistics.least_residual, *least) << name_of(index);
-                EXPECT_EQ(statistics.largest_residual, *largest)
-                        << name_of(index);
-                EXPECT_FLOAT_EQ(statistics.scale, sum / n) << name_of(index);
             }
         }
     }
@@ -150,13 +172,15 @@ TEST(DeviceSignFilter, SearchEqualsTheCpuForRandomShapes) {
         }
         index.add(n, data(n, trial + 1).data());
         index.use_sign_filter = 0;
-        const auto gpu = filtered(index);
+        const int n_planes = draw(1, 2);
+        const auto gpu = filtered(index, n_planes);
         auto xq = data(nq, trial + 2);
         if (rng() % 4 == 0) {
             std::fill_n(xq.begin(), d, 0.0f); // as far from everything
         }
         const std::string name = name_of(index) + " nq " + std::to_string(nq) +
-                " k " + std::to_string(k) + " trial " + std::to_string(trial);
+                " k " + std::to_string(k) + " planes " +
+                std::to_string(n_planes) + " trial " + std::to_string(trial);
         const Results expected = search(index, xq, k);
         ASSERT_EQ(expected, search(*gpu, xq, k)) << name;
         const float radius = expected.D[std::min<size_t>(n, k) / 2];
@@ -180,15 +204,19 @@ TEST(DeviceSignFilter, SearchEqualsTheCpuWithManyVectors) {
             GpuIndexTurboQuant gpu(resources(), index);
             gpu.add(n, clustered(n, d, 1).data());
             gpu.copyTo(&index);
-            gpu.use_sign_filter = 1;
             index.use_sign_filter = 0;
             for (const auto& xq : {clustered(8, d, 2), gaussian(8, d, 2)}) {
                 for (const size_t nq : {1, 3, 8}) {
                     const std::vector<float> some(
                             xq.begin(), xq.begin() + nq * d);
                     for (const idx_t k : {1, 10, 100, 1000, 2048}) {
-                        ASSERT_EQ(search(index, some, k), search(gpu, some, k))
-                                << name_of(index) << " nq " << nq << " k " << k;
+                        const Results expected = search(index, some, k);
+                        for (const int n_planes : {1, 2}) {
+                            gpu.use_sign_filter = n_planes;
+                            ASSERT_EQ(expected, search(gpu, some, k))
+                                    << name_of(index) << " nq " << nq << " k "
+                                    << k << " planes " << n_planes;
+                        }
                     }
                 }
             }
@@ -204,11 +232,15 @@ TEST(DeviceSignFilter, SearchEqualsTheCpuForLargeDimensions) {
                 const size_t n = 600;
                 IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
                 index.add(n, clustered(n, d, 1).data());
-                const auto gpu = filtered(index);
                 for (const size_t nq : {1, 8}) {
                     const auto xq = clustered(nq, d, 2);
-                    ASSERT_EQ(search(index, xq, 10), search(*gpu, xq, 10))
-                            << name_of(index) << " nq " << nq;
+                    const Results expected = search(index, xq, 10);
+                    for (const int n_planes : {1, 2}) {
+                        const auto gpu = filtered(index, n_planes);
+                        ASSERT_EQ(expected, search(*gpu, xq, 10))
+                                << name_of(index) << " nq " << nq << " planes "
+                                << n_planes;
+                    }
                 }
             }
         }
@@ -223,12 +255,15 @@ TEST(DeviceSignFilter, SearchEqualsTheCpuForOrderedAndEqualVectors) {
             const auto x = multiples(direction, n, equal);
             IndexTurboQuant index = make_index(d, 4, metric);
             index.add(n, x.data());
-            const auto gpu = filtered(index);
-            for (const size_t nq : {1, 7}) {
-                const auto xq = multiples(direction, nq, true);
-                for (const idx_t k : {1, 100, 2048}) {
-                    EXPECT_EQ(search(index, xq, k), search(*gpu, xq, k))
-                            << "equal " << equal << " nq " << nq << " k " << k;
+            for (const int n_planes : {1, 2}) {
+                const auto gpu = filtered(index, n_planes);
+                for (const size_t nq : {1, 7}) {
+                    const auto xq = multiples(direction, nq, true);
+                    for (const idx_t k : {1, 100, 2048}) {
+                        EXPECT_EQ(search(index, xq, k), search(*gpu, xq, k))
+                                << "equal " << equal << " nq " << nq << " k "
+                                << k << " planes " << n_planes;
+                    }
                 }
             }
         }
@@ -245,12 +280,16 @@ TEST(DeviceSignFilter, SearchEqualsReadingAllForVectorsOfAllLengths) {
                 IndexTurboQuant index = make_index(d, nbits, metric, memory);
                 index.add(n, x.data());
                 const auto gpu = filtered(index);
+                const auto by_both = filtered(index, 2);
                 const GpuIndexTurboQuant all(resources(), index);
                 for (size_t q = 0; q < nq; q++) {
                     const std::vector<float> one(
                             xq.begin() + q * d, xq.begin() + (q + 1) * d);
                     for (const idx_t k : {1, 10, 600}) {
-                        ASSERT_EQ(search(all, one, k), search(*gpu, one, k))
+                        const Results expected = search(all, one, k);
+                        ASSERT_EQ(expected, search(*gpu, one, k))
+                                << name_of(index) << " k " << k << " q " << q;
+                        ASSERT_EQ(expected, search(*by_both, one, k))
                                 << name_of(index) << " k " << k << " q " << q;
                     }
                 }
@@ -264,26 +303,97 @@ TEST(DeviceSignFilter, PassesOverCodes) {
     const size_t n = 20000;
     for (const size_t d : {128, 512}) {
         for (const int memory : {0, 8}) {
-            const int nbits = d == 128 ? 2 : 4;
-            IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
-            index.add(n, gaussian(n, d, 1).data());
-            index.use_sign_filter = 0;
-            const auto gpu = filtered(index);
-            for (const size_t nq : {1, 8}) {
-                const auto xq = gaussian(nq, d, 2);
-                const Results expected = search(index, xq, 20);
-                gpu->sign_margin = 5.5;
-                EXPECT_EQ(search(*gpu, xq, 20), expected) << name_of(index);
-                gpu->sign_margin = 1e-3;
-                const Results fewer = search(*gpu, xq, 20);
-                EXPECT_NE(fewer.I, expected.I) << name_of(index);
-                faiss::RangeSearchResult some(nq), all(nq);
-                const float radius = expected.D[10];
-                gpu->range_search(nq, xq.data(), radius, &some);
-                index.range_search(nq, xq.data(), radius, &all);
-                EXPECT_LT(some.lims[nq], all.lims[nq]) << name_of(index);
+            for (const int n_planes : {1, 2}) {
+                const int nbits = d == 128 ? 2 : 4;
+                IndexTurboQuant index = make_index(d, nbits, METRIC_L2, memory);
+                index.add(n, gaussian(n, d, 1).data());
+                index.use_sign_filter = 0;
+                const auto gpu = filtered(index, n_planes);
+                for (const size_t nq : {1, 8}) {
+                    const auto xq = gaussian(nq, d, 2);
+                    const Results expected = search(index, xq, 20);
+                    gpu->sign_margin = 5.5;
+                    EXPECT_EQ(search(*gpu, xq, 20), expected) << name_of(index);
+                    gpu->sign_margin = 1e-3;
+                    const Results fewer = search(*gpu, xq, 20);
+                    EXPECT_NE(fewer.I, expected.I) << name_of(index);
+                    faiss::RangeSearchResult some(nq), all(nq);
+                    const float radius = expected.D[10];
+                    gpu->range_search(nq, xq.data(), radius, &some);
+                    index.range_search(nq, xq.data(), radius, &all);
+                    EXPECT_LT(some.lims[nq], all.lims[nq]) << name_of(index);
+                }
             }
         }
+    }
+}
+
+// Of vectors that are all about equally far, the second plane leaves few of
+// those that signs leave.
+TEST(DeviceSignFilter, SecondPlaneLeavesFewRows) {
+    const size_t d = 512, n = 100000;
+    IndexTurboQuant index = make_index(d, 4, METRIC_INNER_PRODUCT);
+    index.add(n, gaussian(n, d, 1).data());
+    CodeStorage storage(*resources(), index.tq);
+    storage.reserve(n, 0);
+    storage.import(index.codes.data(), n, index.code_size, 0);
+    DeviceSignFilter filter(storage);
+    filter.extend(n, 2);
+    for (const size_t nq : {1, 2, 5, 8}) {
+        const auto xq = gaussian(nq, d, 2);
+        const Results best = search(index, xq, 10);
+        const float radius = *std::max_element(best.D.begin(), best.D.end());
+        const DeviceCodes codes = storage.codes(n, nullptr);
+        const auto plan = [&](const DeviceLayout& layout) {
+            return plan_scan(layout, n, nq, resources()->device);
+        };
+        const ScanPlan of_codes = plan(codes.layout);
+        std::vector<uint32_t> sizes;
+        for (const int n_planes : {1, 2}) {
+            const SignSearch search(
+                    *resources(),
+                    filter,
+                    n_planes,
+                    codes,
+                    of_codes,
+                    plan(codes.layout.signs()),
+                    nq,
+                    0,
+                    5.5);
+            const OnDevice<float> x(xq);
+            const OnDevice<uint8_t> image(
+                    std::vector<uint8_t>(of_codes.padded_nq() * d));
+            const OnDevice<DeviceQueryFactors> factors(
+                    std::vector<DeviceQueryFactors>(of_codes.padded_nq()));
+            const OnDevice<Refused> refused(std::vector<Refused>(1));
+            prepare_queries(
+                    storage.encoder,
+                    x.data,
+                    nq,
+                    0,
+                    of_codes.padded_nq(),
+                    {codes.layout,
+                     of_codes.image_order(),
+                     image.data,
+                     factors.data},
+                    &search.image(),
+                    refused.data,
+                    resources()->stream());
+            const auto found = search.find_candidates(-radius);
+            const uint32_t size = download(*resources(), found.size, 1)[0];
+            sizes.push_back(size);
+            if (size > found.capacity) {
+                continue; // as many as that is no list
+            }
+            const auto rows = download(*resources(), found.rows, size);
+            const std::set<uint32_t> left(rows.begin(), rows.end());
+            EXPECT_EQ(left.size(), size);
+            for (size_t i = 0; i < best.D.size(); i++) {
+                EXPECT_TRUE(best.D[i] < radius || left.count(best.I[i]));
+            }
+        }
+        EXPECT_LT(sizes[0], nq == 1 ? 2 * n / 3 : n + 1);
+        EXPECT_LT(sizes[1], sizes[0] / 5) << nq;
     }
 }
 
@@ -342,42 +452,85 @@ TEST(DeviceSignFilter, WithoutRoomInTheWorkspaceCodesAreRead) {
     IndexTurboQuant index = make_index(d, 4, METRIC_L2);
     index.add(n, gaussian(n, d, 1).data());
     index.use_sign_filter = 0;
-    const auto gpu =
-            filtered(index, std::make_shared<GpuResources>(0, nullptr, 1000));
+    const auto gpu = filtered(
+            index, 2, std::make_shared<GpuResources>(0, nullptr, 1000));
     const auto xq = gaussian(8, d, 2);
     gpu->sign_margin = 1e-3; // would lose neighbours
     EXPECT_EQ(search(index, xq, 10), search(*gpu, xq, 10));
 }
 
 TEST(DeviceSignFilter, PausesWhereTooManyRowsAreLeft) {
-    const size_t d = 8, n = 100;
+    const size_t d = 1536, n = 1000000;
     const IndexTurboQuant index = make_index(d, 4, METRIC_L2);
     CodeStorage storage(*resources(), index.tq);
-    storage.reserve(n, 0);
     DeviceSignFilter filter(storage);
-    const OnDevice<uint32_t> left(std::vector<uint32_t>{20, 80});
+    const OnDevice<uint32_t> left(std::vector<uint32_t>{n / 100, n});
     const auto note = [&](size_t nq, bool many) {
-        filter.note(nq, left.data + many, 50);
+        filter.note(nq, 1, left.data + many, left.data + many);
         resources()->synchronize();
     };
-    EXPECT_TRUE(filter.is_promising(1));
+    const auto is_promising = [&](size_t nq) {
+        return filter.choose_planes(n, nq, 1, true) == 1;
+    };
+    EXPECT_TRUE(is_promising(1));
     note(1, false);
-    EXPECT_TRUE(filter.is_promising(1));
+    EXPECT_TRUE(is_promising(1));
     // twice as many searches each time
     for (int pause = 1; pause <= 8; pause *= 2) {
         note(1, true);
-        EXPECT_TRUE(filter.is_promising(2));
+        EXPECT_TRUE(is_promising(2));
+        EXPECT_EQ(filter.choose_planes(n, 1, 1, false), 1); // it has to
         for (int i = 0; i < pause + 1; i++) {
-            EXPECT_FALSE(filter.is_promising(1)) << pause << " " << i;
+            EXPECT_FALSE(is_promising(1)) << pause << " " << i;
         }
-        EXPECT_TRUE(filter.is_promising(1));
+        EXPECT_TRUE(is_promising(1));
     }
     note(1, false);
-    EXPECT_TRUE(filter.is_promising(1));
+    EXPECT_TRUE(is_promising(1));
     note(1, true);
-    EXPECT_FALSE(filter.is_promising(1));
-    EXPECT_FALSE(filter.is_promising(1));
-    EXPECT_TRUE(filter.is_promising(1));
+    EXPECT_FALSE(is_promising(1));
+    EXPECT_FALSE(is_promising(1));
+    EXPECT_TRUE(is_promising(1));
+}
+
+TEST(DeviceSignFilter, AsksBothPlanesAfterSearchesThatWouldHaveGained) {
+    const size_t d = 1536, n = 1000000;
+    const IndexTurboQuant index = make_index(d, 4, METRIC_L2);
+    CodeStorage storage(*resources(), index.tq);
+    DeviceSignFilter filter(storage);
+    const OnDevice<uint32_t> left(
+            std::vector<uint32_t>{n / 100, n / 10, n / 4});
+    const auto note = [&](int n_planes, int by_first, int by_all) {
+        filter.note(1, n_planes, left.data + by_first, left.data + by_all);
+        resources()->synchronize();
+    };
+    const auto choose = [&](int most = 2) {
+        return filter.choose_planes(n, 1, most, true);
+    };
+    EXPECT_EQ(choose(), 1);
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 3; i++) {
+            note(1, 2, 2);
+            EXPECT_EQ(choose(), 1);
+        }
+        if (round == 0) { // not in a row
+            note(1, 0, 0);
+            EXPECT_EQ(choose(), 1);
+        }
+    }
+    note(1, 2, 2);
+    EXPECT_EQ(choose(), 2);
+    EXPECT_EQ(choose(1), 1);
+    for (int i = 0; i < 4; i++) {
+        note(1, 2, 2);
+        EXPECT_EQ(choose(), i < 3 ? 1 : 2);
+    }
+    for (int i = 0; i < 4; i++) {
+        note(2, 2, 0);
+        EXPECT_EQ(choose(), 2);
+    }
+    note(2, 2, 1); // the second one has told little
+    EXPECT_EQ(choose(), 1);
 }
 
 TEST(DeviceSignFilter, RefusesBadInput) {
