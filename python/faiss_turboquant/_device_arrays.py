@@ -16,7 +16,7 @@ class View(typing.NamedTuple):
 
     pointer: int
     shape: tuple
-    dtype: np.dtype
+    dtype: str  # its name, as numpy has it
     is_contiguous: bool
 
 
@@ -51,23 +51,24 @@ class PyTorch:
 
     def __init__(self, torch, x):
         self._torch = torch
+        self._device = x.device
         self.device = x.device.index
 
     def stream(self):
         return self._torch.cuda.current_stream(self.device).cuda_stream
 
     def as_float32(self, x):
+        if x.dtype is self._torch.float32 and x.is_contiguous():
+            return x
         return x.detach().to(self._torch.float32).contiguous()
 
     def empty(self, shape, dtype):
         return self._torch.empty(
-            shape,
-            dtype=getattr(self._torch, dtype),
-            device=f"cuda:{self.device}",
+            shape, dtype=getattr(self._torch, dtype), device=self._device
         )
 
     def view(self, x):
-        dtype = np.dtype(str(x.dtype).removeprefix("torch."))
+        dtype = str(x.dtype).removeprefix("torch.")
         return View(x.data_ptr(), tuple(x.shape), dtype, x.is_contiguous())
 
 
@@ -91,7 +92,7 @@ class CuPy:
             return self._cupy.empty(shape, dtype)
 
     def view(self, x):
-        return View(x.data.ptr, x.shape, x.dtype, x.flags.c_contiguous)
+        return View(x.data.ptr, x.shape, x.dtype.name, x.flags.c_contiguous)
 
 
 class Other:
@@ -118,7 +119,9 @@ class Other:
 
     def view(self, x):
         if isinstance(x, np.ndarray):
-            return View(x.ctypes.data, x.shape, x.dtype, x.flags.c_contiguous)
+            return View(
+                x.ctypes.data, x.shape, x.dtype.name, x.flags.c_contiguous
+            )
         if hasattr(x, "__dlpack__"):
             return view_of_dlpack(x)
         return view_of_cuda_array(x)
@@ -155,7 +158,7 @@ def view_of_cuda_array(x):
     if strides is not None:
         strides = [stride // dtype.itemsize for stride in strides]
     return View(
-        interface["data"][0], shape, dtype, _is_contiguous(shape, strides)
+        interface["data"][0], shape, dtype.name, _is_contiguous(shape, strides)
     )
 
 
@@ -205,6 +208,6 @@ def view_of_dlpack(x):
     return View(
         (tensor.data or 0) + tensor.byte_offset,
         shape,
-        np.dtype(f"{kind}{size}"),
+        np.dtype(f"{kind}{size}").name,
         _is_contiguous(shape, strides),
     )

@@ -3,7 +3,6 @@
 Only imported where that part was built.
 """
 
-import contextlib
 import operator
 
 import faiss
@@ -72,22 +71,25 @@ def _pointer(self, method, name, library, x, shape, dtype):
     return _POINTERS[dtype](view.pointer)
 
 
-@contextlib.contextmanager
-def _in_order(self, library):
-    """Run after what is on the caller's stream, and before what follows."""
-    resources = self.getResources()
-    stream, device = library.stream(), library.device
-    if device is None:
-        device = self.getDevice()
-    if stream is not None:
-        resources.wait_for(stream, device)
-    try:
-        yield
-    finally:
-        if library.has_current_stream:
-            resources.make_wait(stream, device)
+class _InOrder:
+    """Runs after what is on the caller's stream, and before what follows."""
+
+    def __init__(self, index, library):
+        self._resources = index.getResources()
+        self._library = library
+        self._stream, self._device = library.stream(), library.device
+        if self._device is None:
+            self._device = index.getDevice()
+
+    def __enter__(self):
+        if self._stream is not None:
+            self._resources.wait_for(self._stream, self._device)
+
+    def __exit__(self, *_):
+        if self._library.has_current_stream:
+            self._resources.make_wait(self._stream, self._device)
         else:
-            resources.synchronize()
+            self._resources.synchronize()
 
 
 def _input(self, method, x):
@@ -104,6 +106,7 @@ def _input(self, method, x):
 def _output(self, method, name, library, array, shape, dtype):
     if array is None:
         array = library.empty(shape, dtype)
+        return array, _POINTERS[dtype](library.view(array).pointer)
     return array, _pointer(self, method, name, library, array, shape, dtype)
 
 
@@ -139,7 +142,7 @@ Attributes
 use_sign_filter : int
     whether searches for up to eight queries read the signs of all codes first:
     -1 where that is likely to be faster (the default), 0 never, 1 wherever it
-    can be done
+    can be done, 2 with a second bit of each from the beginning
 sign_margin : float
     as of `faiss.IndexTurboQuant`
 """
@@ -239,7 +242,7 @@ def _take_vectors(self, method, x):
         getattr(faiss.Index, method)(self, x)
         return
     x, library, pointer = _input(self, method, x)
-    with _in_order(self, library):
+    with _InOrder(self, library):
         getattr(self, f"{method}_c")(x.shape[0], pointer)
 
 
@@ -288,7 +291,7 @@ def _add_with_ids(self, x, ids):
             f"ids has shape {ids.shape}, expected ({x.shape[0]},)",
         )
     x, library, pointer = _input(self, "add_with_ids", x)
-    with _in_order(self, library):
+    with _InOrder(self, library):
         self.add_with_ids_c(x.shape[0], pointer, faiss.swig_ptr(ids))
 
 
@@ -321,7 +324,7 @@ def _search(self, x, k, *, params=None, D=None, I=None):
     shape = (x.shape[0], k)
     D, distances = _output(self, "search", "D", library, D, shape, "float32")
     I, labels = _output(self, "search", "I", library, I, shape, "int64")
-    with _in_order(self, library):
+    with _InOrder(self, library):
         self.search_c(shape[0], pointer, k, distances, labels, params)
     return D, I
 
@@ -369,7 +372,7 @@ def _range_search(self, x, thresh, *, params=None):
     x, library, pointer = _input(self, "range_search", x)
     nq = x.shape[0]
     result = faiss.RangeSearchResult(nq)
-    with _in_order(self, library):
+    with _InOrder(self, library):
         self.range_search_c(nq, pointer, float(thresh), result, params)
     lims = faiss.rev_swig_ptr(result.lims, nq + 1).copy()
     total = int(lims[-1])
@@ -402,7 +405,7 @@ def _reconstruct_n(self, n0=0, ni=-1, x=None):
     pointer = _pointer(
         self, "reconstruct_n", "x", library, x, (ni, self.d), "float32"
     )
-    with _in_order(self, library):
+    with _InOrder(self, library):
         self.reconstruct_n_c(n0, ni, pointer)
     return x
 
@@ -430,7 +433,7 @@ def _compute_distances(self, x, *, D=None):
     x, library, pointer = _input(self, method, x)
     shape = (x.shape[0], self.ntotal)
     D, distances = _output(self, method, "D", library, D, shape, "float32")
-    with _in_order(self, library):
+    with _InOrder(self, library):
         _cpp_compute_distances(self, shape[0], pointer, distances)
     return D
 
