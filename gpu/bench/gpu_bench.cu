@@ -67,11 +67,12 @@ void fill_gaussian(const DeviceArray<float>& x, Data data, uint64_t seed) {
     TQ_CUDA(cudaDeviceSynchronize());
 }
 
+/// warm_up: repetitions before those that count
 template <class F>
-double median_ms(int repetitions, F f) {
+double median_ms(int warm_up, int repetitions, F f) {
     using Clock = std::chrono::steady_clock;
     std::vector<double> times;
-    for (int i = -2; i < repetitions; i++) { // two to warm up
+    for (int i = -warm_up; i < repetitions; i++) {
         const auto start = Clock::now();
         f();
         TQ_CUDA(cudaDeviceSynchronize());
@@ -142,8 +143,8 @@ int main(int argc, char** argv) {
     // into an index that has room
     constexpr int add_repetitions = 5, warm_up = 2;
     index.reserve((add_repetitions + warm_up) * chunk);
-    const double add_ms =
-            median_ms(add_repetitions, [&] { index.add(chunk, x.data()); });
+    const double add_ms = median_ms(
+            warm_up, add_repetitions, [&] { index.add(chunk, x.data()); });
     std::printf(
             "{\"codec\": \"%s\", \"what\": \"add\", \"d\": %zd, \"n\": %zd, "
             "\"ms\": %.4f}\n",
@@ -168,7 +169,8 @@ int main(int argc, char** argv) {
         resources->synchronize();
         for (const int use_sign_filter : signs) {
             index.use_sign_filter = use_sign_filter;
-            const double ms = median_ms(nq > 64 ? 5 : 20, [&] {
+            // an index learns by a few searches what signs are worth
+            const double ms = median_ms(8, nq > 64 ? 5 : 20, [&] {
                 if (k == 0) {
                     index.compute_distances(nq, xq.data(), scores.data());
                 } else {
