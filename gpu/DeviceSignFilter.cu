@@ -43,8 +43,8 @@ SignSearchCost::SignSearchCost(
                     : std::max(195.0, 1.2 * plane));
     const double listed = 1.2; // a row of a list, against one of many
     all = code * n;
-    first = signs * n + 180e6;
-    second = 80e6;
+    first = signs * n + 200e6;
+    second = 120e6;
     listed_sizes = listed * signs + products;
     listed_code = listed * code;
 }

@@ -1,9 +1,9 @@
 #pragma once
 
-/** The scan of many queries on compute capability 9.0.
+/** The scan of more than 64 queries on compute capability 9.0.
  *
  * A third of a block's warps decode codes into shared memory, the others
- * multiply them there with up to 256 queries, whose images pass through shared
+ * multiply them there with a group of queries, whose images pass through shared
  * memory, too: a ring of stages of 128 coordinates. Two blocks, a cluster, go
  * through different rows for the same queries, of which each fetches one half
  * for both.
@@ -21,7 +21,8 @@
 namespace faiss_turboquant {
 namespace gpu {
 
-constexpr int batch_group = 256; ///< queries of a block
+/// queries of a block
+constexpr int batch_groups[] = {128, 256};
 
 template <int group_size>
 struct BatchShape {
@@ -51,6 +52,7 @@ struct BatchShape {
     static constexpr int stage_size = codes_size + queries_size;
     static_assert(multiplying_registers % 8 == 0);
     static constexpr int stages = 196 * 1024 / stage_size;
+    static constexpr int ring_size = stages * stage_size;
 };
 
 #ifdef TQ_HAS_WGMMA
@@ -137,7 +139,7 @@ __device__ __forceinline__ int one_of(const int* numbers, int i) {
 /// what a part of a block knows about its results
 template <int group_size>
 struct PartState {
-    QueryBound bounds[group_size];
+    alignas(16) QueryBound bounds[group_size];
     Entry last[group_size]; ///< the last entry of interest
     int counts[group_size]; ///< of the reservoirs
 };

@@ -13,7 +13,13 @@ constexpr int merge_threads = 512;
 constexpr int threshold_threads = 256;
 constexpr int merge_batch = 4; ///< entries of a thread at a time
 
-using Batch = BatchShape<batch_group>;
+/// what is the same for both groups
+using Batch = BatchShape<batch_groups[0]>;
+
+/// of a batch
+int group_number(const ScanPlan& plan) {
+    return plan.group_size() != batch_groups[0];
+}
 
 const ScanKernels& kernels_of(const DeviceLayout& layout) {
     static const ScanKernels* const scalar[] = {
@@ -40,7 +46,7 @@ const ScanKernels& kernels_of(const DeviceLayout& layout) {
 ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
     const ScanKernels& kernels = kernels_of(layout);
     if (plan.is_batch) {
-        return kernels.batch[plan.units / 2];
+        return kernels.batch[group_number(plan)][plan.units / 2];
     }
     if (plan.uses_wgmma && plan.group_tiles > 1) {
         return kernels.wgmma[plan.group_tiles / 16];
@@ -93,7 +99,8 @@ bool has_wgmma(const DeviceLayout& layout) {
 /// of a block
 size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
     if (plan.is_batch) {
-        return Batch::stages * Batch::stage_size;
+        return group_number(plan) == 0 ? BatchShape<batch_groups[0]>::ring_size
+                                       : BatchShape<batch_groups[1]>::ring_size;
     }
     return image_size(layout, plan.group_tiles) +
             size_t(plan.stream.warps) * plan.stream.tiles * tile_size(layout);
@@ -423,14 +430,21 @@ ScanPlan plan_scan(
         size_t nq,
         int device) {
     ScanPlan plan;
-    if (nq > max_group && has_wgmma(layout)) {
+    const bool may_use_wgmma = has_wgmma(layout);
+    // of one bit, three groups of eight are compared in less time than one of
+    // more
+    const bool is_in_eights = may_use_wgmma && nq > 8 && nq <= 24 &&
+            counts_bits_of_eight(layout.nbits, layout.has_trellis());
+    if (nq > 64 && may_use_wgmma) {
         plan.is_batch = true;
-        plan.group_tiles = batch_group / 8;
-        if (kernels_of(layout).batch[1] && layout.dims % (2 * dims_unit) == 0) {
+        plan.group_tiles = batch_groups[nq > batch_groups[0]] / 8;
+        if (kernels_of(layout).batch[0][1] &&
+            layout.dims % (2 * dims_unit) == 0) {
             plan.units = 2;
         }
     } else {
-        plan = plan_list_scan(layout, double(nq), nq, device);
+        const size_t of_group = is_in_eights ? 8 : nq;
+        plan = plan_list_scan(layout, double(of_group), nq, device);
     }
     plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
     // Blocks come in waves of all that run at once. Until a block's thresholds

@@ -30,11 +30,20 @@ struct ScanShape {
     static constexpr int chains = is_streamed ? 2 : 1;
 };
 
-/// steps that are loaded ahead. With few queries, memory is the bound, and
-/// there is room for so many words.
+/// Steps that are loaded ahead, for the latency of memory is that of several.
+/// With many queries, codes of one bit or two are bound by multiplications.
+template <class Shape>
 constexpr int steps_ahead(int nbits, int units, int group_tiles) {
-    const int words = nbits * units;
-    return group_tiles > 1 || words > 8 ? 1 : 16 / words;
+    const int words = nbits * units; // of a row
+    if (group_tiles == 1) {
+        return words > 8 ? 1 : 16 / words;
+    }
+    if (words < 3) {
+        return 1;
+    }
+    const int sums = 4 * group_tiles * Shape::row_tiles;
+    const int registers = (Shape::threads > 256 ? 56 : 88) - sums;
+    return std::clamp(registers / (2 * Shape::row_tiles * words), 1, 3);
 }
 
 /** Whether one query is compared by bits: the product with an integer is a sum
@@ -66,8 +75,6 @@ constexpr int few_units(int nbits, bool has_trellis, bool is_single) {
 /// take in much.
 constexpr int early_check_rows = 768, early_checks = 6;
 
-constexpr int max_group = 128;
-
 struct ScanArgs {
     DeviceCodes codes;
     const uint8_t* image;
@@ -93,7 +100,7 @@ struct ScanKernels {
     ScanKernel single[3];         ///< of one query, see counts_bits
     ScanKernel many[3];           ///< 4, 8 and 16 tiles; units 1
     ScanKernel wgmma[2];          ///< 8 and 16 tiles; units 1
-    ScanKernel batch[2];          ///< 32 tiles; units 1, 2; or null
+    ScanKernel batch[2][2];       ///< batch_groups; units 1, 2; or null
 };
 
 #ifdef __CUDACC__
@@ -601,7 +608,7 @@ __global__ void __launch_bounds__(
     const uint32_t offset = sink_offset(args, task, blockIdx.x);
     using Raw = typename Decoder::Raw;
     constexpr int ahead =
-            is_streamed ? 1 : steps_ahead(nbits, units, group_tiles);
+            is_streamed ? 1 : steps_ahead<Shape>(nbits, units, group_tiles);
     // what is loaded of the rows of the next steps
     Raw loaded[ahead][n_row_tiles][2];
     const uint8_t* rows[n_row_tiles][2];

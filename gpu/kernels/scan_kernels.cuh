@@ -33,6 +33,17 @@ constexpr void add_few(ScanKernels& kernels) {
     }
 }
 
+/// kernels for batch_groups[i]
+template <int nbits, int trellis, int i>
+constexpr void add_batch(ScanKernels& kernels) {
+    constexpr int group = batch_groups[i];
+    kernels.batch[i][0] = batch_kernel<nbits, trellis, 1, group>;
+    // planes of one bit are read in pieces of full sectors
+    if constexpr (trellis >= 0 || (trellis == no_trellis && nbits == 3)) {
+        kernels.batch[i][1] = batch_kernel<nbits, trellis, 2, group>;
+    }
+}
+
 /// kernels of a codec, for a file of its own
 template <int nbits, int trellis>
 constexpr ScanKernels make_scan_kernels() {
@@ -45,11 +56,8 @@ constexpr ScanKernels make_scan_kernels() {
     kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false, false>;
     kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false, false>;
     kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false, false>;
-    kernels.batch[0] = batch_kernel<nbits, trellis, 1, batch_group>;
-    // planes of one bit are read in pieces of full sectors
-    if constexpr (trellis >= 0 || (trellis == no_trellis && nbits == 3)) {
-        kernels.batch[1] = batch_kernel<nbits, trellis, 2, batch_group>;
-    }
+    add_batch<nbits, trellis, 0>(kernels);
+    add_batch<nbits, trellis, 1>(kernels);
     return kernels;
 }
 

@@ -19,8 +19,9 @@ constexpr int mean_threads = 256;
 constexpr uint32_t mean_rows = 1024; ///< at most
 constexpr int list_threads = 256;
 constexpr int list_rows = 4096; ///< of a block at a time
-/// at most: bounds take a block as long as some rows
-constexpr uint32_t list_blocks = 1 << 9;
+/// that run at once on a multiprocessor. There are no more: bounds take each as
+/// long as some rows
+constexpr int list_blocks = 3;
 /// a row that no code has
 constexpr uint32_t no_row_of_list = ~uint32_t(0);
 
@@ -279,10 +280,19 @@ struct KeyBound {
     float slopes[max_sign_planes];
     float shift, spread, limit;
 
-    /// the left side less the offset. of_products: the sum
-    __device__ float least(float of_products, float residual, float scale)
-            const {
-        return (of_products + (shift + spread * residual)) * scale;
+    /// offset: with its sign
+    template <int n>
+    __device__ bool keeps(
+            const float (&products)[n],
+            float residual,
+            float scale,
+            float offset) const {
+        float sum = fmaf(spread, residual, shift);
+#pragma unroll
+        for (int p = 0; p < n; p++) {
+            sum = fmaf(slopes[p], products[p], sum);
+        }
+        return fmaf(sum, scale, offset) <= limit;
     }
 };
 
@@ -398,11 +408,12 @@ __device__ void load4(const float* from, float (&to)[4]) {
 
 /// by the first plane. pair: queries whose products lie together
 template <int pair>
-__global__ void __launch_bounds__(list_threads) list_candidates_kernel(
-        const __grid_constant__ SignKeys signs,
-        const Entry* thresholds,
-        float last,
-        CandidateList list) {
+__global__ void __launch_bounds__(list_threads, list_blocks)
+        list_candidates_kernel(
+                const __grid_constant__ SignKeys signs,
+                const Entry* thresholds,
+                float last,
+                CandidateList list) {
     __shared__ KeyBound bounds[max_sign_queries];
     __shared__ FoundRows found;
     const ProductSink& products = signs.products[0];
@@ -425,6 +436,10 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
             load4(plane.residuals + row, residuals[h]);
             if (signs.offsets) {
                 load4(signs.offsets + row, offsets[h]);
+#pragma unroll
+                for (float& offset : offsets[h]) {
+                    offset *= sign;
+                }
             }
         }
         uint32_t of_interest = 0; // bit 4 h + w: row w of half h
@@ -445,15 +460,14 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
 #pragma unroll
                     for (int w = 0; w < 4; w++) {
                         const int byte = (w * pair + j) * 2 + h;
-                        const float product =
-                                float_of_byte(words[byte / 4], byte % 4);
-                        const float least = bound.least(
-                                                    bound.slopes[0] * product,
-                                                    residuals[h][w],
-                                                    scales[h][w]) +
-                                sign * offsets[h][w];
-                        of_interest |= uint32_t(least <= bound.limit)
-                                << (4 * h + w);
+                        const float product[] = {
+                                float_of_byte(words[byte / 4], byte % 4)};
+                        const bool is_kept = bound.keeps(
+                                product,
+                                residuals[h][w],
+                                scales[h][w],
+                                offsets[h][w]);
+                        of_interest |= uint32_t(is_kept) << (4 * h + w);
                     }
                 }
             }
@@ -491,11 +505,12 @@ __global__ void __launch_bounds__(list_threads) list_candidates_kernel(
 
 /// By both planes, of those rows that the first one has left. pair: likewise
 template <int pair>
-__global__ void __launch_bounds__(list_threads) refine_candidates_kernel(
-        const __grid_constant__ SignKeys signs,
-        const Entry* thresholds,
-        float last,
-        CandidateList list) {
+__global__ void __launch_bounds__(list_threads, list_blocks)
+        refine_candidates_kernel(
+                const __grid_constant__ SignKeys signs,
+                const Entry* thresholds,
+                float last,
+                CandidateList list) {
     __shared__ KeyBound bounds[max_sign_queries];
     __shared__ FoundRows found;
     const auto& products = signs.products;
@@ -542,14 +557,11 @@ __global__ void __launch_bounds__(list_threads) refine_candidates_kernel(
 #pragma unroll
                 for (int j = 0; j < pair; j++) {
                     const KeyBound& bound = bounds[pair * p + j];
-                    const float product = bound.slopes[0] *
-                                    float_of_byte(signs_of_pair,
-                                                  2 * j + half_of_row) +
-                            bound.slopes[1] * float_of_byte(second, 2 * j + h);
-                    is_of_interest[h] |=
-                            bound.least(product, residuals[h], scales[h]) +
-                                    offsets[h] <=
-                            bound.limit;
+                    const float of_planes[] = {
+                            float_of_byte(signs_of_pair, 2 * j + half_of_row),
+                            float_of_byte(second, 2 * j + h)};
+                    is_of_interest[h] |= bound.keeps(
+                            of_planes, residuals[h], scales[h], offsets[h]);
                 }
             }
         }
@@ -646,8 +658,13 @@ void list_candidates(
             ? (is_one ? list_candidates_kernel<1> : list_candidates_kernel<2>)
             : is_one ? refine_candidates_kernel<1>
                      : refine_candidates_kernel<2>;
-    const uint32_t blocks =
-            std::min(ceil_div(signs.n, uint32_t(list_rows)), list_blocks);
+    int device = 0, multiprocessors = 0;
+    TQ_CUDA(cudaGetDevice(&device));
+    TQ_CUDA(cudaDeviceGetAttribute(
+            &multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    const uint32_t blocks = std::min<uint32_t>(
+            ceil_div(signs.n, uint32_t(list_rows)),
+            list_blocks * multiprocessors);
     kernel<<<blocks, list_threads, 0, stream>>>(signs, thresholds, last, found);
     TQ_CUDA(cudaGetLastError());
 }

@@ -109,38 +109,7 @@ __device__ inline void wgmma(
             "%16, %17, %18, %19, %20, %21, %22, %23, "
             "%24, %25, %26, %27, %28, %29, %30, %31}, "
             "{%32, %33, %34, %35}, %36, 1;"
-            : "+r"(sums[0]),
-              "+r"(sums[1]),
-              "+r"(sums[2]),
-              "+r"(sums[3]),
-              "+r"(sums[4]),
-              "+r"(sums[5]),
-              "+r"(sums[6]),
-              "+r"(sums[7]),
-              "+r"(sums[8]),
-              "+r"(sums[9]),
-              "+r"(sums[10]),
-              "+r"(sums[11]),
-              "+r"(sums[12]),
-              "+r"(sums[13]),
-              "+r"(sums[14]),
-              "+r"(sums[15]),
-              "+r"(sums[16]),
-              "+r"(sums[17]),
-              "+r"(sums[18]),
-              "+r"(sums[19]),
-              "+r"(sums[20]),
-              "+r"(sums[21]),
-              "+r"(sums[22]),
-              "+r"(sums[23]),
-              "+r"(sums[24]),
-              "+r"(sums[25]),
-              "+r"(sums[26]),
-              "+r"(sums[27]),
-              "+r"(sums[28]),
-              "+r"(sums[29]),
-              "+r"(sums[30]),
-              "+r"(sums[31])
+            : TQ_SUMS(0), TQ_SUMS(8), TQ_SUMS(16), TQ_SUMS(24)
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
 #endif
 }
@@ -165,71 +134,44 @@ __device__ inline void wgmma(
             "%48, %49, %50, %51, %52, %53, %54, %55, "
             "%56, %57, %58, %59, %60, %61, %62, %63}, "
             "{%64, %65, %66, %67}, %68, 1;"
-            : "+r"(sums[0]),
-              "+r"(sums[1]),
-              "+r"(sums[2]),
-              "+r"(sums[3]),
-              "+r"(sums[4]),
-              "+r"(sums[5]),
-              "+r"(sums[6]),
-              "+r"(sums[7]),
-              "+r"(sums[8]),
-              "+r"(sums[9]),
-              "+r"(sums[10]),
-              "+r"(sums[11]),
-              "+r"(sums[12]),
-              "+r"(sums[13]),
-              "+r"(sums[14]),
-              "+r"(sums[15]),
-              "+r"(sums[16]),
-              "+r"(sums[17]),
-              "+r"(sums[18]),
-              "+r"(sums[19]),
-              "+r"(sums[20]),
-              "+r"(sums[21]),
-              "+r"(sums[22]),
-              "+r"(sums[23]),
-              "+r"(sums[24]),
-              "+r"(sums[25]),
-              "+r"(sums[26]),
-              "+r"(sums[27]),
-              "+r"(sums[28]),
-              "+r"(sums[29]),
-              "+r"(sums[30]),
-              "+r"(sums[31]),
-              "+r"(sums[32]),
-              "+r"(sums[33]),
-              "+r"(sums[34]),
-              "+r"(sums[35]),
-              "+r"(sums[36]),
-              "+r"(sums[37]),
-              "+r"(sums[38]),
-              "+r"(sums[39]),
-              "+r"(sums[40]),
-              "+r"(sums[41]),
-              "+r"(sums[42]),
-              "+r"(sums[43]),
-              "+r"(sums[44]),
-              "+r"(sums[45]),
-              "+r"(sums[46]),
-              "+r"(sums[47]),
-              "+r"(sums[48]),
-              "+r"(sums[49]),
-              "+r"(sums[50]),
-              "+r"(sums[51]),
-              "+r"(sums[52]),
-              "+r"(sums[53]),
-              "+r"(sums[54]),
-              "+r"(sums[55]),
-              "+r"(sums[56]),
-              "+r"(sums[57]),
-              "+r"(sums[58]),
-              "+r"(sums[59]),
-              "+r"(sums[60]),
-              "+r"(sums[61]),
-              "+r"(sums[62]),
-              "+r"(sums[63])
+            : TQ_SUMS(0),
+              TQ_SUMS(8),
+              TQ_SUMS(16),
+              TQ_SUMS(24),
+              TQ_SUMS(32),
+              TQ_SUMS(40),
+              TQ_SUMS(48),
+              TQ_SUMS(56)
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
+#endif
+}
+
+/// sums += codes x queries, both in shared memory, 128 queries
+__device__ inline void wgmma(
+        int (&sums)[64],
+        uint64_t codes,
+        uint64_t queries) {
+#ifdef TQ_HAS_WGMMA
+    asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {"
+            "%0, %1, %2, %3, %4, %5, %6, %7, "
+            "%8, %9, %10, %11, %12, %13, %14, %15, "
+            "%16, %17, %18, %19, %20, %21, %22, %23, "
+            "%24, %25, %26, %27, %28, %29, %30, %31, "
+            "%32, %33, %34, %35, %36, %37, %38, %39, "
+            "%40, %41, %42, %43, %44, %45, %46, %47, "
+            "%48, %49, %50, %51, %52, %53, %54, %55, "
+            "%56, %57, %58, %59, %60, %61, %62, %63}, "
+            "%64, %65, 1;"
+            : TQ_SUMS(0),
+              TQ_SUMS(8),
+              TQ_SUMS(16),
+              TQ_SUMS(24),
+              TQ_SUMS(32),
+              TQ_SUMS(40),
+              TQ_SUMS(48),
+              TQ_SUMS(56)
+            : "l"(codes), "l"(queries));
 #endif
 }
 

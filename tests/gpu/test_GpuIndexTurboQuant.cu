@@ -221,7 +221,7 @@ TEST(GpuIndexTurboQuant, SearchEqualsTheCpuWithManyVectors) {
             const auto gpu = empty_like(index);
             gpu->add(n, gaussian(n, d, 1).data());
             gpu->copyTo(&index);
-            for (const size_t nq : {1, 5, 20, 140, 300}) {
+            for (const size_t nq : {1, 5, 20, 100, 140, 300}) {
                 const auto xq = gaussian(nq, d, 99);
                 for (const idx_t k : {1, 10, 100}) {
                     ASSERT_EQ(search(index, xq, k), search(*gpu, xq, k))
@@ -361,7 +361,7 @@ TEST(GpuIndexTurboQuant, RangeSearchEqualsTheCpu) {
         faiss::IDSelectorRange range(70, 3001);
         faiss::SearchParameters selected;
         selected.sel = &range;
-        for (const size_t nq : {1, 20, 140}) {
+        for (const size_t nq : {1, 20, 100, 140}) {
             const auto xq = gaussian(nq, d, 2);
             for (const float radius : {-1.0f, 0.0f, 20.0f, 110.0f, 1e30f}) {
                 for (const auto* params :
