@@ -35,12 +35,12 @@ namespace faiss {
 struct IndexIVFTurboQuant : IndexIVF {
     faiss_turboquant::TurboQuantizer tq; ///< by_residual
 
-    /** Whether the queries that probe a list, if they are few (without VNNI and
-     * from d = 512 on, any number), first read the signs of its codes, and then
-     * those codes alone that can be among the results, as those of
-     * IndexTurboQuant do. It takes d / 8 + 12 bytes a vector more in memory,
-     * and where there is a second bit d / 8 + 8 besides, from the first such
-     * search of a list on until one that does without.
+    /** Whether the queries that probe a list, if they are few (up to 12, or 24
+     * with AVX2; without VNNI and from d = 512 on, any number), first read the
+     * signs of its codes, and then those codes alone that can be among the
+     * results, as those of IndexTurboQuant do. It takes d / 8 + 12 bytes a
+     * vector more in memory, and where there is a second bit d / 8 + 8 besides,
+     * from the first such search of a list on until one that does without.
      *
      *   -1: with lists in memory, of 512 vectors or more (with AVX-512, 1024),
      *       while it takes at most max_sign_filter_bytes for all lists

@@ -323,6 +323,10 @@ class SignsOfLists {
         ListSignFilters* filters = scanner.signs.filters;
         is_used_ =
                 filters && (!is_optional() || filters->record.is_promising());
+        if (is_used_) {
+            most_queries_ = max_filtered_list_queries(
+                    scanner.tq.d, filters->record.reads_few());
+        }
         if (is_used_ && is_optional()) {
             pauses_.resize(nq, {1, longest_pause});
         }
@@ -347,7 +351,7 @@ class SignsOfLists {
             const uint32_t* queries,
             const uint8_t* codes) {
         const size_t n = scanner_.lists.list_size(task.list_no);
-        if (!is_used_ || task.n > max_filtered_list_queries(scanner_.tq.d) ||
+        if (!is_used_ || task.n > most_queries_ ||
             (is_optional() && n < least_filtered_list())) {
             return nullptr;
         }
@@ -392,6 +396,7 @@ class SignsOfLists {
 
     const ListScanner& scanner_;
     bool is_used_ = false;
+    size_t most_queries_ = 0;     ///< of a task
     std::vector<Backoff> pauses_; ///< (nq,), where it is optional
     QueryLocks locks_;
     std::atomic<size_t> n_asked_{0}, n_gains_{0};

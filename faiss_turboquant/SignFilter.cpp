@@ -82,15 +82,17 @@ size_t least_filtered_list() {
     }
 }
 
-size_t max_filtered_list_queries(size_t d) {
+size_t max_filtered_list_queries(size_t d, bool reads_few) {
+    constexpr size_t one_by_one = batch_queries - 1; // not read in panels
     switch (current_level()) {
         case SimdLevel::avx2_vnni:
+            return reads_few ? 24 : one_by_one;
         case SimdLevel::avx512_vnni:
         case SimdLevel::amx:
         case SimdLevel::neon_dot:
-            return batch_queries - 1; // all that are not read in panels
+            return reads_few ? 12 : one_by_one;
         default:
-            return d < 512 ? std::max(batch_queries - 1, d / 32)
+            return d < 512 ? std::max(one_by_one, d / 32)
                            : std::numeric_limits<size_t>::max();
     }
 }
@@ -344,10 +346,16 @@ void SignRecord::note_read(double part) {
     if (n_read_many_ == patience) {
         return;
     }
+    part_read_ = part;
     n_read_many_ = part > part_for_second_plane ? n_read_many_ + 1 : 0;
     if (n_read_many_ == patience) {
         backoff_ = at_first;
     }
+}
+
+bool SignRecord::reads_few() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return n_read_many_ < patience && part_read_ <= 1.0 / 16;
 }
 
 int SignRecord::n_planes(const TurboQuantizer& tq, int setting) {
@@ -360,6 +368,7 @@ void SignRecord::clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
     backoff_ = at_first;
     n_read_many_ = 0;
+    part_read_ = 1;
 }
 
 void ListSignFilters::resize(size_t nlist) {

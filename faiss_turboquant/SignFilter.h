@@ -213,8 +213,8 @@ bool wants_sign_filter(
 size_t least_filtered_list();
 
 /// By how many queries at a time a list is read by its signs at most: more read
-/// it in panels.
-size_t max_filtered_list_queries(size_t d);
+/// it in panels. reads_few: of the index's SignRecord
+size_t max_filtered_list_queries(size_t d, bool reads_few);
 
 /** The SignFilter of an index. Made and extended by the first search that wants
  * it; any number of threads may. */
@@ -270,6 +270,9 @@ class SignRecord {
     /// at the end of any search that has asked: how many codes it has read
     void note_read(double part);
 
+    /// whether signs alone have left the last search few codes
+    bool reads_few();
+
     /// that a SignFilter of such codes is to have. setting: use_sign_filter
     int n_planes(const TurboQuantizer& tq, int setting);
 
@@ -283,6 +286,7 @@ class SignRecord {
     std::mutex mutex_;
     Backoff backoff_ = at_first; ///< in searches
     int n_read_many_ = 0;        ///< searches, up to patience
+    double part_read_ = 1; ///< of the last search before there were as many
 };
 
 /// The part of codes left by signs from which a second plane makes up for its

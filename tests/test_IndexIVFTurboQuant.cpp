@@ -583,7 +583,7 @@ TEST(IndexIVFTurboQuant, SignsFirstInBatches) {
         // with a margin that is much too small, neighbours are lost, unless
         // signs are all there is
         if (codec.nbits > 1 &&
-            faiss_turboquant::max_filtered_list_queries(d) >= 60) {
+            faiss_turboquant::max_filtered_list_queries(d, true) >= 60) {
             f.index.use_sign_filter = 1;
             f.index.sign_margin = 1e-3;
             const Results some = search(f.index, f.xq, 10);
@@ -602,9 +602,15 @@ TEST(IndexIVFTurboQuant, SignsFirstByDefault) {
         return search(f.index, xq, k) == brute_force(f.index, xq, k);
     };
     f.index.sign_margin = 1e-3;
+    f.index.nprobe = nlist; // so many queries of a list
+    EXPECT_TRUE(is_exact(12));
     EXPECT_FALSE(is_exact(1));
     EXPECT_FALSE(is_exact(3));
-    EXPECT_TRUE(is_exact(60)); // many queries of a list
+    // a dozen if signs have left few codes before, and there is VNNI
+    EXPECT_EQ(
+            is_exact(12),
+            faiss_turboquant::max_filtered_list_queries(d, true) < 12);
+    EXPECT_TRUE(is_exact(60));
     f.index.use_sign_filter = 0;
     EXPECT_TRUE(is_exact(1));
     f.index.use_sign_filter = 1;
