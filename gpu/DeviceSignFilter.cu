@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <iterator>
+#include <utility>
 
 #include <faiss/impl/FaissAssert.h>
 
@@ -76,10 +76,12 @@ bool DeviceSignFilter::try_extend(size_t n, int n_planes) {
     if (refused == capacity) {
         return false;
     }
-    if (n_planes > n_planes_ || n > planes_[0].scales.size()) {
+    const bool has_room = n <= planes_[0].scales.size();
+    if (n_planes > n_planes_ || !has_room) {
+        const int more = has_room ? n_planes - n_planes_ : n_planes;
         size_t available = 0, all = 0;
         TQ_CUDA(cudaMemGetInfo(&available, &all));
-        if (bytes_of_row(n_planes) * capacity > available / 2) {
+        if (more * bytes_of_row() * capacity > available / 2) {
             refused = capacity;
             return false;
         }
@@ -93,36 +95,45 @@ bool DeviceSignFilter::try_extend(size_t n, int n_planes) {
     }
 }
 
-size_t DeviceSignFilter::bytes_of_row(int n_planes) const {
-    return n_planes * (storage_.layout().plane_size() + 2 * sizeof(float));
+size_t DeviceSignFilter::bytes_of_row() const {
+    return storage_.layout().plane_size() + 2 * sizeof(float);
 }
 
 void DeviceSignFilter::take_rows(size_t n, int n_planes) {
     const GpuResources& resources = storage_.resources;
-    if (n_planes > n_planes_ || n > planes_[0].scales.size()) {
+    constexpr MemoryUse use = MemoryUse::index;
+    if (n > planes_[0].scales.size()) {
         n_planes = std::max(n_planes, n_planes_);
         // where there is no room beside the old ones, they have to be made anew
         release();
-        constexpr MemoryUse use = MemoryUse::index;
+    }
+    if (n_planes > n_planes_) {
+        if (statistics_.size() == 0) {
+            statistics_ = DeviceArray<SignStatistics>(
+                    resources, max_sign_planes, use);
+        }
         const size_t capacity =
                 round_up(storage_.capacity(), size_t(sign_rows_unit));
         const size_t plane_size = storage_.layout().plane_size();
-        Plane planes[max_sign_planes];
-        for (int p = 0; p < n_planes; p++) {
-            planes[p] = {
+        // others may be in use by searches of other threads
+        Plane more[max_sign_planes];
+        for (int p = n_planes_; p < n_planes; p++) {
+            more[p] = {
                     DeviceArray<uint8_t>(resources, capacity * plane_size, use),
                     DeviceArray<float>(resources, capacity, use),
                     DeviceArray<float>(resources, capacity, use)};
         }
-        statistics_ = DeviceArray<SignStatistics>(resources, n_planes, use);
-        std::move(std::begin(planes), std::end(planes), planes_);
+        for (int p = n_planes_; p < n_planes; p++) {
+            planes_[p] = std::move(more[p]);
+        }
         n_planes_ = n_planes;
+        size_ = 0;
     }
     if (size_ < n) {
         pack_signs(
                 storage_.codes(n, nullptr),
                 uint32_t(size_),
-                rows(),
+                rows_locked(),
                 resources.stream());
         size_ = n;
     }
@@ -201,18 +212,12 @@ void DeviceSignFilter::note(
     send(left_[nq - 1].by_first, by_first);
 }
 
-DeviceCodes DeviceSignFilter::codes(
-        int plane,
-        size_t n,
-        const uint32_t* selected) const {
-    DeviceCodes signs = storage_.codes(n, selected);
-    signs.layout = storage_.layout().signs();
-    signs.planes = planes_[plane].bits.data();
-    signs.scales = planes_[plane].scales.data();
-    return signs;
+SignRows DeviceSignFilter::rows() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return rows_locked();
 }
 
-SignRows DeviceSignFilter::rows() const {
+SignRows DeviceSignFilter::rows_locked() const {
     SignRows rows;
     rows.n_planes = n_planes_;
     for (int p = 0; p < n_planes_; p++) {
@@ -241,6 +246,7 @@ SignSearch::SignSearch(
         : resources_(resources),
           filter_(filter),
           n_planes_(n_planes),
+          rows_(filter.rows()),
           codes_(codes),
           plan_(plan),
           sign_plan_(sign_plan),
@@ -290,7 +296,10 @@ void SignSearch::scan_plane(
         int plane,
         const RowList& list,
         const Reservoirs& reservoirs) const {
-    DeviceCodes signs = filter_.codes(plane, codes_.n, codes_.selected);
+    DeviceCodes signs = codes_;
+    signs.layout = image_.layout;
+    signs.planes = rows_.planes[plane].bits;
+    signs.scales = rows_.planes[plane].scales;
     signs.list = list;
     scan_products(
             signs,
@@ -346,7 +355,7 @@ RowList SignSearch::find_candidates(float last) const {
 
 RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
     SignKeys keys;
-    keys.rows = filter_.rows();
+    keys.rows = rows_;
     keys.offsets = codes_.offsets;
     keys.selected = codes_.selected;
     keys.n = codes_.n;

@@ -36,7 +36,8 @@ struct SignSearchCost {
 
 /// rows that a search has left
 struct RowsLeft {
-    uint32_t by_first, by_all; ///< planes; 0: not known
+    uint32_t by_first; ///< plane; 0: not known
+    uint32_t by_all;   ///< planes that it has asked
 };
 
 /** The signs of the coordinates of the codes in a CodeStorage, which a search
@@ -84,14 +85,12 @@ class DeviceSignFilter {
             const uint32_t* by_first,
             const uint32_t* by_all);
 
-    /// a plane of n rows; selected: as in DeviceCodes
-    DeviceCodes codes(int plane, size_t n, const uint32_t* selected) const;
-
-    /// on the device
-    SignRows rows() const;
+    /// on the device; they stay where they are while no codes are added
+    SignRows rows();
 
    private:
-    size_t bytes_of_row(int n_planes) const;
+    SignRows rows_locked() const;
+    size_t bytes_of_row() const; ///< and plane
     void take_rows(size_t n, int n_planes);
     void release();
 
@@ -114,7 +113,7 @@ class DeviceSignFilter {
     const CodeStorage& storage_;
     int n_planes_ = 0;
     Plane planes_[max_sign_planes];
-    DeviceArray<SignStatistics> statistics_; ///< (n_planes,)
+    DeviceArray<SignStatistics> statistics_; ///< (max_sign_planes,)
     size_t size_ = 0;
     static constexpr size_t never = ~size_t(0);
     /// rows for which there was no memory: with one plane, with both
@@ -212,6 +211,7 @@ class SignSearch {
     const GpuResources& resources_;
     DeviceSignFilter& filter_;
     const int n_planes_;
+    const SignRows rows_;
     const DeviceCodes codes_;
     const ScanPlan plan_, sign_plan_;
     const size_t nq_;

@@ -31,6 +31,7 @@ using faiss_turboquant::gpu::download;
 using faiss_turboquant::gpu::GpuResources;
 using faiss_turboquant::gpu::Refused;
 using faiss_turboquant::gpu::ScanPlan;
+using faiss_turboquant::gpu::SignPlane;
 using faiss_turboquant::gpu::SignRows;
 using faiss_turboquant::gpu::SignSearch;
 
@@ -95,13 +96,14 @@ TEST(DeviceSignFilter, HoldsTheSignsOfTheCodes) {
                 for (int p = 0; p < 2; p++) {
                     SCOPED_TRACE(
                             name_of(index) + " plane " + std::to_string(p));
-                    const DeviceCodes signs = filter.codes(p, n, nullptr);
-                    const size_t row_size = signs.layout.plane_size();
+                    const size_t row_size = storage.layout().plane_size();
+                    const SignPlane& of_plane = rows.planes[p];
                     const auto planes =
-                            download(*resources(), signs.planes, n * row_size);
-                    const auto scales = download(*resources(), signs.scales, n);
+                            download(*resources(), of_plane.bits, n * row_size);
+                    const auto scales =
+                            download(*resources(), of_plane.scales, n);
                     const auto residuals =
-                            download(*resources(), rows.planes[p].residuals, n);
+                            download(*resources(), of_plane.residuals, n);
                     double sum = 0, largest_square = 0;
                     for (size_t i = 0; i < n; i++) {
                         const uint8_t* code = &index.codes[i * index.code_size];
