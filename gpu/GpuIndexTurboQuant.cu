@@ -239,6 +239,11 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
         return nullptr;
     }
     const DeviceLayout& layout = codes.layout;
+    const bool may_do_without = use_sign_filter < 0;
+    const SignSearchCost cost(layout, codes.n, nq);
+    if (may_do_without && cost.with_one_plane(codes.n / 16.0) > cost.all) {
+        return nullptr;
+    }
     const ScanPlan sign_plan =
             plan_scan(layout.signs(), codes.n, nq, resources_->device);
     const size_t n_reservoirs =
@@ -253,14 +258,9 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     if (!has_room(1)) {
         return nullptr;
     }
-    const bool may_do_without = use_sign_filter < 0;
-    if (may_do_without) {
-        // the codes that are read for a threshold may be as many as are left
-        const SignSearchCost cost(layout, codes.n, nq);
-        if (cost.with_one_plane(codes.n / 16.0) > cost.all ||
-            nq * sign_plan.n_slices * k > codes.n / 8) {
-            return nullptr;
-        }
+    // the codes that are read for a threshold may be as many as are left
+    if (may_do_without && nq * sign_plan.n_slices * k > codes.n / 8) {
+        return nullptr;
     }
     const int most = has_room(2) ? 2 : 1;
     int n_planes = use_sign_filter > 1

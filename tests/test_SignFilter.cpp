@@ -325,6 +325,9 @@ TEST(SignFilter, SecondPlaneWhereSignsLeaveMany) {
             index->codes_changed();
             EXPECT_EQ(1, n_planes());
             expect_same_results(*index, queries, k);
+            const Results of_more = search_with(*index, 0, queries, k);
+            EXPECT_EQ(of_more, search_with(*index, 2, queries, k));
+            EXPECT_EQ(2, index->get_sign_filter(1)->n_planes()); // at once
         }
     }
     omp_set_num_threads(before);
