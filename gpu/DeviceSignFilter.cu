@@ -208,7 +208,9 @@ void DeviceSignFilter::note(
                 cudaMemcpyDeviceToHost,
                 storage_.resources.stream()));
     };
-    send(left_[nq - 1].by_all, by_all);
+    if (n_planes > 1) {
+        send(left_[nq - 1].by_all, by_all);
+    }
     send(left_[nq - 1].by_first, by_first);
 }
 

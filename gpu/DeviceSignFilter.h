@@ -37,7 +37,7 @@ struct SignSearchCost {
 /// rows that a search has left
 struct RowsLeft {
     uint32_t by_first; ///< plane; 0: not known
-    uint32_t by_all;   ///< planes that it has asked
+    uint32_t by_all;   ///< planes, if it has asked both
 };
 
 /** The signs of the coordinates of the codes in a CodeStorage, which a search
@@ -78,7 +78,7 @@ class DeviceSignFilter {
 
     /** At the end of a search, how many rows the planes have left.
      * @param by_first  on the device
-     * @param by_all    likewise */
+     * @param by_all    likewise; read if there are two */
     void note(
             size_t nq,
             int n_planes,

@@ -266,14 +266,17 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     int n_planes = use_sign_filter > 1
             ? most
             : sign_filter_->choose_planes(codes.n, nq, most, may_do_without);
+    if (n_planes == 0) {
+        return nullptr;
+    }
     if (n_planes > 1 && !sign_filter_->try_extend(codes.n, n_planes)) {
         n_planes = 1;
     }
-    if (n_planes == 0 ||
-        (may_do_without && !sign_filter_->try_extend(codes.n, n_planes))) {
+    if (!may_do_without) {
+        sign_filter_->extend(codes.n, n_planes);
+    } else if (!sign_filter_->try_extend(codes.n, n_planes)) {
         return nullptr;
     }
-    sign_filter_->extend(codes.n, n_planes);
     return std::make_unique<SignSearch>(
             *resources_,
             *sign_filter_,
