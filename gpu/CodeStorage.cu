@@ -64,9 +64,16 @@ CodeStorage::CodeStorage(
             }
         }
     }
-    const auto rotation_words = gpu::rotation_words(tq.rotation, rotation.run);
-    words = upload(resources, rotation_words, MemoryUse::index);
+    const auto by_warps = rotation_words(tq.rotation, max_part, rotation.run);
+    words = upload(resources, by_warps, MemoryUse::index);
     rotation.words = words.data();
+    DeviceRotation& by_block = encoder.rotation_by_block;
+    by_block = rotation;
+    by_block.part = part_of_block(rotation.d);
+    const auto of_block =
+            rotation_words(tq.rotation, by_block.part, rotation.run);
+    words_by_block = upload(resources, of_block, MemoryUse::index);
+    by_block.words = words_by_block.data();
     centre = upload(resources, tq.centre, MemoryUse::index);
     encoder.centre = centre.data();
     const auto& tables = tq.layout().tables;
@@ -179,7 +186,7 @@ void CodeStorage::encode_rows(
             ? n
             : std::max<size_t>(1, page_bytes / (d * sizeof(float)));
     const size_t of_block = encode_workspace_of_block(layout());
-    int blocks = encode_blocks(encoder, resources.device, n);
+    int blocks = encode_blocks(encoder, n);
     if (of_block > 0) {
         blocks = int(std::clamp<size_t>(
                 resources.workspace_limit / of_block, 1, blocks));

@@ -92,7 +92,7 @@ struct CodeStorage {
     void gather(const uint32_t* sources, size_t n, const Rows& to) const;
 
     DeviceArray<float> matrix, centre;
-    DeviceArray<uint32_t> words; ///< of the rotation
+    DeviceArray<uint32_t> words, words_by_block; ///< of the rotation
     DeviceArray<uint8_t> costs, choices, branches;
     DeviceArray<uint8_t> planes; ///< (capacity, row_size)
     DeviceArray<float> scales;   ///< (capacity,)

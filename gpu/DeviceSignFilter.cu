@@ -23,6 +23,12 @@ size_t best_rows(const ScanPlan& sign_plan, size_t nq, int k) {
     return nq * sign_plan.n_slices * k;
 }
 
+/// of planes
+int n_scans(const ScanPlan& sign_plan, int n_planes) {
+    const bool is_one = sign_plan.is_single || !sign_plan.by_bits;
+    return is_one ? n_planes : 1;
+}
+
 } // namespace
 
 SignSearchCost::SignSearchCost(
@@ -40,12 +46,17 @@ SignSearchCost::SignSearchCost(
     const double products = 2 * nq; // written and read
     const double signs = products + 12 +
             (is_one ? std::max(140.0, 1.05 * plane)
-                    : std::max(195.0, 1.2 * plane));
+                    : std::max(165.0, 1.05 * plane));
     const double listed = 1.2; // a row of a list, against one of many
     all = code * n;
-    first = signs * n + 200e6;
-    second = 120e6;
-    listed_sizes = listed * signs + products;
+    first = signs * n + 150e6;
+    if (joins_planes(nq)) {
+        second = (signs - products - 12) * n;
+        listed_sizes = 0;
+    } else {
+        second = 120e6;
+        listed_sizes = listed * signs + products;
+    }
     listed_code = listed * code;
 }
 
@@ -96,7 +107,8 @@ bool DeviceSignFilter::try_extend(size_t n, int n_planes) {
 }
 
 size_t DeviceSignFilter::bytes_of_row() const {
-    return storage_.layout().plane_size() + 2 * sizeof(float);
+    return storage_.layout().plane_size() + 2 * sizeof(float) +
+            sizeof(TileRange) / product_rows;
 }
 
 void DeviceSignFilter::take_rows(size_t n, int n_planes) {
@@ -118,10 +130,12 @@ void DeviceSignFilter::take_rows(size_t n, int n_planes) {
         // others may be in use by searches of other threads
         Plane more[max_sign_planes];
         for (int p = n_planes_; p < n_planes; p++) {
+            const size_t tiles = capacity / product_rows;
             more[p] = {
                     DeviceArray<uint8_t>(resources, capacity * plane_size, use),
                     DeviceArray<float>(resources, capacity, use),
-                    DeviceArray<float>(resources, capacity, use)};
+                    DeviceArray<float>(resources, capacity, use),
+                    DeviceArray<TileRange>(resources, tiles, use)};
         }
         for (int p = n_planes_; p < n_planes; p++) {
             planes_[p] = std::move(more[p]);
@@ -166,16 +180,24 @@ int DeviceSignFilter::choose_planes(
         most = 1;
     }
     volatile RowsLeft& left = left_[nq - 1];
-    const double by_first = left.by_first, by_all = left.by_all;
-    if (by_first == 0) { // not known
+    double by_first = left.by_first, by_all = left.by_all;
+    if (by_first == 0 && by_all == 0) { // not known
         return std::min(most, record.n_planes);
     }
     const SignSearchCost cost(storage_.layout(), n, nq);
     const bool has_both = record.n_planes > 1;
+    if (!has_both) {
+        record.by_first = by_first;
+        by_all = by_first / hoped_for;
+    } else if (by_first == 0) {
+        if (record.by_first > 0) { // of the search before
+            record.times = std::max(hoped_for, record.by_first / by_all);
+            record.by_first = 0;
+        }
+        by_first = std::min<double>(n, by_all * record.times);
+    }
     const double with_one = cost.with_one_plane(by_first);
-    constexpr double hoped_for = 1.0 / 8; // of those that signs leave
-    const double with_both = cost.with_both_planes(
-            by_first, has_both ? by_all : by_first * hoped_for);
+    const double with_both = cost.with_both_planes(by_first, by_all);
     const bool wants_both =
             most > 1 && with_both < std::min(with_one, cost.all);
     n_wanting_ = wants_both ? std::min(n_wanting_ + 1, patience) : 0;
@@ -186,32 +208,17 @@ int DeviceSignFilter::choose_planes(
         const bool gains = last <= cost.all || (wants_both && !has_both);
         record.pause.note(gains);
         if (!gains) {
-            left.by_first = 0; // until the next one has ended
+            left.by_first = left.by_all = 0; // until the next one has ended
             return 0;
         }
     }
     return n_planes;
 }
 
-void DeviceSignFilter::note(
-        size_t nq,
-        int n_planes,
-        const uint32_t* by_first,
-        const uint32_t* by_all) {
+volatile RowsLeft* DeviceSignFilter::note(size_t nq, int n_planes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     records_[nq - 1].n_planes = n_planes;
-    const auto send = [&](volatile uint32_t& to, const uint32_t* from) {
-        TQ_CUDA(cudaMemcpyAsync(
-                const_cast<uint32_t*>(&to),
-                from,
-                sizeof(*from),
-                cudaMemcpyDeviceToHost,
-                storage_.resources.stream()));
-    };
-    if (n_planes > 1) {
-        send(left_[nq - 1].by_all, by_all);
-    }
-    send(left_[nq - 1].by_first, by_first);
+    return left_ + (nq - 1);
 }
 
 SignRows DeviceSignFilter::rows() {
@@ -225,14 +232,22 @@ SignRows DeviceSignFilter::rows_locked() const {
     for (int p = 0; p < n_planes_; p++) {
         const Plane& plane = planes_[p];
         rows.planes[p] = {
-                plane.bits.data(), plane.scales.data(), plane.residuals.data()};
+                plane.bits.data(),
+                plane.scales.data(),
+                plane.residuals.data(),
+                plane.ranges.data()};
     }
     rows.statistics = statistics_.data();
     return rows;
 }
 
-CandidateList SignSearch::Candidates::list() const {
-    return {rows.data(), size.data(), uint32_t(rows.size())};
+CandidateList SignSearch::candidates(int plane) const {
+    const auto& rows = candidates_[plane];
+    RowsLeft* left = left_.data();
+    const bool by_all = plane + 1 == n_scans_ && n_planes_ > 1;
+    return {rows.data(),
+            by_all ? &left->by_all : &left->by_first,
+            uint32_t(rows.size())};
 }
 
 SignSearch::SignSearch(
@@ -248,6 +263,7 @@ SignSearch::SignSearch(
         : resources_(resources),
           filter_(filter),
           n_planes_(n_planes),
+          n_scans_(n_scans(sign_plan, n_planes)),
           rows_(filter.rows()),
           codes_(codes),
           plan_(plan),
@@ -258,21 +274,23 @@ SignSearch::SignSearch(
           image_data_(resources, plan.padded_nq() * codes.layout.dims),
           factors_(resources, plan.padded_nq()),
           sums_(resources, plan.padded_nq()),
+          largest_(resources, ProductSink::largest_size(codes.n, nq)),
+          left_(resources, 1),
           best_rows_(resources, best_rows(sign_plan_, nq, k)),
-          best_size_(resources, 1),
           best_keys_(resources, nq * best_rows_.size()) {
     image_ = {
             codes.layout.signs(),
             sign_plan_.image_order(),
             image_data_.data(),
             factors_.data(),
-            sums_.data()};
-    for (int p = 0; p < n_planes; p++) {
+            sums_.data(),
+            nullptr,
+            left_.data()};
+    for (int p = 0; p < n_scans_; p++) {
         products_[p] =
                 DeviceArray<uint8_t>(resources, ProductSink::size(codes.n, nq));
-        candidates_[p] = {
-                DeviceArray<uint32_t>(resources, list_capacity(codes.n)),
-                DeviceArray<uint32_t>(resources, 1)};
+        candidates_[p] =
+                DeviceArray<uint32_t>(resources, list_capacity(codes.n));
     }
 }
 
@@ -285,13 +303,20 @@ size_t SignSearch::workspace(
     const size_t best = best_rows(sign_plan, nq, k);
     const size_t of_plane =
             ProductSink::size(n, nq) + list_capacity(n) * sizeof(uint32_t);
-    return n_planes * of_plane + best * (sizeof(uint32_t) + nq * sizeof(float));
+    return n_scans(sign_plan, n_planes) * of_plane +
+            ProductSink::largest_size(n, nq) +
+            best * (sizeof(uint32_t) + nq * sizeof(float));
 }
 
 ProductSink SignSearch::products(int plane) const {
     // where signs say that a row is worse than most, sizes do not change that
     const int zero = plane == 0 ? 0 : 128;
-    return {products_[plane].data(), uint32_t(nq_), zero, sums_.data()};
+    return {products_[plane].data(),
+            uint32_t(nq_),
+            zero,
+            are_joined() ? 3 : 1,
+            sums_.data(),
+            plane == 0 ? largest_.data() : nullptr};
 }
 
 void SignSearch::scan_plane(
@@ -302,13 +327,21 @@ void SignSearch::scan_plane(
     signs.layout = image_.layout;
     signs.planes = rows_.planes[plane].bits;
     signs.scales = rows_.planes[plane].scales;
+    if (are_joined()) {
+        signs.second_planes = rows_.planes[1].bits;
+        signs.scales = rows_.planes[1].scales;
+    }
     signs.list = list;
+    ProductSink sink = products(plane);
+    if (reservoirs.k > 0) {
+        sink.best = best_rows_.data();
+    }
     scan_products(
             signs,
             sign_plan_,
             image_.image,
             image_.factors,
-            products(plane),
+            sink,
             reservoirs,
             resources_.stream());
 }
@@ -319,18 +352,11 @@ RowList SignSearch::find_candidates(
         const Reservoirs& reservoirs) const {
     const cudaStream_t stream = resources_.stream();
     Entry* thresholds = reservoirs.thresholds;
-    reset_thresholds(thresholds, plan_.padded_nq(), stream);
     scan_plane(0, {}, reservoirs);
-    list_reservoirs(
-            reservoirs,
-            sign_plan_.n_slices,
-            nq_,
-            best_rows_.data(),
-            best_size_.data(),
-            stream);
     const uint32_t n_best = uint32_t(best_rows_.size());
     DeviceCodes best = codes_;
-    best.list = {best_rows_.data(), best_size_.data(), n_best};
+    best.list.rows = best_rows_.data();
+    best.list.capacity = n_best;
     scan_distances(
             best,
             plan_,
@@ -365,26 +391,21 @@ RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
     keys.is_l2 = codes_.layout.is_l2;
     keys.margin = margin_;
     keys.factors = factors_.data();
-    for (int p = 0; p < n_planes_; p++) {
+    keys.are_joined = are_joined();
+    for (int p = 0; p < n_scans_; p++) {
         if (p > 0) {
             scan_plane(p, keys.list, {});
         }
-        keys.n_planes = p + 1;
+        keys.n_planes = are_joined() ? n_planes_ : p + 1;
         keys.products[p] = products(p);
-        const CandidateList found = candidates_[p].list();
+        const CandidateList found = candidates(p);
         gpu::list_candidates(
                 keys, thresholds, last, found, resources_.stream());
         keys.list = found.list();
     }
+    keys.list.report = filter_.note(nq_, n_planes_);
+    keys.list.left = left_.data();
     return keys.list;
-}
-
-void SignSearch::note_outcome() const {
-    filter_.note(
-            nq_,
-            n_planes_,
-            candidates_[0].size.data(),
-            candidates_[n_planes_ - 1].size.data());
 }
 
 } // namespace gpu

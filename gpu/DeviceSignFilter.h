@@ -13,6 +13,12 @@
 namespace faiss_turboquant {
 namespace gpu {
 
+/// Several queries ask both planes of all rows at once: signs leave most rows
+/// to one of them.
+constexpr bool joins_planes(size_t nq) {
+    return nq > 1;
+}
+
 /** What a search takes, in bytes that memory gives in the time, measured on an
  * H200. */
 struct SignSearchCost {
@@ -29,15 +35,9 @@ struct SignSearchCost {
 
     double all;          ///< of a search that reads all codes
     double first;        ///< signs of all rows, and kernels between scans
-    double second;       ///< kernels
-    double listed_sizes; ///< the second plane of a row of a list
+    double second;       ///< the second plane of all rows, or kernels
+    double listed_sizes; ///< the second plane of a row of a list, or 0
     double listed_code;
-};
-
-/// rows that a search has left
-struct RowsLeft {
-    uint32_t by_first; ///< plane; 0: not known
-    uint32_t by_all;   ///< planes, if it has asked both
 };
 
 /** The signs of the coordinates of the codes in a CodeStorage, which a search
@@ -76,14 +76,9 @@ class DeviceSignFilter {
      *                          before has had too many rows left */
     int choose_planes(size_t n, size_t nq, int most, bool may_do_without);
 
-    /** At the end of a search, how many rows the planes have left.
-     * @param by_first  on the device
-     * @param by_all    likewise; read if there are two */
-    void note(
-            size_t nq,
-            int n_planes,
-            const uint32_t* by_first,
-            const uint32_t* by_all);
+    /// By a search: where it has to tell how many rows it has left, in memory
+    /// of the host.
+    volatile RowsLeft* note(size_t nq, int n_planes);
 
     /// on the device; they stay where they are while no codes are added
     SignRows rows();
@@ -97,17 +92,25 @@ class DeviceSignFilter {
     static constexpr size_t longest_pause = 256; ///< in searches
     /// searches in a row after which there is a second plane
     static constexpr int patience = 4;
+    /// as Record::times, before that is known
+    static constexpr double hoped_for = 16;
 
     /// of searches for so many queries
     struct Record {
         int n_planes = 1; ///< of the last one
         Backoff pause{1, longest_pause};
+        /// By how many times as many rows signs leave as both planes do, where
+        /// these are asked together: from the last search by signs alone, if
+        /// `by_first` is not 0, and the next one.
+        double times = hoped_for;
+        double by_first = 0;
     };
 
     /// as of SignPlane
     struct Plane {
         DeviceArray<uint8_t> bits;
         DeviceArray<float> scales, residuals;
+        DeviceArray<TileRange> ranges;
     };
 
     const CodeStorage& storage_;
@@ -136,7 +139,9 @@ class DeviceSignFilter {
  * 2. the codes of these are read: the k-th best of their keys is a threshold;
  * 3. rows whose key may be below it are listed;
  * 4. with a second plane, that of these rows is read, and those that may be
- * below it still are listed. */
+ * below it still are listed.
+ *
+ * For several queries, both planes are read in the first step. */
 class SignSearch {
    public:
     /** @param filter     has n_planes planes of codes.n rows
@@ -188,9 +193,6 @@ class SignSearch {
     /// those that a search for keys up to `last` has to read
     RowList find_candidates(float last) const;
 
-    /// at its end
-    void note_outcome() const;
-
    private:
     RowList list_candidates(const Entry* thresholds, float last) const;
     /// products with a plane of rows of a list; for the k best of each slice
@@ -200,17 +202,17 @@ class SignSearch {
             const RowList& list,
             const Reservoirs& reservoirs) const;
     ProductSink products(int plane) const;
+    bool are_joined() const {
+        return n_planes_ > n_scans_;
+    }
 
-    /// rows that planes have left
-    struct Candidates {
-        DeviceArray<uint32_t> rows, size;
-
-        CandidateList list() const;
-    };
+    /// for what the scan of a plane leaves
+    CandidateList candidates(int plane) const;
 
     const GpuResources& resources_;
     DeviceSignFilter& filter_;
     const int n_planes_;
+    const int n_scans_; ///< of planes: 1 if they are joined
     const SignRows rows_;
     const DeviceCodes codes_;
     const ScanPlan plan_, sign_plan_;
@@ -222,12 +224,13 @@ class SignSearch {
     DeviceArray<QuerySums> sums_;
     QueryImage image_;
     // of each plane
-    DeviceArray<uint8_t> products_[max_sign_planes]; ///< see ProductSink
-    Candidates candidates_[max_sign_planes];
+    // see ProductSink
+    DeviceArray<uint8_t> products_[max_sign_planes], largest_;
+    DeviceArray<uint32_t> candidates_[max_sign_planes]; ///< (list_capacity,)
+    DeviceArray<RowsLeft> left_;
 
-    // the best by their signs, (nq, slices * k)
-    DeviceArray<uint32_t> best_rows_, best_size_;
-    DeviceArray<float> best_keys_; ///< (nq, best_rows)
+    DeviceArray<uint32_t> best_rows_; ///< by their signs, see ProductSink
+    DeviceArray<float> best_keys_;    ///< (nq, best_rows)
 };
 
 } // namespace gpu

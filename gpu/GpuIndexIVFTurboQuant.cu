@@ -127,10 +127,10 @@ struct Lists {
 
 /// how few queries that probe few lists are searched for
 struct DirectPlan {
-    DirectPlan(const DeviceLayout& layout, size_t n_probes, int device)
-            : plan(plan_list_scan(layout, 1, 1, device)),
+    DirectPlan(const DeviceLayout& layout, size_t n_probes)
+            : plan(plan_list_scan(layout, 1, 1)),
               n_slices(uint32_t(ceil_div<size_t>(
-                      2 * blocks_at_once(layout, plan, device),
+                      2 * blocks_at_once(layout, plan),
                       n_probes))) {}
 
     ScanPlan plan;
@@ -144,8 +144,7 @@ struct Probes {
            const Lists& lists,
            const idx_t* keys,
            size_t nq,
-           size_t nprobe,
-           int device) {
+           size_t nprobe) {
         const auto& sizes = lists.sizes;
         const size_t nlist = sizes.size();
         // the queries of each list
@@ -174,8 +173,7 @@ struct Probes {
         plan = plan_list_scan(
                 layout,
                 double(queries.size()) / std::max<size_t>(1, n_probed),
-                most,
-                device);
+                most);
         const uint32_t group_size = plan.group_size();
         const auto groups_of = [&](size_t list) {
             return ceil_div(firsts[list + 1] - firsts[list], group_size);
@@ -186,8 +184,7 @@ struct Probes {
         }
         // short enough that all multiprocessors have a part
         const size_t slice_rows = round_up<size_t>(
-                work / (2 * blocks_at_once(layout, plan, device)) + 1,
-                max_round_rows);
+                work / (2 * blocks_at_once(layout, plan)) + 1, max_round_rows);
 
         // how many results each query will have
         begins_of_queries.resize(nq + 1);
@@ -834,7 +831,7 @@ void GpuIndexIVFTurboQuant::for_each_page(
             return false;
         }
         const size_t n_probes = page * nprobe;
-        const DirectPlan plan(layout, n_probes, resources_->device);
+        const DirectPlan plan(layout, n_probes);
         const size_t n_slots = n_probes * plan.plan.group_size();
         if (plan.plan.stream.warps == 0 ||
             is_too_large(n_slots, n_slots * plan.n_slices)) {
@@ -877,8 +874,7 @@ void GpuIndexIVFTurboQuant::for_each_page(
                     state_->lists,
                     &keys[(first - begin) * nprobe],
                     page,
-                    nprobe,
-                    resources_->device);
+                    nprobe);
             if (page > 1 &&
                 is_too_large(
                         probes.query_of_slot.size(),

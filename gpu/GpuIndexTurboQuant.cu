@@ -34,7 +34,8 @@ namespace {
 
 /// queries made ready on the device, in the order that a plan wants
 struct DeviceQueries {
-    /// of_signs: if given, asked before codes
+    /// of_signs: if given, asked before codes.
+    /// thresholds: (plan.padded_nq(),), written; null: not wanted
     DeviceQueries(
             const GpuResources& resources,
             const Encoder& encoder,
@@ -42,7 +43,8 @@ struct DeviceQueries {
             const float* x,
             size_t nq,
             size_t first_row,
-            std::unique_ptr<SignSearch> of_signs = nullptr)
+            std::unique_ptr<SignSearch> of_signs = nullptr,
+            Entry* thresholds = nullptr)
             : signs(std::move(of_signs)),
               input(resources, x, nq * encoder.layout.d),
               image(resources, plan.padded_nq() * encoder.layout.dims),
@@ -57,7 +59,9 @@ struct DeviceQueries {
                 {encoder.layout,
                  plan.image_order(),
                  image.data(),
-                 factors.data()},
+                 factors.data(),
+                 nullptr,
+                 thresholds},
                 signs ? &signs->image() : nullptr,
                 check.refused(),
                 resources.stream());
@@ -76,7 +80,8 @@ size_t capacity_of(const ScanPlan& plan, int k) {
     return reservoir_capacity(k, plan.padded_nq() == 8);
 }
 
-/// what is of interest in a search, as far as a sample of the codes tells
+/// where there are many queries, what is of interest in a search as far as a
+/// sample of the codes tells
 void begin_thresholds(
         const GpuResources& resources,
         const DeviceCodes& codes,
@@ -87,7 +92,6 @@ void begin_thresholds(
     const cudaStream_t stream = resources.stream();
     const ScanPlan sample = plan_sample(plan, codes.n);
     if (sample.n_slices == 0) {
-        reset_thresholds(thresholds.data(), thresholds.size(), stream);
         return;
     }
     const uint32_t rows = sample.n_slices * sample.slice_rows;
@@ -244,8 +248,7 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     if (may_do_without && cost.with_one_plane(codes.n / 16.0) > cost.all) {
         return nullptr;
     }
-    const ScanPlan sign_plan =
-            plan_scan(layout.signs(), codes.n, nq, resources_->device);
+    const ScanPlan sign_plan = plan_scan(layout.signs(), codes.n, nq);
     const size_t n_reservoirs =
             std::max(plan.n_reservoirs(), sign_plan.n_reservoirs());
     const auto has_room = [&](int n_planes) {
@@ -325,11 +328,12 @@ void GpuIndexTurboQuant::search(
 
     for (idx_t first = 0; first < n;) {
         idx_t page = std::min(page_queries, n - first);
-        ScanPlan plan = plan_scan(layout, ntotal, page, resources.device);
+        ScanPlan plan = plan_scan(layout, ntotal, page);
         while (page > 1 && bytes_of(plan) > resources.workspace_limit) {
             page = (page + 1) / 2;
-            plan = plan_scan(layout, ntotal, page, resources.device);
+            plan = plan_scan(layout, ntotal, page);
         }
+        const DeviceArray<Entry> thresholds(resources, plan.padded_nq());
         const DeviceQueries queries(
                 resources,
                 storage_->encoder,
@@ -337,7 +341,8 @@ void GpuIndexTurboQuant::search(
                 x + first * d,
                 page,
                 first,
-                make_sign_search(codes, plan, page, k_found));
+                make_sign_search(codes, plan, page, k_found),
+                thresholds.data());
         Output<float> page_distances(
                 resources, distances + first * k, page * k);
         Output<idx_t> page_labels(resources, labels + first * k, page * k);
@@ -347,7 +352,6 @@ void GpuIndexTurboQuant::search(
         const size_t capacity = capacity_of(plan, k_found);
         const DeviceArray<Entry> entries(resources, n_reservoirs * capacity);
         const DeviceArray<uint32_t> counts(resources, n_reservoirs);
-        const DeviceArray<Entry> thresholds(resources, plan.padded_nq());
         const Reservoirs reservoirs = {
                 k_found,
                 int(capacity),
@@ -383,9 +387,6 @@ void GpuIndexTurboQuant::search(
                 page_distances.data,
                 page_labels.data,
                 resources.stream());
-        if (queries.signs) {
-            queries.signs->note_outcome();
-        }
         page_distances.deliver();
         page_labels.deliver();
         goes_to_host |=
@@ -415,7 +416,7 @@ void GpuIndexTurboQuant::range_search(
     std::vector<RangeHits> hits(n);
     for (idx_t first = 0; first < n; first += page_queries) {
         const idx_t page = std::min(page_queries, n - first);
-        const ScanPlan plan = plan_scan(layout, ntotal, page, resources.device);
+        const ScanPlan plan = plan_scan(layout, ntotal, page);
         const DeviceQueries queries(
                 resources,
                 storage_->encoder,
@@ -432,7 +433,6 @@ void GpuIndexTurboQuant::range_search(
         if (queries.signs) {
             of_interest.list = queries.signs->find_candidates(
                     last_key(layout.is_l2, radius));
-            queries.signs->note_outcome();
         }
         auto of_page = collect_hits(
                 resources,
@@ -477,8 +477,7 @@ void GpuIndexTurboQuant::compute_distances(
                       resources.workspace_limit / bytes, 1, page_queries);
     for (idx_t first = 0; first < n; first += most) {
         const idx_t page = std::min(most, n - first);
-        const ScanPlan plan =
-                plan_scan(codes.layout, ntotal, page, resources.device);
+        const ScanPlan plan = plan_scan(codes.layout, ntotal, page);
         const DeviceQueries queries(
                 resources, storage_->encoder, plan, x + first * d, page, first);
         Output<float> of_page(

@@ -15,6 +15,16 @@ struct StreamOf {
     int device;
 };
 
+/// Arrays of the workspace have few different sizes, up to an eighth more than
+/// is wanted.
+size_t size_to_keep(size_t bytes) {
+    size_t step = 256;
+    while (16 * step <= bytes) {
+        step *= 2;
+    }
+    return round_up(bytes, step);
+}
+
 void put_in_order(const StreamOf& earlier, const StreamOf& later) {
     cudaEvent_t event = nullptr;
     const auto record = [&] {
@@ -75,6 +85,9 @@ GpuResources::GpuResources(
 
 GpuResources::~GpuResources() {
     // errors of the last calls have no one left to hear them
+    for (const auto& [bytes, memory] : kept_) {
+        cudaFreeAsync(memory, stream_);
+    }
     cudaStreamSynchronize(stream_);
     for (const Mailbox& mailbox : mailboxes_) {
         cudaEventDestroy(mailbox.written);
@@ -91,13 +104,32 @@ void* GpuResources::allocate(size_t bytes, MemoryUse use) const {
     if (bytes == 0) {
         return nullptr;
     }
+    const bool is_kept = use == MemoryUse::workspace;
+    if (is_kept) {
+        bytes = size_to_keep(bytes);
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = kept_.find(bytes);
+        if (found != kept_.end()) {
+            void* memory = found->second;
+            kept_.erase(found);
+            kept_bytes_ -= bytes;
+            return memory;
+        }
+    }
+    cudaMemPool_t pool = is_kept ? workspace_pool_ : index_pool_;
     void* memory = nullptr;
-    cudaMemPool_t pool =
-            use == MemoryUse::index ? index_pool_ : workspace_pool_;
-    const cudaError_t error =
-            cudaMallocFromPoolAsync(&memory, bytes, pool, stream_);
-    if (error != cudaSuccess) {
-        cudaGetLastError(); // it is reported here, not at the next launch
+    const auto try_pool = [&] {
+        const cudaError_t error =
+                cudaMallocFromPoolAsync(&memory, bytes, pool, stream_);
+        if (error != cudaSuccess) {
+            cudaGetLastError(); // it is reported here, not at the next launch
+        }
+        return error;
+    };
+    cudaError_t error = try_pool();
+    if (error == cudaErrorMemoryAllocation) {
+        give_back_kept();
+        error = try_pool();
     }
     FAISS_THROW_IF_NOT_FMT(
             error == cudaSuccess,
@@ -108,8 +140,32 @@ void* GpuResources::allocate(size_t bytes, MemoryUse use) const {
     return memory;
 }
 
-void GpuResources::release(void* memory) const {
+void GpuResources::release(void* memory, size_t bytes, MemoryUse use) const {
+    if (use == MemoryUse::workspace) {
+        bytes = size_to_keep(bytes);
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (kept_bytes_ + bytes <= workspace_limit) {
+            // what is issued from now on may use it: the stream is one
+            kept_.emplace(bytes, memory);
+            kept_bytes_ += bytes;
+            return;
+        }
+    }
     cudaFreeAsync(memory, stream_);
+}
+
+/// to the device
+void GpuResources::give_back_kept() const {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (const auto& [bytes, memory] : kept_) {
+            cudaFreeAsync(memory, stream_);
+        }
+        kept_.clear();
+        kept_bytes_ = 0;
+    }
+    synchronize();
+    TQ_CUDA(cudaMemPoolTrimTo(workspace_pool_, 0));
 }
 
 void GpuResources::synchronize() const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -45,7 +46,8 @@ struct GpuResources {
 
     /// null for 0 bytes. @throws faiss::FaissException if there is no room
     void* allocate(size_t bytes, MemoryUse use = MemoryUse::workspace) const;
-    void release(void* memory) const;
+    /// the arguments of `allocate`, and what it has returned
+    void release(void* memory, size_t bytes, MemoryUse use) const;
 
     void synchronize() const;
 
@@ -67,13 +69,19 @@ struct GpuResources {
     void give_mailbox(const Mailbox& mailbox) const;
 
    private:
+    void give_back_kept() const;
+
     cudaStream_t stream_ = nullptr;
     bool owns_stream_ = false;
     // of one, the codes would be counted in what is kept
     cudaMemPool_t workspace_pool_ = nullptr;
     cudaMemPool_t index_pool_ = nullptr;
-    // making one takes longer than many a search
     mutable std::mutex mutex_;
+    // A search takes some twenty arrays, for which a pool takes as long as a
+    // small one.
+    mutable std::multimap<size_t, void*> kept_; ///< by size
+    mutable size_t kept_bytes_ = 0;
+    // making one takes longer than many a search
     mutable std::vector<Mailbox> mailboxes_;
 };
 
@@ -97,6 +105,7 @@ struct DeviceArray {
             size_t size,
             MemoryUse use = MemoryUse::workspace)
             : resources_(&resources),
+              use_(use),
               data_(static_cast<T*>(resources.allocate(size * sizeof(T), use))),
               size_(size) {}
     DeviceArray(DeviceArray&& other) noexcept {
@@ -108,7 +117,7 @@ struct DeviceArray {
     }
     ~DeviceArray() {
         if (data_) {
-            resources_->release(data_);
+            resources_->release(data_, size_ * sizeof(T), use_);
         }
     }
 
@@ -122,11 +131,13 @@ struct DeviceArray {
    private:
     void swap(DeviceArray& other) {
         std::swap(resources_, other.resources_);
+        std::swap(use_, other.use_);
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
     }
 
     const GpuResources* resources_ = nullptr;
+    MemoryUse use_ = MemoryUse::workspace;
     T* data_ = nullptr;
     size_t size_ = 0;
 };

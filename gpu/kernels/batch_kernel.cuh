@@ -600,6 +600,7 @@ __global__ void __launch_bounds__(BatchShape<group_size>::threads, 1)
     __shared__ uint32_t histograms[Shape::multiplying_warps][radix_size];
     // known to be the same for all lanes
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    wait_for_kernel_before();
     const int block = block_of_cluster();
     const ScanTask task = task_at(args, group_size, blockIdx.x / Shape::blocks);
     const StageRing<group_size> ring(image, state);

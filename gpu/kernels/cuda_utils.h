@@ -2,6 +2,7 @@
 
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 #include <cuda_runtime.h>
@@ -33,31 +34,145 @@ constexpr T round_up(T a, T b) {
     return ceil_div(a, b) * b;
 }
 
-/// Lets a kernel use all the shared memory that a block can have, on the
-/// current device. Always the same value, so that threads with kernels of
-/// different needs do not disagree; once, because it takes as long as a launch.
-/// @return  bytes, less what the kernel has in any case
-template <class Kernel>
-size_t allow_shared_memory(Kernel kernel) {
-    static std::mutex mutex;
-    static std::map<std::pair<const void*, int>, size_t> allowed;
-    int device = 0, available = 0;
+inline int current_device() {
+    int device = 0;
     TQ_CUDA(cudaGetDevice(&device));
-    const auto key =
-            std::make_pair(reinterpret_cast<const void*>(kernel), device);
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (allowed.count(key)) {
-        return allowed[key];
-    }
-    cudaFuncAttributes attributes;
-    TQ_CUDA(cudaDeviceGetAttribute(
-            &available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    TQ_CUDA(cudaFuncGetAttributes(&attributes, kernel));
-    available -= int(attributes.sharedSizeBytes);
-    TQ_CUDA(cudaFuncSetAttribute(
-            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, available));
-    return allowed[key] = available;
+    return device;
 }
+
+/// what the runtime tells of a kernel on the current device
+struct KernelTraits {
+    int multiprocessors; ///< of the device
+    /// compute capability that the code is for, as 10 major + minor
+    int capability;
+    /// bytes that a block can have besides what the kernel has in any case
+    size_t shared_memory;
+};
+
+/** Asked once, because an answer takes as long as a launch. The kernel is
+ * allowed all of that shared memory, always, so that threads with different
+ * needs do not disagree. */
+inline const KernelTraits& traits_of(const void* kernel) {
+    static std::mutex mutex;
+    static std::map<std::pair<const void*, int>, KernelTraits> known;
+    const int device = current_device();
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto [entry, is_new] = known.try_emplace({kernel, device});
+    KernelTraits& traits = entry->second;
+    if (is_new) {
+        try {
+            cudaFuncAttributes attributes;
+            int available = 0;
+            TQ_CUDA(cudaDeviceGetAttribute(
+                    &traits.multiprocessors,
+                    cudaDevAttrMultiProcessorCount,
+                    device));
+            TQ_CUDA(cudaDeviceGetAttribute(
+                    &available,
+                    cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                    device));
+            TQ_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+            available -= int(attributes.sharedSizeBytes);
+            TQ_CUDA(cudaFuncSetAttribute(
+                    kernel,
+                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                    available));
+            traits.capability = attributes.ptxVersion;
+            traits.shared_memory = available;
+        } catch (...) {
+            known.erase(entry);
+            throw;
+        }
+    }
+    return traits;
+}
+
+template <class... Parameters>
+const KernelTraits& traits_of(void (*kernel)(Parameters...)) {
+    return traits_of(reinterpret_cast<const void*>(kernel));
+}
+
+/// how many blocks of a kernel run at once on the current device; asked once,
+/// too
+template <class... Parameters>
+int blocks_at_once(void (*kernel)(Parameters...), int threads, size_t shared) {
+    static std::mutex mutex;
+    static std::map<std::tuple<const void*, int, int, size_t>, int> known;
+    const KernelTraits& traits = traits_of(kernel);
+    const std::lock_guard<std::mutex> lock(mutex);
+    int& blocks =
+            known[{reinterpret_cast<const void*>(kernel),
+                   current_device(),
+                   threads,
+                   shared}];
+    if (blocks == 0) {
+        TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                &blocks, kernel, threads, shared));
+        blocks *= traits.multiprocessors;
+    }
+    return blocks;
+}
+
+/// where a kernel runs
+struct Launch {
+    dim3 blocks;
+    int threads;
+    size_t shared_memory; ///< dynamic
+    cudaStream_t stream;
+    unsigned cluster = 1; ///< blocks of one
+    /** Whether the kernel begins with wait_for_kernel_before. Its blocks are
+     * put in place while the kernel before ends then (programmatic dependent
+     * launch), if its code is for compute capability 9.0, which has that. */
+    bool is_early = false;
+};
+
+template <class... Parameters, class... Arguments>
+void run(
+        const Launch& launch,
+        void (*kernel)(Parameters...),
+        const Arguments&... arguments) {
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = launch.blocks;
+    config.blockDim = launch.threads;
+    config.dynamicSmemBytes = launch.shared_memory;
+    config.stream = launch.stream;
+    config.attrs = attributes;
+    const bool has_early_launch = traits_of(kernel).capability >= 90;
+    if (launch.is_early && has_early_launch) {
+        auto& early = attributes[config.numAttrs++];
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (launch.cluster > 1) {
+        auto& cluster = attributes[config.numAttrs++];
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim = {launch.cluster, 1, 1};
+    }
+    TQ_CUDA(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+#ifdef __CUDACC__
+
+/// the next kernel's blocks may be put in place
+__device__ inline void let_next_kernel_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/** Until kernels before have ended and what they have written can be read.
+ * By all threads. What a kernel reads before that, the kernel before does not
+ * write, and it writes nothing. The next kernel's blocks come after it, so that
+ * they find all kernels ended but this one. */
+__device__ inline void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    let_next_kernel_begin();
+}
+
+#endif // __CUDACC__
 
 } // namespace gpu
 } // namespace faiss_turboquant

@@ -343,6 +343,8 @@ __global__ void __launch_bounds__(32 * warps, 1) encode_vectors_kernel(
         } else {
             rotate(rotation, rotation.run, work, factor, y);
         }
+        constexpr float unit = decltype(y)::unit;
+        const float half_steps = layout.half_steps / unit;
         float product = 0;
         uint8_t* const code = planes + encoder.row_of(row) * layout.row_size();
         // take: of the nearest cells of some coordinates, the first row's
@@ -356,7 +358,7 @@ __global__ void __launch_bounds__(32 * warps, 1) encode_vectors_kernel(
                         Cell near[batch];
 #pragma unroll
                         for (int j = 0; j < batch; j++) {
-                            near[j] = cells.at(v[i + j] * layout.half_steps);
+                            near[j] = cells.at(v[i + j] * half_steps);
                         }
                         take(near, begin + 32 * i);
 #pragma unroll
@@ -392,7 +394,7 @@ __global__ void __launch_bounds__(32 * warps, 1) encode_vectors_kernel(
             __syncwarp();
             pack_fields(lane, 32, layout, fields, code);
         }
-        product = add_lanes(product);
+        product = add_lanes(product) / unit;
         if (lane == 0) {
             pending.rows[n_pending] = row;
             pending.norms[n_pending] = norm;
@@ -446,7 +448,7 @@ __global__ void __launch_bounds__(max_block_threads) encode_vector_kernel(
     for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
         prefetch_row(threadIdx.x, blockDim.x, x, row + gridDim.x, n, d);
         rotate_direction(
-                encoder.rotation,
+                encoder.rotation_by_block,
                 x + row * d,
                 encoder.centre_of(row),
                 work,
@@ -685,7 +687,7 @@ __global__ void encode_trellis_kernel(
 
     for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
         rotate_direction(
-                encoder.rotation,
+                encoder.rotation_by_block,
                 x + row * d,
                 encoder.centre_of(row),
                 work,
@@ -777,12 +779,11 @@ struct ScalarLaunch {
         if (kernel) {
             const size_t warps = std::min<size_t>(
                     n < 3 ? vector_warps : large_vector_warps,
-                    allow_shared_memory(kernel) / vector);
+                    traits_of(kernel).shared_memory / vector);
             threads = int(32 * warps);
             shared = warps * vector;
         } else {
             kernel = encode_vector_kernel;
-            allow_shared_memory(kernel);
             threads = std::clamp(32 * n, min_block_threads, max_block_threads);
             shared = 2 * vector;
         }
@@ -1022,13 +1023,29 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
     const int size = shared_vector_size(d);
     const SharedVector work{shared}, y{shared + size};
     const QueryWords words(layout, image.image, image.order, q);
+    prefetch_words(encoder.rotation_by_block);
+    let_next_kernel_begin();
+    if (threadIdx.x == 0) {
+        if (image.thresholds) {
+            image.thresholds[q] = no_entry;
+        }
+        if (image.left && q == 0) {
+            *image.left = {};
+        }
+    }
     if (q >= nq) {
         write_empty_query(layout, words, image.factors[q]);
         return;
     }
     const float* query = x + q * d;
     rotate_direction(
-            encoder.rotation, query, encoder.centre, work, y, norm, along);
+            encoder.rotation_by_block,
+            query,
+            encoder.centre,
+            work,
+            y,
+            norm,
+            along);
     double bias = 0; // of the first thread
     if (threadIdx.x == 0) {
         if (!isfinite(norm)) {
@@ -1068,10 +1085,10 @@ __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
     const SharedVector work{shared}, y{shared + shared_vector_size(d)};
     const size_t q = blockIdx.x;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
-        input_at(encoder.rotation, work, i) = x[q * d + i];
+        input_at(encoder.rotation_by_block, work, i) = x[q * d + i];
     }
     __syncthreads();
-    rotate(encoder.rotation, work, y, 1);
+    rotate(encoder.rotation_by_block, work, y, 1);
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
         rotated[q * d + i] = y[i];
     }
@@ -1274,24 +1291,19 @@ size_t encode_workspace_of_block(const DeviceLayout& layout) {
     return layout.has_trellis() ? (size_t(layout.d) << layout.memory) / 8 : 0;
 }
 
-int encode_blocks(const Encoder& encoder, int device, size_t n) {
+int encode_blocks(const Encoder& encoder, size_t n) {
     const DeviceLayout& layout = encoder.layout;
-    int sms = 0, per_sm = 0;
-    TQ_CUDA(cudaDeviceGetAttribute(
-            &sms, cudaDevAttrMultiProcessorCount, device));
+    size_t blocks;
     if (layout.has_trellis()) {
-        allow_shared_memory(encode_trellis_kernel);
-        TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                &per_sm,
+        blocks = blocks_at_once(
                 encode_trellis_kernel,
                 trellis_threads(layout),
-                trellis_shared_size(layout)));
+                trellis_shared_size(layout));
     } else {
-        const ScalarLaunch launch(encoder);
-        TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                &per_sm, launch.kernel, launch.threads, launch.shared));
+        const ScalarLaunch scalar(encoder);
+        blocks = blocks_at_once(scalar.kernel, scalar.threads, scalar.shared);
     }
-    return int(std::min<size_t>(n, size_t(sms) * per_sm));
+    return int(std::min(n, blocks));
 }
 
 void encode(
@@ -1308,28 +1320,34 @@ void encode(
         cudaStream_t stream) {
     const DeviceLayout& layout = encoder.layout;
     if (layout.has_trellis()) {
-        allow_shared_memory(encode_trellis_kernel);
-        encode_trellis_kernel<<<
-                blocks,
-                trellis_threads(layout),
-                trellis_shared_size(layout),
-                stream>>>(
-                encoder,
-                x,
-                n,
-                first_row,
-                planes,
-                scales,
-                offsets,
-                refused,
-                workspace,
-                encode_workspace_of_block(layout));
+        run({blocks,
+             trellis_threads(layout),
+             trellis_shared_size(layout),
+             stream},
+            encode_trellis_kernel,
+            encoder,
+            x,
+            n,
+            first_row,
+            planes,
+            scales,
+            offsets,
+            refused,
+            workspace,
+            encode_workspace_of_block(layout));
     } else {
-        const ScalarLaunch launch(encoder);
-        launch.kernel<<<blocks, launch.threads, launch.shared, stream>>>(
-                encoder, x, n, first_row, planes, scales, offsets, refused);
+        const ScalarLaunch scalar(encoder);
+        run({blocks, scalar.threads, scalar.shared, stream},
+            scalar.kernel,
+            encoder,
+            x,
+            n,
+            first_row,
+            planes,
+            scales,
+            offsets,
+            refused);
     }
-    TQ_CUDA(cudaGetLastError());
 }
 
 void prepare_queries(
@@ -1345,18 +1363,17 @@ void prepare_queries(
     const DeviceLayout& layout = encoder.layout;
     const size_t shared =
             2 * shared_vector_size(layout.d) * sizeof(float) + layout.dims;
-    allow_shared_memory(prepare_queries_kernel);
     // one after the other would take longer than to rotate twice
     const dim3 blocks(padded_nq, of_signs ? 2 : 1);
-    prepare_queries_kernel<<<blocks, query_threads, shared, stream>>>(
-            encoder,
-            x,
-            nq,
-            first_row,
-            image,
-            of_signs ? *of_signs : image,
-            refused);
-    TQ_CUDA(cudaGetLastError());
+    run({blocks, query_threads, shared, stream},
+        prepare_queries_kernel,
+        encoder,
+        x,
+        nq,
+        first_row,
+        image,
+        of_signs ? *of_signs : image,
+        refused);
 }
 
 void rotate_queries(
@@ -1369,10 +1386,13 @@ void rotate_queries(
         cudaStream_t stream) {
     const size_t shared =
             2 * shared_vector_size(encoder.layout.d) * sizeof(float);
-    allow_shared_memory(rotate_queries_kernel);
-    rotate_queries_kernel<<<nq, query_threads, shared, stream>>>(
-            encoder, x, first_row, rotated, refused);
-    TQ_CUDA(cudaGetLastError());
+    run({unsigned(nq), query_threads, shared, stream},
+        rotate_queries_kernel,
+        encoder,
+        x,
+        first_row,
+        rotated,
+        refused);
 }
 
 void prepare_residual_queries(
@@ -1385,10 +1405,13 @@ void prepare_residual_queries(
         cudaStream_t stream) {
     const size_t shared =
             shared_vector_size(layout.d) * sizeof(float) + layout.dims;
-    allow_shared_memory(prepare_residual_kernel);
-    prepare_residual_kernel<<<n_slots, residual_threads, shared, stream>>>(
-            layout, queries, order, image, factors);
-    TQ_CUDA(cudaGetLastError());
+    run({unsigned(n_slots), residual_threads, shared, stream},
+        prepare_residual_kernel,
+        layout,
+        queries,
+        order,
+        image,
+        factors);
 }
 
 void import_codes(

@@ -6,6 +6,7 @@
 
 #include <gpu/kernels/device_layout.h>
 #include <gpu/kernels/rotation.h>
+#include <gpu/kernels/top_k.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {
@@ -27,8 +28,9 @@ struct DeviceTrellisTables {
 
 struct Encoder {
     DeviceLayout layout;
-    DeviceRotation rotation;
-    const float* centre = nullptr; ///< (d,) on the device, or null
+    DeviceRotation rotation;          ///< by warps
+    DeviceRotation rotation_by_block; ///< see part_of_block
+    const float* centre = nullptr;    ///< (d,) on the device, or null
     DeviceTrellisTables tables;
 
     // of vectors in inverted files, else null
@@ -45,7 +47,7 @@ struct Encoder {
 
 /// bytes in which encode works for one block, and blocks that it has use for
 size_t encode_workspace_of_block(const DeviceLayout& layout);
-int encode_blocks(const Encoder& encoder, int device, size_t n);
+int encode_blocks(const Encoder& encoder, size_t n);
 
 /** @param x          (n, d)
  *  @param first_row  of the input, for `refused`
@@ -97,13 +99,23 @@ struct QuerySums {
     uint32_t magnitudes, squares;
 };
 
-/// queries as they are compared with codes of a layout
+/// rows that a search by signs has left; 0: not known
+struct RowsLeft {
+    uint32_t by_first; ///< plane, if it has been asked alone
+    uint32_t by_all;   ///< planes, if it has asked both
+};
+
+/// queries as they are compared with codes of a layout, and what else a search
+/// begins with
 struct QueryImage {
     DeviceLayout layout;
     ImageOrder order;
-    uint8_t* image = nullptr;              ///< (padded_nq, dims), written
-    DeviceQueryFactors* factors = nullptr; ///< (padded_nq,), written
-    QuerySums* sums = nullptr; ///< (padded_nq,), written; null: not wanted
+    // written; null where it is not wanted
+    uint8_t* image = nullptr;              ///< (padded_nq, dims)
+    DeviceQueryFactors* factors = nullptr; ///< (padded_nq,)
+    QuerySums* sums = nullptr;             ///< (padded_nq,)
+    Entry* thresholds = nullptr; ///< (padded_nq,): which exclude nothing
+    RowsLeft* left = nullptr;    ///< (1,): none
 };
 
 /** Rotate and quantize queries. Queries past nq are such that nothing is ever

@@ -17,10 +17,11 @@ constexpr int phase = 8;
 constexpr int passes = 3;
 constexpr uint32_t float_size = sizeof(float);
 
-/// f(begin, coordinates a lane) for each part
+/// f(begin, coordinates a lane) for each part, the greatest of which has `part`
+/// coordinates
 template <class F>
-void for_each_part(int d, F f) {
-    int size = max_part;
+void for_each_part(int d, int part, F f) {
+    int size = part;
     for (int begin = 0; begin < d; begin += size) {
         while (size > 32 && size > d - begin) {
             size /= 2;
@@ -48,7 +49,8 @@ uint32_t is_negated(const Rotation& rotation, int round, int i) {
  * that the coordinates of a row of the input go to different banks. */
 class InputPlaces {
    public:
-    InputPlaces(const Rotation& rotation, int run) : rotation_(rotation) {
+    InputPlaces(const Rotation& rotation, int part, int run)
+            : rotation_(rotation) {
         const int d = int(rotation.d);
         places_.resize(input_words_size(d));
         for (size_t i = 0; i < places_.size(); i++) {
@@ -70,7 +72,7 @@ class InputPlaces {
             }
         };
         for (int pass = 0; pass < passes; pass++) {
-            for_each_part(d, improve_part);
+            for_each_part(d, part, improve_part);
         }
     }
 
@@ -205,9 +207,12 @@ int run_of(const Rotation& rotation) {
                                                      : 1;
 }
 
-std::vector<uint32_t> rotation_words(const Rotation& rotation, int run) {
+std::vector<uint32_t> rotation_words(
+        const Rotation& rotation,
+        int part,
+        int run) {
     const int d = int(rotation.d);
-    const InputPlaces input_places(rotation, run);
+    const InputPlaces input_places(rotation, part, run);
     std::vector<uint32_t> words(input_words_size(d));
     for (int i = 0; i < int(words.size()); i++) {
         const int from = i < d ? source(rotation, 0, i) : i;
@@ -217,9 +222,9 @@ std::vector<uint32_t> rotation_words(const Rotation& rotation, int run) {
         return words;
     }
     size_t first_word = words.size();
-    words.resize(first_word + Rotation::rounds * run_words_size(d, run));
+    words.resize(first_word + Rotation::rounds * run_words_size(d, part, run));
     for (int round = 0; round < Rotation::rounds; round++) {
-        for_each_part(d, [&](int begin, int count) {
+        for_each_part(d, part, [&](int begin, int count) {
             const auto from = [&](int i) {
                 return round == 0
                         ? input_places[begin + i]

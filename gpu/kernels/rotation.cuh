@@ -162,7 +162,7 @@ __device__ void gather_runs(
     }
 }
 
-/** The coordinates of a part as a round begins, with its signs and magnitude.
+/** The coordinates of a part as a round begins, with its signs.
  * @param words   run_words of the part
  * @param run     DeviceRotation::run, which the compiler may know
  * @param from    where the round begins
@@ -175,7 +175,6 @@ __device__ void gather(
         const float* from,
         int round,
         double factor,
-        float magnitude,
         float (&v)[count]) {
     const char* bytes = reinterpret_cast<const char*>(from);
     if (run == 16) {
@@ -191,6 +190,10 @@ __device__ void gather(
             v[i] = float(v[i] * factor);
         }
     }
+}
+
+template <int count>
+__device__ void multiply_all(float (&v)[count], float magnitude) {
 #pragma unroll
     for (int i = 0; i < count; i++) {
         v[i] *= magnitude;
@@ -286,6 +289,14 @@ __device__ void butterflies_of_parts(float (*parts)[32]) {
  * @tparam smallest  d is a multiple: 512, 128 or 1 */
 template <int n, int smallest>
 struct WarpVector {
+    /** The magnitude of a block of 1024 is 2^-5. Where there is such a block,
+     * it goes without, and the others have 2^5 times theirs: in each round all
+     * coordinates are that many times as large, and rounded as they were. */
+    static constexpr int whole_block = n % 2 == 1 ? 10 : -1;
+    static constexpr float round_unit = n % 2 == 1 ? 32 : 1;
+    static constexpr float unit = round_unit * round_unit * round_unit;
+    static_assert(Rotation::rounds == 3);
+
     float whole[n > 0 ? n : 1][32];
     float v16[16], v8[8], v4[4], v2[2], v1[1], rest[1];
 
@@ -326,7 +337,7 @@ struct WarpVector {
  * @param run     of r, which the compiler may know
  * @param x       (d,) in shared memory, where input_words say, overwritten
  * @param factor  what x is multiplied with before
- * @param y       coordinates 32 apart of each part */
+ * @param y       coordinates 32 apart of each part, times WarpVector::unit */
 template <int n, int smallest, class Run>
 __device__ void rotate(
         const DeviceRotation& r,
@@ -334,6 +345,7 @@ __device__ void rotate(
         SharedVector x,
         double factor,
         WarpVector<n, smallest>& y) {
+    using Vector = WarpVector<n, smallest>;
     const int d = r.d;
     const uint32_t* words = r.words + input_words_size(d);
 #pragma unroll 1
@@ -341,7 +353,10 @@ __device__ void rotate(
         const uint32_t* of_round = words;
         y.for_each_part(d, [&](auto& v, int, int block) {
             constexpr int count = sizeof(v) / sizeof(float);
-            gather(words, run, x.data, round, factor, r.magnitudes[block], v);
+            gather(words, run, x.data, round, factor, v);
+            if (block != Vector::whole_block) {
+                multiply_all(v, r.magnitudes[block] * Vector::round_unit);
+            }
             words += run_words_of_part(count, run);
         });
         __syncwarp();
@@ -363,17 +378,23 @@ __device__ void rotate(
 
 // ------------------------------------------------------ vectors of a block
 
-/// f(coordinates of a lane, begin) for the parts of less than max_part
-template <class F>
+/// f(coordinates of a lane, begin) for the parts of less than `part`
+template <int part, class F>
 __device__ void for_each_small_part(int d, F f) {
-    if (d & 512) {
-        f(std::integral_constant<int, 16>(), d & -1024);
+    if constexpr (part > 512) {
+        if (d & 512) {
+            f(std::integral_constant<int, 16>(), d & -1024);
+        }
     }
-    if (d & 256) {
-        f(std::integral_constant<int, 8>(), d & -512);
+    if constexpr (part > 256) {
+        if (d & 256) {
+            f(std::integral_constant<int, 8>(), d & -512);
+        }
     }
-    if (d & 128) {
-        f(std::integral_constant<int, 4>(), d & -256);
+    if constexpr (part > 128) {
+        if (d & 128) {
+            f(std::integral_constant<int, 4>(), d & -256);
+        }
     }
     if (d & 64) {
         f(std::integral_constant<int, 2>(), d & -128);
@@ -400,49 +421,53 @@ __device__ void transform_part(
             count > 1 ? begin : min(begin + int(threadIdx.x) % 32, r.d - 1);
     const float magnitude = r.magnitudes[block_of(of_block, r.d)];
     float v[count];
-    gather(words, r.run, from, round, factor, magnitude, v);
+    gather(words, r.run, from, round, factor, v);
+    multiply_all(v, magnitude);
     transform_part(words, r.run, to + shared_place(begin), r.d - begin, v);
     store_part(to + shared_place(begin), r.d - begin, v);
 }
 
-/// the stages of distance max_part and more on n parts, at one place of each
-template <int radix>
+/// the stages of distance `part` and more on n parts, at one place of each
+template <int part, int radix = 16>
 __device__ void transform_column(float* at, int n) {
     if constexpr (radix > 1) {
         if (n & radix) {
             float v[radix];
 #pragma unroll
             for (int i = 0; i < radix; i++) {
-                v[i] = at[shared_place(i * max_part)];
+                v[i] = at[shared_place(i * part)];
             }
             butterflies(v);
 #pragma unroll
             for (int i = 0; i < radix; i++) {
-                at[shared_place(i * max_part)] = v[i];
+                at[shared_place(i * part)] = v[i];
             }
-            at += shared_place(radix * max_part);
+            at += shared_place(radix * part);
         }
-        transform_column<radix / 2>(at, n);
+        transform_column<part, radix / 2>(at, n);
     }
 }
 
-/// a round of the rotation, by the block
-__device__ inline void transform(
+/// a round of the rotation, by the block. greatest: DeviceRotation::part
+template <int greatest>
+__device__ void transform(
         const DeviceRotation& r,
         int round,
         const float* from,
         float* to,
         double factor) {
-    const int d = r.d, n = d / max_part;
+    constexpr int count = greatest / 32;
+    const int d = r.d, n = d / greatest;
     const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    const uint32_t* words =
-            r.words + input_words_size(d) + round * run_words_size(d, r.run);
+    const uint32_t* words = r.words + input_words_size(d) +
+            round * run_words_size(d, greatest, r.run);
     for (int part = warp; part < n; part += warps) {
-        const uint32_t* of_part = words + part * run_words_of_part(32, r.run);
-        transform_part<32>(
-                r, round, part * max_part, of_part, from, to, factor);
+        const uint32_t* of_part =
+                words + part * run_words_of_part(count, r.run);
+        transform_part<count>(
+                r, round, part * greatest, of_part, from, to, factor);
     }
-    words += n * run_words_of_part(32, r.run);
+    words += n * run_words_of_part(count, r.run);
     // the others in turn, too
     int part = n;
     const auto take = [&](auto count, int begin) {
@@ -452,17 +477,18 @@ __device__ inline void transform(
         }
         words += run_words_of_part(count, r.run);
     };
-    for_each_small_part(d, take);
+    for_each_small_part<greatest>(d, take);
     __syncthreads();
     if (n > 1) {
-        for (int i = threadIdx.x; i < max_part; i += blockDim.x) {
-            transform_column<16>(to + shared_place(i), n);
+        for (int i = threadIdx.x; i < greatest; i += blockDim.x) {
+            transform_column<greatest>(to + shared_place(i), n);
         }
         __syncthreads();
     }
 }
 
 /** y = P x by the block.
+ * @param r       whose parts are part_of_block
  * @param x       (d,) in shared memory, overwritten
  * @param y       (d,) in shared memory
  * @param factor  what x is multiplied with before */
@@ -493,12 +519,27 @@ __device__ inline void rotate(
     static_assert(Rotation::rounds % 2 == 1, "the result must end up in y");
 #pragma unroll 1
     for (int round = 0; round < Rotation::rounds; round++) {
-        transform(
-                r,
-                round,
-                round % 2 == 0 ? x.data : y.data,
-                round % 2 == 0 ? y.data : x.data,
-                factor);
+        const float* from = round % 2 == 0 ? x.data : y.data;
+        float* to = round % 2 == 0 ? y.data : x.data;
+        if (r.part == max_part) {
+            transform<max_part>(r, round, from, to, factor);
+        } else {
+            transform<part_of_block(1)>(r, round, from, to, factor);
+        }
+    }
+}
+
+/// What a rotation by the block reads besides the vector, each piece of it
+/// when it is done with the one before: all of it at once.
+__device__ inline void prefetch_words(const DeviceRotation& r) {
+    if (r.matrix) {
+        return;
+    }
+    const int n = input_words_size(r.d) +
+            Rotation::rounds * run_words_size(r.d, r.part, r.run);
+    constexpr int line = 128 / sizeof(uint32_t);
+    for (int i = threadIdx.x * line; i < n; i += blockDim.x * line) {
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(r.words + i));
     }
 }
 
@@ -583,6 +624,7 @@ __device__ inline void load_difference(
 }
 
 /** The rotated unit direction of v - centre, by the block.
+ * @param r       whose parts are part_of_block
  * @param v       (d,) in global memory
  * @param centre  (d,), or null
  * @param x       (d,) in shared memory, overwritten

@@ -2,7 +2,7 @@
 
 /** How a Hadamard rotation goes through shared memory.
  *
- * Blocks are powers of two. A warp transforms a part at a time: 1024
+ * Blocks are powers of two. A warp transforms a part at a time: `part`
  * coordinates of a block, or a whole block of fewer. Each lane has `count` of
  * the 32 * count coordinates in registers, at first neighbours, for the stages
  * of small distances, then coordinates 32 apart, for the others. What is less
@@ -21,12 +21,21 @@
 namespace faiss_turboquant {
 namespace gpu {
 
-/// coordinates of the greatest part
+/// coordinates of the greatest part that a warp transforms
 constexpr int max_part = 1024;
+
+/** Coordinates of the greatest part where a block of threads takes a vector,
+ * all of whose warps shall have one. The stages between parts are made by each
+ * thread in registers, which hold coordinates of 31 parts. */
+TQ_HOST_DEVICE constexpr int part_of_block(int d) {
+    constexpr int small = 128;
+    return d < 32 * small ? small : max_part;
+}
 
 /// a Rotation in device memory
 struct DeviceRotation {
     int d = 0;
+    int part = max_part; ///< coordinates of the greatest one
     /// rotation_words: input_words, then run_words of each round
     const uint32_t* words = nullptr;
     int run = 1; ///< coordinates that move together: 16, 4 or 1
@@ -79,10 +88,10 @@ TQ_HOST_DEVICE constexpr int run_word_at(int n, int lane, int k) {
     return (k / width * 32 + lane) * width + k % width;
 }
 
-/// size of run_words
-TQ_HOST_DEVICE constexpr int run_words_size(int d, int run) {
-    int size = d / max_part * run_words_of_part(32, run);
-    for (int count = 16; count > 0; count /= 2) {
+/// size of run_words. part: of the greatest
+TQ_HOST_DEVICE constexpr int run_words_size(int d, int part, int run) {
+    int size = d / part * run_words_of_part(part / 32, run);
+    for (int count = part / 64; count > 0; count /= 2) {
         size += d & 32 * count ? run_words_of_part(count, run) : 0;
     }
     return size + (d % 32 != 0 ? run_words_of_part(1, run) : 0);
@@ -109,8 +118,13 @@ int run_of(const Rotation& rotation);
  *
  * Which lane takes which coordinates of a part, and where the input goes, is
  * such that banks of shared memory seldom conflict.
- * @param run  of a Hadamard rotation; a dense one has input_words alone */
-std::vector<uint32_t> rotation_words(const Rotation& rotation, int run);
+ * @param part  as of DeviceRotation
+ * @param run   likewise, of a Hadamard rotation; a dense one has input_words
+ *              alone */
+std::vector<uint32_t> rotation_words(
+        const Rotation& rotation,
+        int part,
+        int run);
 
 } // namespace gpu
 } // namespace faiss_turboquant

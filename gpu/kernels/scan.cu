@@ -53,10 +53,15 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
     }
     switch (plan.group_tiles) {
         case 1: {
-            const auto& few = plan.is_single ? kernels.single
-                    : plan.uses_wgmma        ? kernels.streamed_wgmma
-                    : plan.stream.warps > 0  ? kernels.streamed
-                                             : kernels.few;
+            const int i = plan.product_planes - 1;
+            const auto& few = plan.product_planes > 0
+                    ? (plan.is_single            ? kernels.single_products
+                               : plan.uses_wgmma ? kernels.products_wgmma[i]
+                                                 : kernels.products[i])
+                    : plan.is_single        ? kernels.single
+                    : plan.uses_wgmma       ? kernels.streamed_wgmma
+                    : plan.stream.warps > 0 ? kernels.streamed
+                                            : kernels.few;
             return few[plan.units / 2];
         }
         case 4:
@@ -91,9 +96,7 @@ int tile_size(const DeviceLayout& layout) {
  * alone has wgmma. What is newer runs that of 8.0, as does every device where
  * the library is built without the other. */
 bool has_wgmma(const DeviceLayout& layout) {
-    cudaFuncAttributes attributes;
-    TQ_CUDA(cudaFuncGetAttributes(&attributes, kernels_of(layout).wgmma[0]));
-    return attributes.ptxVersion == 90;
+    return traits_of(kernels_of(layout).wgmma[0]).capability == 90;
 }
 
 /// of a block
@@ -106,28 +109,17 @@ size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
             size_t(plan.stream.warps) * plan.stream.tiles * tile_size(layout);
 }
 
-/// what a block can have, less what its kernel has in any case
-int available_shared(
-        const DeviceLayout& layout,
-        const ScanPlan& plan,
-        int device) {
-    int available = 0;
-    TQ_CUDA(cudaDeviceGetAttribute(
-            &available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    cudaFuncAttributes attributes;
-    TQ_CUDA(cudaFuncGetAttributes(&attributes, kernel_of(layout, plan)));
-    return available - int(attributes.sharedSizeBytes);
+/// what a block can have
+int available_shared(const DeviceLayout& layout, const ScanPlan& plan) {
+    return int(traits_of(kernel_of(layout, plan)).shared_memory);
 }
 
 /// Many warps hide latencies better than many tiles of each.
-StreamPlan plan_stream(
-        const DeviceLayout& layout,
-        const ScanPlan& plan,
-        int device) {
+StreamPlan plan_stream(const DeviceLayout& layout, const ScanPlan& plan) {
     ScanPlan streamed = plan;
     for (const int warps : {16, 8, 4}) {
         streamed.stream = {warps, 0};
-        const int room = available_shared(layout, streamed, device) -
+        const int room = available_shared(layout, streamed) -
                 int(shared_size(layout, streamed));
         const int tiles = room / (warps * tile_size(layout));
         if (tiles > 0) {
@@ -189,6 +181,7 @@ __global__ void __launch_bounds__(threshold_threads) threshold_kernel(
         int parts,
         Entry* thresholds) {
     extern __shared__ Entry buffer[];
+    wait_for_kernel_before();
     // neighbours are in one part
     const float4* of_query =
             reinterpret_cast<const float4*>(keys + size_t(blockIdx.x) * rows);
@@ -225,6 +218,7 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
     __shared__ int count;
     __shared__ uint32_t histogram[radix_size];
     const size_t q = blockIdx.x;
+    wait_for_kernel_before();
     Entry last = r.thresholds[q];
     if (threadIdx.x == 0) {
         count = 0;
@@ -318,39 +312,31 @@ void merge(
     const size_t shared = buffer_size * sizeof(Entry);
     const int most =
             plan.is_batch ? reservoirs.limit(Batch::part_rows) : reservoirs.k;
-    allow_shared_memory(merge_kernel<Sources>);
-    merge_kernel<<<nq, merge_threads, shared, stream>>>(
-            reservoirs,
-            most,
-            sources,
-            is_l2,
-            k_out,
-            buffer_size,
-            distances,
-            labels);
-    TQ_CUDA(cudaGetLastError());
+    run({unsigned(nq), merge_threads, shared, stream, 1, true},
+        merge_kernel<Sources>,
+        reservoirs,
+        most,
+        sources,
+        is_l2,
+        k_out,
+        buffer_size,
+        distances,
+        labels);
 }
 
 void launch(const ScanArgs& args, const ScanPlan& plan, cudaStream_t stream) {
     const DeviceLayout& layout = args.codes.layout;
-    const ScanKernel kernel = kernel_of(layout, plan);
-    const size_t shared = shared_size(layout, plan);
-    allow_shared_memory(kernel);
-    cudaLaunchConfig_t config = {};
-    const int blocks = args.tasks.tasks ? int(args.tasks.n)
-                                        : plan.n_groups * plan.n_slices;
-    config.gridDim = blocks * cluster_size(plan);
-    config.blockDim = threads_of(plan);
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {cluster_size(plan), 1, 1};
-    if (plan.is_batch) {
-        config.attrs = &cluster;
-        config.numAttrs = 1;
-    }
-    TQ_CUDA(cudaLaunchKernelEx(&config, kernel, args));
+    const unsigned tasks =
+            args.tasks.tasks ? args.tasks.n : plan.n_groups * plan.n_slices;
+    const unsigned cluster = cluster_size(plan);
+    run({tasks * cluster,
+         threads_of(plan),
+         shared_size(layout, plan),
+         stream,
+         cluster,
+         true},
+        kernel_of(layout, plan),
+        args);
 }
 
 ScanArgs make_args(
@@ -373,25 +359,18 @@ ScanArgs make_args(
 
 } // namespace
 
-int blocks_at_once(
-        const DeviceLayout& layout,
-        const ScanPlan& plan,
-        int device) {
-    const ScanKernel kernel = kernel_of(layout, plan);
-    allow_shared_memory(kernel);
-    int sms = 0, per_sm = 0;
-    TQ_CUDA(cudaDeviceGetAttribute(
-            &sms, cudaDevAttrMultiProcessorCount, device));
-    TQ_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-            &per_sm, kernel, threads_of(plan), shared_size(layout, plan)));
-    return sms * per_sm / cluster_size(plan);
+int blocks_at_once(const DeviceLayout& layout, const ScanPlan& plan) {
+    const int blocks = blocks_at_once(
+            kernel_of(layout, plan),
+            threads_of(plan),
+            shared_size(layout, plan));
+    return blocks / int(cluster_size(plan));
 }
 
 ScanPlan plan_list_scan(
         const DeviceLayout& layout,
         double queries_of_list,
-        size_t most_queries,
-        int device) {
+        size_t most_queries) {
     const bool may_use_wgmma = has_wgmma(layout);
     ScanPlan plan;
     for (const int tiles : {4, 8, 16}) {
@@ -400,14 +379,14 @@ ScanPlan plan_list_scan(
         larger.uses_wgmma = tiles >= 8 && may_use_wgmma;
         if (queries_of_list > 4 * tiles &&
             int(shared_size(layout, larger)) <=
-                    available_shared(layout, larger, device)) {
+                    available_shared(layout, larger)) {
             plan = larger;
         }
     }
     if (plan.group_tiles > 1) {
         return plan;
     }
-    plan.stream = plan_stream(layout, plan, device);
+    plan.stream = plan_stream(layout, plan);
     if (plan.stream.warps > 0) {
         plan.is_single = most_queries == 1 &&
                 counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
@@ -424,11 +403,7 @@ ScanPlan plan_list_scan(
     return plan;
 }
 
-ScanPlan plan_scan(
-        const DeviceLayout& layout,
-        uint32_t n,
-        size_t nq,
-        int device) {
+ScanPlan plan_scan(const DeviceLayout& layout, uint32_t n, size_t nq) {
     ScanPlan plan;
     const bool may_use_wgmma = has_wgmma(layout);
     // of one bit, three groups of eight are compared in less time than one of
@@ -444,21 +419,23 @@ ScanPlan plan_scan(
         }
     } else {
         const size_t of_group = is_in_eights ? 8 : nq;
-        plan = plan_list_scan(layout, double(of_group), nq, device);
+        plan = plan_list_scan(layout, double(of_group), nq);
     }
     plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
     // Blocks come in waves of all that run at once. Until a block's thresholds
     // are good, it works for longer: as if it had so many rows more.
     constexpr double start = 8192;
-    const int at_once = blocks_at_once(layout, plan, device);
-    const uint32_t rows = max_round_rows;
+    const int at_once = blocks_at_once(layout, plan);
+    const uint32_t rows = plan.group_tiles == 1 ? tile_rows : max_round_rows;
     const int most = int(std::clamp<uint32_t>(
             n / rows, 1, ceil_div(4 * at_once, plan.n_groups)));
     double least = 0;
-    for (int n_slices = 1; n_slices <= most; n_slices++) {
-        const double waves = ceil_div(plan.n_groups * n_slices, at_once);
+    for (int waves = ceil_div(plan.n_groups, at_once), n_slices = 0;
+         n_slices < most;
+         waves++) {
+        n_slices = std::min(most, waves * at_once / plan.n_groups);
         const double time = waves * (double(n) / n_slices + start);
-        if (n_slices == 1 || time < least) {
+        if (plan.n_slices == 0 || time < least) {
             least = time;
             plan.n_slices = n_slices;
         }
@@ -505,10 +482,18 @@ void find_thresholds(
     while (parts < 4 * k) {
         parts *= 2;
     }
-    allow_shared_memory(threshold_kernel);
-    threshold_kernel<<<nq, threshold_threads, parts * sizeof(Entry), stream>>>(
-            keys, rows, k, parts, thresholds);
-    TQ_CUDA(cudaGetLastError());
+    run({unsigned(nq),
+         threshold_threads,
+         parts * sizeof(Entry),
+         stream,
+         1,
+         true},
+        threshold_kernel,
+        keys,
+        rows,
+        k,
+        parts,
+        thresholds);
 }
 
 void scan_top_k(
@@ -564,7 +549,11 @@ void scan_products(
     args.products = sink;
     args.reservoirs = reservoirs;
     args.range.last = -INFINITY; // no key is of interest
-    launch(args, plan, stream);
+    ScanPlan of_products = plan;
+    if (plan.stream.warps > 0 && !codes.list.rows) {
+        of_products.product_planes = codes.second_planes ? 2 : 1;
+    }
+    launch(args, of_products, stream);
 }
 
 void merge_slices(

@@ -13,7 +13,10 @@
  * no better than that of all; a sample of them gives the first.
  *
  * Of large batches on compute capability 9.0, some warps decode for others that
- * multiply, see batch_kernel.cuh. */
+ * multiply, see batch_kernel.cuh.
+ *
+ * A scan may begin to read codes before the kernel ahead of it in the stream
+ * has ended, which therefore must not be what writes them. */
 
 #include <cstddef>
 #include <cstdint>
@@ -33,13 +36,20 @@ namespace gpu {
 struct RowList {
     const uint32_t* rows = nullptr; ///< (capacity,), on the device; null: all.
                                     ///< A row past the last one has no key
-    const uint32_t* size = nullptr; ///< on the device; how many there are
+    /// on the device; how many there are; null: capacity
+    const uint32_t* size = nullptr;
     uint32_t capacity = 0;
+    /// if given, where the scan sends `left`, memory of the host
+    volatile RowsLeft* report = nullptr;
+    const RowsLeft* left = nullptr;
 
 #ifdef __CUDACC__
     /// whether it has the rows
     __device__ bool is_complete() const {
-        return rows && *size <= capacity;
+        return rows && count() <= capacity;
+    }
+    __device__ uint32_t count() const {
+        return size ? *size : capacity;
     }
 #endif
 };
@@ -47,6 +57,9 @@ struct RowList {
 struct DeviceCodes {
     DeviceLayout layout;
     const uint8_t* planes = nullptr;
+    /// Of signs s, for several queries by bits: the second plane t of codes
+    /// that are 2 s + t; else null.
+    const uint8_t* second_planes = nullptr;
     const float* scales = nullptr;
     const float* offsets = nullptr;     ///< null if there are none
     const uint32_t* selected = nullptr; ///< bitmap of rows; null: all
@@ -75,7 +88,8 @@ struct ScanPlan {
     StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
-    bool is_batch = false; ///< a cluster of blocks in place of one
+    bool is_batch = false;  ///< a cluster of blocks in place of one
+    int product_planes = 0; ///< see scan_kernel
     int n_groups = 0;
     int n_slices = 0;
     uint32_t slice_rows = 0;
@@ -103,11 +117,8 @@ struct ScanPlan {
     }
 };
 
-ScanPlan plan_scan(
-        const DeviceLayout& layout,
-        uint32_t n,
-        size_t nq,
-        int device);
+/// Plans are for the current device.
+ScanPlan plan_scan(const DeviceLayout& layout, uint32_t n, size_t nq);
 
 /** How a page is compared with a sample, for bounds of its k best to begin
  * with: n_slices is 0 where that is not worth while. */
@@ -134,14 +145,10 @@ struct ScanTasks {
 ScanPlan plan_list_scan(
         const DeviceLayout& layout,
         double queries_of_list,
-        size_t most_queries,
-        int device);
+        size_t most_queries);
 
 /// how many blocks of a plan run at once
-int blocks_at_once(
-        const DeviceLayout& layout,
-        const ScanPlan& plan,
-        int device);
+int blocks_at_once(const DeviceLayout& layout, const ScanPlan& plan);
 
 /** Entries that a reservoir holds.
  * @param k         at most max_k
@@ -185,9 +192,13 @@ struct DistanceSink {
 /// rows whose products lie together
 constexpr uint32_t product_rows = 16;
 
+/// a row that no code has
+constexpr uint32_t no_row_of_list = ~uint32_t(0);
+
 /** Dot products of the integers of up to eight queries with codes of one bit,
- * whose levels are 1 and -1, a byte each: with M the sum of the magnitudes of
- * the query's integers, what no product exceeds, a byte x is of a product up to
+ * whose levels are 1 and -1, or two, a byte each: with M the sum of the
+ * magnitudes of the query's integers times the largest level, what no product
+ * exceeds, a byte x is of a product up to
  *
  *   (x - zero + 1/2) * M / (255 - zero)
  *
@@ -199,7 +210,13 @@ struct ProductSink {
     uint32_t nq = 0;
     /// 0, where no product below that is of interest, or 128
     int zero = 0;
+    int largest_level = 1;
     const QuerySums* queries = nullptr; ///< (nq,)
+    /// [tile][query], of pairs: the largest byte of each tile; null: not wanted
+    uint8_t* largest = nullptr;
+    /// (nq, n_slices, k): if given, the rows of the reservoirs, and
+    /// no_row_of_list where there are fewer
+    uint32_t* best = nullptr;
 
     /// queries whose products of a row lie together
     TQ_HOST_DEVICE static constexpr uint32_t pair(size_t nq) {
@@ -219,10 +236,14 @@ struct ProductSink {
         return reinterpret_cast<const Word*>(bytes)[at];
     }
 #endif
-    /// bytes, of n rows
-    static constexpr size_t size(size_t n, size_t nq) {
+    /// bytes of each tile's largest, of n rows
+    static constexpr size_t largest_size(size_t n, size_t nq) {
         const size_t tiles = (n + product_rows - 1) / product_rows;
-        return tiles * product_rows * n_pairs(nq) * pair(nq);
+        return tiles * n_pairs(nq) * pair(nq);
+    }
+    /// of all products
+    static constexpr size_t size(size_t n, size_t nq) {
+        return product_rows * largest_size(n, nq);
     }
 };
 

@@ -98,9 +98,11 @@ struct ScanKernels {
     ScanKernel streamed[3]; ///< the same, through a TileStream
     ScanKernel streamed_wgmma[3]; ///< likewise, see counts_bits_of_eight
     ScanKernel single[3];         ///< of one query, see counts_bits
-    ScanKernel many[3];           ///< 4, 8 and 16 tiles; units 1
-    ScanKernel wgmma[2];          ///< 8 and 16 tiles; units 1
-    ScanKernel batch[2][2];       ///< batch_groups; units 1, 2; or null
+    // for scan_products of all rows, of one plane and of two
+    ScanKernel products[2][3], products_wgmma[2][3], single_products[3];
+    ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
+    ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
+    ScanKernel batch[2][2]; ///< batch_groups; units 1, 2; or null
 };
 
 #ifdef __CUDACC__
@@ -352,7 +354,7 @@ __device__ inline ScanTask task_at(
     }
     const uint32_t group = index % args.n_groups;
     if (args.codes.list.is_complete()) {
-        const uint32_t n = *args.codes.list.size;
+        const uint32_t n = args.codes.list.count();
         const uint32_t of_slice = round_up(
                 ceil_div(n, gridDim.x / args.n_groups), uint32_t(tile_rows));
         const uint32_t begin = min(n, index / args.n_groups * of_slice);
@@ -408,7 +410,9 @@ __device__ inline void write_distances(
 __device__ inline float product_factor(
         const ProductSink& sink,
         uint32_t query) {
-    const uint32_t most = query < sink.nq ? sink.queries[query].magnitudes : 0;
+    const uint32_t most = query < sink.nq
+            ? sink.largest_level * sink.queries[query].magnitudes
+            : 0;
     return float(255 - sink.zero) / float(most > 0 ? most : 1);
 }
 
@@ -423,25 +427,60 @@ __device__ inline void write_products(
     static_assert(product_rows == tile_rows);
     const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
     const uint32_t pairs = ProductSink::n_pairs(sink.nq);
+    constexpr float integers = 1 << 23; // what is added to it is rounded
+    uint32_t bytes[4];                  // and more above
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        const float x =
+                fmaf(float(products[c]), factors[c % 2], float(sink.zero));
+        bytes[c] = __float_as_uint(fmaxf(x, 0.0f) + integers);
+    }
+    if (sink.largest) {
+        uint32_t largest = __byte_perm(
+                max(bytes[0], bytes[2]), max(bytes[1], bytes[3]), 0x5410);
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) {
+            largest = __vmaxu2(
+                    largest, __shfl_xor_sync(0xffffffff, largest, lanes));
+        }
+        if (g == 0 && t < pairs) {
+            const size_t place = size_t(tile) * pairs + t;
+            if (sink.nq == 1) {
+                sink.largest[place] = uint8_t(largest);
+            } else {
+                reinterpret_cast<uint16_t*>(sink.largest)[place] =
+                        uint16_t(__byte_perm(largest, 0, 0x0020));
+            }
+        }
+    }
     if (t >= pairs) {
         return;
     }
-    constexpr float integers = 1 << 23; // what is added to it is rounded
-    const auto byte = [&](int i, int j) {
-        const float x =
-                fmaf(float(products[2 * i + j]), factors[j], float(sink.zero));
-        return __float_as_uint(fmaxf(x, 0.0f) + integers);
-    };
     const size_t at = size_t(tile * pairs + t) * (tile_rows / 2) + g;
     // the lower half of it
     const auto halves = [&](int j) {
-        return __byte_perm(byte(0, j), byte(1, j), 0x0040);
+        return __byte_perm(bytes[j], bytes[2 + j], 0x0040);
     };
     if (sink.nq == 1) {
         reinterpret_cast<uint16_t*>(sink.bytes)[at] = uint16_t(halves(0));
     } else {
         __stcs(reinterpret_cast<uint32_t*>(sink.bytes) + at,
                __byte_perm(halves(0), halves(1), 0x5410));
+    }
+}
+
+/// ProductSink::best of a block. counts, entries: of its reservoirs
+__device__ inline void write_best(
+        const ScanArgs& args,
+        const int* counts,
+        const Entry* entries) {
+    const uint32_t k = args.reservoirs.k;
+    for (uint32_t i = threadIdx.x; i < args.products.nq * k; i += blockDim.x) {
+        const uint32_t q = i / k, rank = i % k;
+        args.products.best[(q * gridDim.x + blockIdx.x) * k + rank] =
+                rank < counts[q]
+                ? uint32_t(entries[q * args.reservoirs.capacity + rank])
+                : no_row_of_list;
     }
 }
 
@@ -521,6 +560,8 @@ __device__ __noinline__ void thin_out(
     __syncthreads();
 }
 
+/// @tparam product_planes  how many planes scan_products reads of all rows, so
+///                         that there is nothing else to do; 0: what `args` say
 template <
         int nbits,
         int trellis,
@@ -528,7 +569,8 @@ template <
         int group_tiles,
         bool uses_wgmma,
         bool is_streamed,
-        bool by_bits>
+        bool by_bits,
+        int product_planes = 0>
 __global__ void __launch_bounds__(
         ScanShape<group_tiles, uses_wgmma, is_streamed>::threads,
         group_tiles > 1 || is_streamed ? 1 : 2)
@@ -562,12 +604,71 @@ __global__ void __launch_bounds__(
                     round_rows;
     const int early_rounds =
             group_tiles > 1 ? 1 : early_check_rows / round_rows;
-    const ScanTask task = task_at(args, group_size, blockIdx.x);
     const int steps = layout.dims / (dims_unit * units);
     const int fragments = layout.dims / 64;
     const bool is_top_k = args.reservoirs.k > 0;
     Entry* reservoirs = args.reservoirs.entries +
             size_t(blockIdx.x) * group_size * args.reservoirs.capacity;
+
+    const int tile_size = tile_rows * layout.row_size();
+    TileStream stream(
+            reinterpret_cast<uint8_t*>(image + group_size * layout.dims / 16) +
+                    warp * args.stream_tiles * tile_size,
+            arrivals[is_streamed ? warp : 0],
+            is_streamed ? args.stream_tiles : 0,
+            tile_size);
+    ScanTask task = {};
+    bool from_list = false; // then rows are places in the list
+    // of rows, the second plane follows the first one
+    constexpr bool has_second_plane = product_planes == 2;
+    // tile i of the warp
+    const auto copy_tile = [&](int slot, uint32_t i) {
+        const bool is_second = has_second_plane && i % 2 == 1;
+        const uint32_t round = has_second_plane ? i / 2 : i;
+        const uint32_t first_row =
+                task.begin + warp * warp_rows + round * round_rows;
+        const uint8_t* planes = is_second ? codes.second_planes : codes.planes;
+        if (first_row < task.end) {
+            const uint32_t n = min(uint32_t(tile_rows), task.end - first_row);
+            if (from_list) {
+                stream.copy_rows(slot, n, layout.row_size(), [&](uint32_t i) {
+                    const uint32_t row = codes.list.rows[first_row + i];
+                    return planes +
+                            size_t(min(row, codes.n - 1)) * layout.row_size();
+                });
+            } else {
+                stream.copy(
+                        slot,
+                        planes + size_t(first_row) * layout.row_size(),
+                        n * layout.row_size());
+            }
+        }
+    };
+    uint32_t n_copied = 0; // tiles
+    const auto begin_task = [&] {
+        task = task_at(args, group_size, blockIdx.x);
+        if constexpr (is_streamed) {
+            for (; n_copied < args.stream_tiles; n_copied++) {
+                copy_tile(n_copied, n_copied);
+            }
+        }
+    };
+    // codes are there, unlike lists
+    const bool begins_early =
+            product_planes > 0 || (!codes.list.rows && !args.tasks.tasks);
+    if (begins_early) {
+        begin_task();
+    }
+    wait_for_kernel_before();
+    if (!begins_early) {
+        from_list = group_tiles == 1 && codes.list.is_complete();
+        begin_task();
+    }
+    const uint32_t begin = task.begin, end = task.end;
+    if (codes.list.report && blockIdx.x == 0 && threadIdx.x == 0) {
+        codes.list.report->by_all = codes.list.left->by_all;
+        codes.list.report->by_first = codes.list.left->by_first;
+    }
 
     const uint4* group_image = reinterpret_cast<const uint4*>(
             args.image + size_t(task.first_slot) * layout.dims);
@@ -593,18 +694,8 @@ __global__ void __launch_bounds__(
     if constexpr (uses_wgmma) {
         fence_image();
     }
-    const int tile_size = tile_rows * layout.row_size();
-    TileStream stream(
-            reinterpret_cast<uint8_t*>(image + group_size * layout.dims / 16) +
-                    warp * args.stream_tiles * tile_size,
-            arrivals[is_streamed ? warp : 0],
-            is_streamed ? args.stream_tiles : 0,
-            tile_size);
     __syncthreads();
 
-    const uint32_t begin = task.begin, end = task.end;
-    // then these are places in the list
-    const bool from_list = group_tiles == 1 && codes.list.is_complete();
     const uint32_t offset = sink_offset(args, task, blockIdx.x);
     using Raw = typename Decoder::Raw;
     constexpr int ahead =
@@ -645,28 +736,7 @@ __global__ void __launch_bounds__(
             load_ahead(s, s);
         }
     };
-    const auto copy_tile = [&](int slot, uint32_t first_row) {
-        if (first_row < end) {
-            const uint32_t n = min(uint32_t(tile_rows), end - first_row);
-            if (from_list) {
-                stream.copy_rows(slot, n, layout.row_size(), [&](uint32_t i) {
-                    const uint32_t row = codes.list.rows[first_row + i];
-                    return codes.planes +
-                            size_t(min(row, codes.n - 1)) * layout.row_size();
-                });
-            } else {
-                stream.copy(
-                        slot,
-                        codes.planes + size_t(first_row) * layout.row_size(),
-                        n * layout.row_size());
-            }
-        }
-    };
-    if constexpr (is_streamed) {
-        for (int i = 0; i < args.stream_tiles; i++) {
-            copy_tile(i, begin + warp * warp_rows + i * round_rows);
-        }
-    } else if (begin < end) {
+    if (!is_streamed && begin < end) {
         begin_rows(begin + warp * warp_rows);
     }
 
@@ -708,13 +778,19 @@ __global__ void __launch_bounds__(
         next_factors = load_factors(begin + warp * warp_rows);
         query_factors[0] = state.factors[2 * t];
         query_factors[1] = state.factors[2 * t + 1];
+        if (has_second_plane) { // 2 s + t, of levels 3 to -3
+            query_factors[0].base *= 3;
+            query_factors[1].base *= 3;
+        }
         has_odd_queries =
                 __any_sync(0xffffffff, !isnan(query_factors[1].multiplier));
     }
 
     constexpr bool may_keep_products =
             group_tiles == 1 && nbits == 1 && !Decoder::has_trellis;
-    if (may_keep_products && args.products.bytes) {
+    const bool keeps_products =
+            may_keep_products && (product_planes > 0 || args.products.bytes);
+    if (keeps_products) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             product_factors[j] = product_factor(args.products, 2 * t + j);
@@ -739,148 +815,161 @@ __global__ void __launch_bounds__(
                     is_streamed ? next_factors : load_factors(first_row);
             if constexpr (is_streamed) {
                 next_factors = load_factors(first_row + round_rows);
-                if (!uses_wgmma || first_row < end) {
-                    stream.wait();
-                }
-                rows[0][0] = stream.tile() + g * layout.row_size();
-                rows[0][1] = rows[0][0] + 8 * layout.row_size();
-                if constexpr (!uses_wgmma) {
-                    load_ahead(0, 0);
-                }
             }
-            Decoder decoders[n_row_tiles][2];
+#pragma unroll 1
+            for (int plane = 0; plane <= int(has_second_plane); plane++) {
+                if (plane > 0) {
 #pragma unroll
-            for (int m = 0; m < n_row_tiles; m++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    if constexpr (Decoder::has_trellis) {
-                        decoders[m][i].start(
-                                Decoder::template load<is_streamed>(
-                                        layout, rows[m][i], steps - 1, t));
+                    for (int& sum : sums[0]) {
+                        sum *= 2;
                     }
                 }
-            }
-            const uint4* fragment = image + lane;
-            const auto* planes =
-                    reinterpret_cast<const PlaneWords<units>*>(image) + lane;
-            uint64_t descriptor = operand_descriptor(
-                    shared_address(image),
-                    eight_by_bits ? 8 * group_size : group_size);
-            // load_next: into `raw`, which has been decoded then
-            const auto multiply_step = [&](const auto& raw,
-                                           const auto& load_next) {
+                if constexpr (is_streamed) {
+                    if (!uses_wgmma || first_row < end) {
+                        stream.wait();
+                    }
+                    rows[0][0] = stream.tile() + g * layout.row_size();
+                    rows[0][1] = rows[0][0] + 8 * layout.row_size();
+                    if constexpr (!uses_wgmma) {
+                        load_ahead(0, 0);
+                    }
+                }
+                Decoder decoders[n_row_tiles][2];
 #pragma unroll
                 for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
-                        decoders[m][i].begin_step(raw[m][i], t);
+                        if constexpr (Decoder::has_trellis) {
+                            decoders[m][i].start(
+                                    Decoder::template load<is_streamed>(
+                                            layout, rows[m][i], steps - 1, t));
+                        }
                     }
                 }
-#pragma unroll
-                for (int unit = 0; unit < units; unit++) {
-                    uint32_t a[n_row_tiles][2][8];
+                const uint4* fragment = image + lane;
+                const auto* planes =
+                        reinterpret_cast<const PlaneWords<units>*>(image) +
+                        lane;
+                uint64_t descriptor = operand_descriptor(
+                        shared_address(image),
+                        eight_by_bits ? 8 * group_size : group_size);
+                // load_next: into `raw`, which has been decoded then
+                const auto multiply_step = [&](const auto& raw,
+                                               const auto& load_next) {
 #pragma unroll
                     for (int m = 0; m < n_row_tiles; m++) {
 #pragma unroll
                         for (int i = 0; i < 2; i++) {
-                            decoders[m][i].decode(
-                                    layout, raw[m][i], unit, a[m][i]);
+                            decoders[m][i].begin_step(raw[m][i], t);
                         }
                     }
-                    if constexpr (uses_wgmma && !is_streamed) {
-                        begin_wgmma();
-#pragma unroll
-                        for (int p = 0; p < 8; p += 2) {
-                            wgmma(sums[0],
-                                  a[0][0][p],
-                                  a[0][1][p],
-                                  a[0][0][p + 1],
-                                  a[0][1][p + 1],
-                                  descriptor);
-                            descriptor += 2 * group_size; // of 16 bytes
-                        }
-                        end_wgmma_group();
-                        load_next(); // while they work
-                        wait_for_wgmma(sums[0]);
-                    } else {
-                        multiply<Shape::chains>(sums, a, fragment, fragments);
-                        fragment += 2 * 32;
-                    }
-                }
-            };
-            const auto count_step = [&](const auto& raw) {
-                uint32_t bits[2][units][Decoder::bit_planes];
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    decoders[0][i].begin_step(raw[0][i], t);
 #pragma unroll
                     for (int unit = 0; unit < units; unit++) {
-                        decoders[0][i].decode_bits(
-                                layout, raw[0][i], unit, bits[i][unit]);
-                    }
-                }
-                count_bits(sums[0], bits[0], bits[1], *planes);
-                planes += 32;
-            };
-            if constexpr (is_streamed && uses_wgmma) {
-                constexpr int at_once = 3; // as many as there are registers for
-                int step = 0;
-#pragma unroll 1
-                for (; step + at_once <= steps; step += at_once) {
-                    count_steps_of_eight<at_once, units, Decoder>(
-                            sums[0], layout, rows[0], step, t, descriptor);
-                }
-#pragma unroll 1
-                for (; step < steps; step++) {
-                    count_steps_of_eight<1, units, Decoder>(
-                            sums[0], layout, rows[0], step, t, descriptor);
-                }
-            } else if constexpr (is_streamed) {
-                for (int step = 0; step < steps; step++) {
-                    const Raw raw[1][2] = {{loaded[0][0][0], loaded[0][0][1]}};
-                    load_ahead(0, step + 1);
-                    if constexpr (by_bits) {
-                        count_step(raw);
-                    } else if constexpr (eight_by_bits) {
-                        count_bits_of_eight(
-                                sums[0],
-                                raw[0][0].words[0],
-                                raw[0][1].words[0],
-                                fragment);
-                        fragment += units * 8 * 32 / 4;
-                    } else {
-                        multiply_step(raw, [] {});
-                    }
-                }
-            } else {
-                // a slot is filled again as soon as it has been read
-                for (int step = 0; step < steps; step += ahead) {
+                        uint32_t a[n_row_tiles][2][8];
 #pragma unroll
-                    for (int s = 0; s < ahead; s++) {
-                        if (step + s < steps) {
-                            const auto load_next = [&] {
-                                load_ahead(s, step + s + ahead);
-                            };
-                            if constexpr (uses_wgmma) {
-                                multiply_step(loaded[s], load_next);
-                            } else {
-                                multiply_step(loaded[s], [] {});
-                                load_next();
+                        for (int m = 0; m < n_row_tiles; m++) {
+#pragma unroll
+                            for (int i = 0; i < 2; i++) {
+                                decoders[m][i].decode(
+                                        layout, raw[m][i], unit, a[m][i]);
+                            }
+                        }
+                        if constexpr (uses_wgmma && !is_streamed) {
+                            begin_wgmma();
+#pragma unroll
+                            for (int p = 0; p < 8; p += 2) {
+                                wgmma(sums[0],
+                                      a[0][0][p],
+                                      a[0][1][p],
+                                      a[0][0][p + 1],
+                                      a[0][1][p + 1],
+                                      descriptor);
+                                descriptor += 2 * group_size; // of 16 bytes
+                            }
+                            end_wgmma_group();
+                            load_next(); // while they work
+                            wait_for_wgmma(sums[0]);
+                        } else {
+                            multiply<Shape::chains>(
+                                    sums, a, fragment, fragments);
+                            fragment += 2 * 32;
+                        }
+                    }
+                };
+                const auto count_step = [&](const auto& raw) {
+                    uint32_t bits[2][units][Decoder::bit_planes];
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        decoders[0][i].begin_step(raw[0][i], t);
+#pragma unroll
+                        for (int unit = 0; unit < units; unit++) {
+                            decoders[0][i].decode_bits(
+                                    layout, raw[0][i], unit, bits[i][unit]);
+                        }
+                    }
+                    count_bits(sums[0], bits[0], bits[1], *planes);
+                    planes += 32;
+                };
+                if constexpr (is_streamed && uses_wgmma) {
+                    constexpr int at_once =
+                            3; // as many as there are registers for
+                    int step = 0;
+#pragma unroll 1
+                    for (; step + at_once <= steps; step += at_once) {
+                        count_steps_of_eight<at_once, units, Decoder>(
+                                sums[0], layout, rows[0], step, t, descriptor);
+                    }
+#pragma unroll 1
+                    for (; step < steps; step++) {
+                        count_steps_of_eight<1, units, Decoder>(
+                                sums[0], layout, rows[0], step, t, descriptor);
+                    }
+                } else if constexpr (is_streamed) {
+                    for (int step = 0; step < steps; step++) {
+                        const Raw raw[1][2] = {
+                                {loaded[0][0][0], loaded[0][0][1]}};
+                        load_ahead(0, step + 1);
+                        if constexpr (by_bits) {
+                            count_step(raw);
+                        } else if constexpr (eight_by_bits) {
+                            count_bits_of_eight(
+                                    sums[0],
+                                    raw[0][0].words[0],
+                                    raw[0][1].words[0],
+                                    fragment);
+                            fragment += units * 8 * 32 / 4;
+                        } else {
+                            multiply_step(raw, [] {});
+                        }
+                    }
+                } else {
+                    // a slot is filled again as soon as it has been read
+                    for (int step = 0; step < steps; step += ahead) {
+#pragma unroll
+                        for (int s = 0; s < ahead; s++) {
+                            if (step + s < steps) {
+                                const auto load_next = [&] {
+                                    load_ahead(s, step + s + ahead);
+                                };
+                                if constexpr (uses_wgmma) {
+                                    multiply_step(loaded[s], load_next);
+                                } else {
+                                    multiply_step(loaded[s], [] {});
+                                    load_next();
+                                }
                             }
                         }
                     }
-                }
 
-                // the memory is busy while keys are computed
-                if (round + round_rows < end) {
-                    begin_rows(first_row + round_rows);
+                    // the memory is busy while keys are computed
+                    if (round + round_rows < end) {
+                        begin_rows(first_row + round_rows);
+                    }
                 }
-            }
-            if constexpr (is_streamed) {
-                copy_tile(
-                        stream.slot(),
-                        first_row + args.stream_tiles * round_rows);
-                stream.advance();
+                if constexpr (is_streamed) {
+                    copy_tile(stream.slot(), n_copied++);
+                    stream.advance();
+                }
             }
 
             if constexpr (by_bits) {
@@ -904,12 +993,14 @@ __global__ void __launch_bounds__(
                 return int(layout.slope * dot - base);
             };
             if constexpr (may_keep_products) {
-                if (args.products.bytes && first_row < end) {
+                if (keeps_products && first_row < end) {
                     int products[4];
 #pragma unroll
                     for (int c = 0; c < 4; c++) {
-                        products[c] = product_of(
-                                sums[0][c], state.factors[2 * t + c % 2].base);
+                        const DeviceQueryFactors& factors = is_streamed
+                                ? query_factors[c % 2]
+                                : state.factors[2 * t + c % 2];
+                        products[c] = product_of(sums[0][c], factors.base);
                     }
                     write_products(
                             args.products,
@@ -970,7 +1061,7 @@ __global__ void __launch_bounds__(
                                     entry;
                         }
                     };
-            if (!args.all.distances) {
+            if (product_planes > 0 || !args.all.distances) {
                 for_each_key(take);
             } else {
                 for_each_key([&](int query, uint32_t row, float key, float) {
@@ -1010,6 +1101,9 @@ __global__ void __launch_bounds__(
         for (int q = threadIdx.x; q < group_size; q += threads) {
             args.reservoirs.counts[size_t(blockIdx.x) * group_size + q] =
                     state.counts[q];
+        }
+        if (may_keep_products && args.products.best) {
+            write_best(args, state.counts, reservoirs);
         }
     }
 }

@@ -10,6 +10,15 @@ namespace gpu {
 
 #ifdef __CUDACC__
 
+/// kernels that only keep products of several queries
+template <int nbits, int trellis, int units, int planes>
+constexpr void add_products(ScanKernels& kernels) {
+    kernels.products[planes - 1][units / 2] =
+            scan_kernel<nbits, trellis, units, 1, false, true, false, planes>;
+    kernels.products_wgmma[planes - 1][units / 2] =
+            scan_kernel<nbits, trellis, units, 1, true, true, false, planes>;
+}
+
 /// kernels for one tile of queries
 template <int nbits, int trellis, int units>
 constexpr void add_few(ScanKernels& kernels) {
@@ -23,6 +32,10 @@ constexpr void add_few(ScanKernels& kernels) {
         if constexpr (counts_bits_of_eight(nbits, has_trellis)) {
             kernels.streamed_wgmma[i] =
                     scan_kernel<nbits, trellis, units, 1, true, true, false>;
+            add_products<nbits, trellis, units, 1>(kernels);
+            add_products<nbits, trellis, units, 2>(kernels);
+            kernels.single_products[i] =
+                    scan_kernel<nbits, trellis, units, 1, false, true, true, 1>;
         }
     }
     if constexpr (

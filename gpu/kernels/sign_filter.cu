@@ -18,12 +18,9 @@ constexpr int pack_blocks = 1 << 13;
 constexpr int mean_threads = 256;
 constexpr uint32_t mean_rows = 1024; ///< at most
 constexpr int list_threads = 256;
-constexpr int list_rows = 4096; ///< of a block at a time
 /// that run at once on a multiprocessor. There are no more: bounds take each as
 /// long as some rows
 constexpr int list_blocks = 3;
-/// a row that no code has
-constexpr uint32_t no_row_of_list = ~uint32_t(0);
 
 /** The planes of a row's grid positions, by a warp.
  * @param positions  (dims,), in shared memory
@@ -213,24 +210,32 @@ __global__ void __launch_bounds__(mean_threads) mean_kernel(
     }
 }
 
-__global__ void list_reservoirs_kernel(
-        Reservoirs r,
-        uint32_t of_query,
-        uint32_t n,
-        uint32_t* rows,
-        uint32_t* size) {
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i == 0) {
-        *size = n;
+/// from a tile on
+__global__ void __launch_bounds__(mean_threads) range_kernel(
+        const __grid_constant__ DeviceCodes codes,
+        const __grid_constant__ SignRows signs,
+        uint32_t first) {
+    const SignPlane& plane = signs.planes[blockIdx.y];
+    const uint32_t tile = first + blockIdx.x * blockDim.x + threadIdx.x;
+    const size_t begin = size_t(tile) * product_rows;
+    const size_t end = min(begin + product_rows, size_t(codes.n));
+    if (begin >= end) {
+        return;
     }
-    if (i < n) {
-        const uint32_t query = i / of_query, place = i % of_query;
-        const uint32_t slice = place / r.k, rank = place % r.k;
-        const size_t reservoir = size_t(slice) * max_sign_queries + query;
-        rows[i] = rank < r.counts[reservoir]
-                ? uint32_t(r.entries[reservoir * r.capacity + rank])
-                : no_row_of_list;
+    const float sign = codes.layout.is_l2 ? 1 : -1;
+    TileRange range = {FLT_MAX, 0, 0, codes.offsets ? FLT_MAX : 0};
+    for (size_t row = begin; row < end; row++) {
+        const float scale = plane.scales[row];
+        range.least_scale = fminf(range.least_scale, scale);
+        range.largest_scale = fmaxf(range.largest_scale, scale);
+        range.largest_residual =
+                fmaxf(range.largest_residual, plane.residuals[row]);
+        if (codes.offsets) {
+            range.least_offset =
+                    fminf(range.least_offset, sign * codes.offsets[row]);
+        }
     }
+    plane.ranges[tile] = range;
 }
 
 __global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
@@ -240,6 +245,7 @@ __global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
         int k,
         Entry* thresholds) {
     __shared__ uint32_t histogram[radix_size];
+    wait_for_kernel_before();
     const float* of_query = keys + blockIdx.x * stride;
     uint32_t prefix = 0;
     for (int shift = 32 - radix_bits; shift >= 0; shift -= radix_bits) {
@@ -294,6 +300,18 @@ struct KeyBound {
         }
         return fmaf(sum, scale, offset) <= limit;
     }
+
+    /// Whether it keeps any row of a tile, or maybe none; of one product a row.
+    /// product: the largest. Each step is no more than with any of the rows,
+    /// because slopes and spread are not above 0.
+    __device__ bool may_keep(float product, const TileRange& range) const {
+        const float least =
+                fmaf(slopes[0],
+                     product,
+                     fmaf(spread, range.largest_residual, shift));
+        const float scale = least < 0 ? range.largest_scale : range.least_scale;
+        return fmaf(least, scale, range.least_offset) <= limit;
+    }
 };
 
 __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
@@ -320,15 +338,18 @@ __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
             (2 * signs.n_planes - 1) * 0x1p-20 * sqrt(signs.d * squares);
     double shift = slope * bound.shift + multiplier * rounding;
     KeyBound result = {};
+    const int n_products = signs.are_joined ? 1 : signs.n_planes;
 #pragma unroll
     for (int p = 0; p < max_sign_planes; p++) {
-        if (p == signs.n_planes) {
+        if (p == n_products) {
             break;
         }
         // <q, u> is <q, s>, or 2 <q, s> + <q, t>
-        const int weight = p + 1 == signs.n_planes ? 1 : 2;
+        const int weight = p + 1 == n_products ? 1 : 2;
         const int zero = signs.products[p].zero;
-        const double unit = double(sums.magnitudes) / (255 - zero);
+        const double most =
+                double(sums.magnitudes) * signs.products[p].largest_level;
+        const double unit = most / (255 - zero);
         result.slopes[p] = float(slope * weight * unit);
         shift += slope * weight * unit * (0.5001 - zero);
     }
@@ -358,35 +379,53 @@ __device__ void bound_all_keys(
     }
 }
 
-/// rows that a block finds, which go to a list together
-struct FoundRows {
-    uint32_t rows[list_rows];
-    uint32_t count, place;
+/// rows that a warp finds, which go to a list together
+class FoundRows {
+    static constexpr uint32_t size = 1024;
+    uint32_t rows_[size], count_;
 
-    /// by all threads, which wait for each other
+   public:
+    /// that may be added between two calls of `make_room`
+    static constexpr uint32_t most = 256;
+
     __device__ void clear() {
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            count = 0;
+        if (threadIdx.x % 32 == 0) {
+            count_ = 0;
         }
-        __syncthreads();
+        __syncwarp();
+    }
+
+    /// room for n, of a lane. @return  where they go
+    __device__ uint32_t* add(uint32_t n) {
+        return rows_ + atomicAdd(&count_, n);
+    }
+
+    /// by all lanes
+    __device__ void make_room(const CandidateList& list) {
+        __syncwarp();
+        const uint32_t n = count_;
+        __syncwarp(); // before any lane adds more
+        if (n > size - most) {
+            deliver(list);
+        }
     }
 
     /// likewise
     __device__ void deliver(const CandidateList& list) {
-        __syncthreads();
-        if (count == 0) {
-            return;
+        __syncwarp();
+        const uint32_t lane = threadIdx.x % 32, n = count_;
+        uint32_t place = 0;
+        if (lane == 0 && n > 0) {
+            place = atomicAdd(list.size, n);
         }
-        if (threadIdx.x == 0) {
-            place = atomicAdd(list.size, count);
-        }
-        __syncthreads();
-        for (uint32_t i = threadIdx.x; i < count; i += list_threads) {
+        place = __shfl_sync(0xffffffff, place, 0);
+        for (uint32_t i = lane; i < n; i += 32) {
             if (place + i < list.capacity) {
-                list.rows[place + i] = rows[i];
+                list.rows[place + i] = rows_[i];
             }
         }
+        __syncwarp();
+        clear();
     }
 };
 
@@ -406,7 +445,101 @@ __device__ void load4(const float* from, float (&to)[4]) {
     to[3] = x.w;
 }
 
-/// by the first plane. pair: queries whose products lie together
+/// What a lane knows of the rows whose products it loads at a time: two lanes
+/// share those that lie together, each has four of either half.
+template <int pair>
+struct RowsOfLane {
+    static constexpr uint32_t half = product_rows / 2;
+    static constexpr int max_pairs = max_sign_queries / pair;
+    // [pair of queries][lane of the two][row][query][half]
+    using Products = std::conditional_t<pair == 1, uint2, uint4>;
+
+    Products products[pair == 1 ? 1 : max_pairs];
+    float scales[2][4], residuals[2][4], offsets[2][4];
+
+    /// row w of half h
+    static __device__ uint32_t row(uint32_t part, int h, int w = 0) {
+        return part / 2 * product_rows + part % 2 * 4 + h * half + w;
+    }
+
+    /// part: of all rows
+    __device__ void load(const SignKeys& signs, uint32_t part) {
+        if (row(part, 0) >= signs.n) {
+            return;
+        }
+        const ProductSink& sink = signs.products[0];
+        const int n_pairs = ProductSink::n_pairs(sink.nq);
+        const Products* at = reinterpret_cast<const Products*>(sink.bytes) +
+                size_t(part / 2 * n_pairs) * 2 + part % 2;
+#pragma unroll
+        for (int p = 0; p < int(std::size(products)); p++) {
+            if (p < n_pairs) {
+                products[p] = __ldcs(at + 2 * p);
+            }
+        }
+        const SignPlane& plane = signs.rows.planes[signs.n_planes - 1];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            load4(plane.scales + row(part, h), scales[h]);
+            load4(plane.residuals + row(part, h), residuals[h]);
+            if (signs.offsets) {
+                load4(signs.offsets + row(part, h), offsets[h]);
+            }
+        }
+    }
+
+    /// bit 4 h + w: whether any query keeps row w of half h
+    __device__ uint32_t of_interest(
+            const SignKeys& signs,
+            uint32_t part,
+            const KeyBound* bounds) const {
+        if (row(part, 0) >= signs.n) {
+            return 0;
+        }
+        const int n_pairs = ProductSink::n_pairs(signs.products[0].nq);
+        const float sign = !signs.offsets ? 0 : signs.is_l2 ? 1 : -1;
+        uint32_t kept = 0;
+#pragma unroll
+        for (int p = 0; p < int(std::size(products)); p++) {
+            if (p >= n_pairs) {
+                break;
+            }
+            uint32_t words[2 * pair];
+            memcpy(words, &products[p], sizeof(words));
+#pragma unroll
+            for (int j = 0; j < pair; j++) {
+                const KeyBound bound = bounds[pair * p + j];
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int h = i / 4, w = i % 4;
+                    const int byte = (w * pair + j) * 2 + h;
+                    const float product[] = {
+                            float_of_byte(words[byte / 4], byte % 4)};
+                    const bool is_kept = bound.keeps(
+                            product,
+                            residuals[h][w],
+                            scales[h][w],
+                            signs.offsets ? sign * offsets[h][w] : 0);
+                    kept |= uint32_t(is_kept) << i;
+                }
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint32_t first = row(part, h);
+            uint32_t valid = first >= signs.n ? 0
+                    : signs.n - first < 4     ? (1u << (signs.n - first)) - 1
+                                              : 0xf;
+            if (signs.selected && valid) {
+                valid &= signs.selected[first / 32] >> first % 32;
+            }
+            kept &= ~(0xfu << 4 * h) | valid << 4 * h;
+        }
+        return kept;
+    }
+};
+
+/// by one product a row. pair: queries whose products lie together
 template <int pair>
 __global__ void __launch_bounds__(list_threads, list_blocks)
         list_candidates_kernel(
@@ -414,93 +547,77 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
                 const Entry* thresholds,
                 float last,
                 CandidateList list) {
+    constexpr int warps = list_threads / 32;
+    constexpr uint32_t at_once = 16; // tiles whose rows are looked at
     __shared__ KeyBound bounds[max_sign_queries];
-    __shared__ FoundRows found;
-    const ProductSink& products = signs.products[0];
-    const SignPlane& plane = signs.rows.planes[0];
-    const int n_pairs = ProductSink::n_pairs(products.nq);
-    const float sign = signs.is_l2 ? 1 : -1;
-    constexpr uint32_t half = product_rows / 2;
-    // Two threads share the rows whose products lie together: each has four of
-    // either half. part: of a thread
-    const auto look_at = [&](uint32_t part) {
-        const uint32_t first = part / 2 * product_rows + part % 2 * 4;
-        if (first >= signs.n) {
-            return;
-        }
-        float scales[2][4], residuals[2][4], offsets[2][4] = {};
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const uint32_t row = first + h * half;
-            load4(plane.scales + row, scales[h]);
-            load4(plane.residuals + row, residuals[h]);
-            if (signs.offsets) {
-                load4(signs.offsets + row, offsets[h]);
-#pragma unroll
-                for (float& offset : offsets[h]) {
-                    offset *= sign;
-                }
-            }
-        }
-        uint32_t of_interest = 0; // bit 4 h + w: row w of half h
-        // [pair of queries][part of the rows][row][query][half]
-        using Products = std::conditional_t<pair == 1, uint2, uint4>;
-        const Products* at = reinterpret_cast<const Products*>(products.bytes) +
-                size_t(part / 2 * n_pairs) * 2 + part % 2;
-#pragma unroll 4 // loads of several queries at a time
-        for (int p = 0; p < n_pairs; p++, at += 2) {
-            const Products x = __ldcs(at);
-            uint32_t words[2 * pair];
-            memcpy(words, &x, sizeof(x));
+    __shared__ FoundRows found_by_warp[warps];
+    __shared__ uint32_t waiting_by_warp[warps][at_once + 32]; // tiles
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    FoundRows& found = found_by_warp[warp];
+    uint32_t* waiting = waiting_by_warp[warp];
+    found.clear();
+    wait_for_kernel_before();
+    bound_all_keys(signs, thresholds, last, bounds);
+    __syncthreads();
+
+    const auto may_be_of_interest = [&](uint32_t tile) {
+        const ProductSink& products = signs.products[0];
+        const uint32_t n_pairs = ProductSink::n_pairs(products.nq);
+        const TileRange range =
+                signs.rows.planes[signs.n_planes - 1].ranges[tile];
+        using Bytes = std::conditional_t<pair == 1, uint8_t, uint16_t>;
+        const Bytes* largest =
+                reinterpret_cast<const Bytes*>(products.largest) +
+                size_t(tile) * n_pairs;
+        bool is_kept = false;
+        for (uint32_t p = 0; p < n_pairs; p++) {
+            const uint32_t bytes = largest[p];
 #pragma unroll
             for (int j = 0; j < pair; j++) {
-                const KeyBound bound = bounds[pair * p + j];
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-#pragma unroll
-                    for (int w = 0; w < 4; w++) {
-                        const int byte = (w * pair + j) * 2 + h;
-                        const float product[] = {
-                                float_of_byte(words[byte / 4], byte % 4)};
-                        const bool is_kept = bound.keeps(
-                                product,
-                                residuals[h][w],
-                                scales[h][w],
-                                offsets[h][w]);
-                        of_interest |= uint32_t(is_kept) << (4 * h + w);
-                    }
+                is_kept |= bounds[pair * p + j].may_keep(
+                        float_of_byte(bytes, j), range);
+            }
+        }
+        return is_kept;
+    };
+    // by all lanes, two of which share a tile
+    const auto look_at = [&](const uint32_t* tiles, uint32_t n) {
+        if (lane / 2 < n) {
+            using Rows = RowsOfLane<pair>;
+            const uint32_t part = 2 * tiles[lane / 2] + lane % 2;
+            Rows rows;
+            rows.load(signs, part);
+            uint32_t kept = rows.of_interest(signs, part, bounds);
+            if (kept) {
+                uint32_t* to = found.add(__popc(kept));
+                for (; kept; kept &= kept - 1) {
+                    const uint32_t bit = __ffs(kept) - 1;
+                    *to++ = Rows::row(part, bit / 4, bit % 4);
                 }
             }
         }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const uint32_t row = first + h * half;
-            uint32_t valid = row >= signs.n ? 0
-                    : signs.n - row < 4     ? (1u << (signs.n - row)) - 1
-                                            : 0xf;
-            if (signs.selected && valid) {
-                valid &= signs.selected[row / 32] >> row % 32;
-            }
-            of_interest &= ~(0xfu << 4 * h) | valid << 4 * h;
-        }
-        if (of_interest) {
-            uint32_t at = atomicAdd(&found.count, __popc(of_interest));
-            for (; of_interest; of_interest &= of_interest - 1) {
-                const uint32_t bit = __ffs(of_interest) - 1;
-                found.rows[at++] = first + bit / 4 * half + bit % 4;
-            }
-        }
+        found.make_room(list);
     };
-    bound_all_keys(signs, thresholds, last, bounds);
-    for (uint32_t begin = blockIdx.x * list_rows; begin < signs.n;
-         begin += gridDim.x * list_rows) {
-        found.clear();
-#pragma unroll
-        for (int i = 0; i < list_rows; i += half * list_threads) {
-            look_at((begin + i) / half + threadIdx.x);
+    const uint32_t n_tiles = ceil_div(signs.n, product_rows);
+    const uint32_t stride = gridDim.x * list_threads;
+    uint32_t n_waiting = 0;
+    for (uint32_t begin = (blockIdx.x * warps + warp) * 32; begin < n_tiles;
+         begin += stride) {
+        const uint32_t tile = begin + lane;
+        const bool is_kept = tile < n_tiles && may_be_of_interest(tile);
+        const uint32_t keepers = __ballot_sync(0xffffffff, is_kept);
+        if (is_kept) {
+            const uint32_t before = keepers & ((1u << lane) - 1);
+            waiting[n_waiting + __popc(before)] = tile;
         }
-        found.deliver(list);
+        n_waiting += __popc(keepers);
+        __syncwarp();
+        for (; n_waiting >= at_once; n_waiting -= at_once) {
+            look_at(waiting + n_waiting - at_once, at_once);
+        }
     }
+    look_at(waiting, n_waiting);
+    found.deliver(list);
 }
 
 /// By both planes, of those rows that the first one has left. pair: likewise
@@ -512,13 +629,16 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
                 float last,
                 CandidateList list) {
     __shared__ KeyBound bounds[max_sign_queries];
-    __shared__ FoundRows found;
+    __shared__ FoundRows found_by_warp[list_threads / 32];
+    FoundRows& found = found_by_warp[threadIdx.x / 32];
+    found.clear();
     const auto& products = signs.products;
     const SignPlane& plane = signs.rows.planes[1];
     const int n_pairs = ProductSink::n_pairs(products[0].nq);
     const float sign = signs.is_l2 ? 1 : -1;
+    wait_for_kernel_before();
     const bool is_listed = signs.list.is_complete();
-    const uint32_t n = is_listed ? *signs.list.size : signs.n;
+    const uint32_t n = is_listed ? signs.list.count() : signs.n;
     constexpr uint32_t half = product_rows / 2;
     // a thread has the places of either half whose products lie together
     const auto look_at = [&](uint32_t part) {
@@ -568,22 +688,19 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             if (is_of_interest[h] && is_valid[h]) {
-                found.rows[atomicAdd(&found.count, 1)] = rows[h];
+                *found.add(1) = rows[h];
             }
         }
     };
     bound_all_keys(signs, thresholds, last, bounds);
-    for (uint32_t begin = blockIdx.x * list_rows; begin < n;
-         begin += gridDim.x * list_rows) {
-        found.clear();
-#pragma unroll 1
-        for (int i = 0; i < list_rows; i += 2 * list_threads) {
-            if (begin + i < n) {
-                look_at((begin + i) / 2 + threadIdx.x);
-            }
-        }
-        found.deliver(list);
+    __syncthreads();
+    const uint32_t warp = (blockIdx.x * list_threads + threadIdx.x) / 32;
+    const uint32_t warps = gridDim.x * list_threads / 32;
+    for (uint32_t begin = warp * 64; begin < n; begin += warps * 64) {
+        look_at(begin / 2 + threadIdx.x % 32);
+        found.make_room(list);
     }
+    found.deliver(list);
 }
 
 } // namespace
@@ -605,31 +722,24 @@ void pack_signs(
     const DeviceLayout& layout = codes.layout;
     const int family = !layout.has_trellis() ? 0 : layout.shipped >= 0 ? 1 : 2;
     const PackSigns kernel = pack_kernels[family][layout.nbits - 1];
-    allow_shared_memory(kernel);
     const uint32_t groups = ceil_div(codes.n - first, uint32_t(pack_rows));
-    const int blocks = int(std::min<uint32_t>(groups, pack_blocks));
+    const uint32_t blocks = std::min<uint32_t>(groups, pack_blocks);
     const uint32_t large = large_magnitude(layout.half_steps, layout.d);
-    kernel<<<blocks, 32, pack_rows*(layout.dims + 16), stream>>>(
-            codes, first, large * 0x01010101u, signs);
-    TQ_CUDA(cudaGetLastError());
+    const size_t shared = pack_rows * (layout.dims + 16);
+    run({blocks, 32, shared, stream},
+        kernel,
+        codes,
+        first,
+        large * 0x01010101u,
+        signs);
     mean_kernel<<<signs.n_planes, mean_threads, 0, stream>>>(codes, signs);
     TQ_CUDA(cudaGetLastError());
-}
-
-void list_reservoirs(
-        const Reservoirs& reservoirs,
-        int n_slices,
-        size_t nq,
-        uint32_t* rows,
-        uint32_t* size,
-        cudaStream_t stream) {
-    const uint32_t of_query = uint32_t(n_slices) * reservoirs.k;
-    const uint32_t n = uint32_t(nq) * of_query;
-    list_reservoirs_kernel<<<
-            ceil_div(n, uint32_t(list_threads)),
-            list_threads,
-            0,
-            stream>>>(reservoirs, of_query, n, rows, size);
+    const uint32_t first_tile = first / product_rows;
+    const uint32_t tiles = ceil_div(codes.n, product_rows) - first_tile;
+    const dim3 range_blocks(
+            ceil_div(tiles, uint32_t(mean_threads)), signs.n_planes);
+    range_kernel<<<range_blocks, mean_threads, 0, stream>>>(
+            codes, signs, first_tile);
     TQ_CUDA(cudaGetLastError());
 }
 
@@ -641,9 +751,13 @@ void select_thresholds(
         size_t nq,
         Entry* thresholds,
         cudaStream_t stream) {
-    select_thresholds_kernel<<<int(nq), radix_size, 0, stream>>>(
-            keys, stride, n, k, thresholds);
-    TQ_CUDA(cudaGetLastError());
+    run({unsigned(nq), radix_size, 0, stream, 1, true},
+        select_thresholds_kernel,
+        keys,
+        stride,
+        n,
+        k,
+        thresholds);
 }
 
 void list_candidates(
@@ -652,21 +766,23 @@ void list_candidates(
         float last,
         const CandidateList& found,
         cudaStream_t stream) {
-    TQ_CUDA(cudaMemsetAsync(found.size, 0, sizeof(*found.size), stream));
     const bool is_one = signs.products[0].nq == 1;
-    const auto kernel = signs.n_planes == 1
+    const auto kernel = signs.n_planes == 1 || signs.are_joined
             ? (is_one ? list_candidates_kernel<1> : list_candidates_kernel<2>)
             : is_one ? refine_candidates_kernel<1>
                      : refine_candidates_kernel<2>;
-    int device = 0, multiprocessors = 0;
-    TQ_CUDA(cudaGetDevice(&device));
-    TQ_CUDA(cudaDeviceGetAttribute(
-            &multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    // places for the second plane, and tiles for the first, of which some have
+    // to be looked at row by row
+    constexpr uint32_t of_block = product_rows / 2 * list_threads;
     const uint32_t blocks = std::min<uint32_t>(
-            ceil_div(signs.n, uint32_t(list_rows)),
-            list_blocks * multiprocessors);
-    kernel<<<blocks, list_threads, 0, stream>>>(signs, thresholds, last, found);
-    TQ_CUDA(cudaGetLastError());
+            ceil_div(signs.n, of_block),
+            blocks_at_once(kernel, list_threads, 0));
+    run({blocks, list_threads, 0, stream, 1, true},
+        kernel,
+        signs,
+        thresholds,
+        last,
+        found);
 }
 
 } // namespace gpu

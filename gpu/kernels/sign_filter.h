@@ -22,12 +22,20 @@ constexpr int max_sign_queries = 8;
 /// together have one
 constexpr uint32_t sign_rows_unit = product_rows;
 
+/// what the factors of the rows whose products lie together are between
+struct TileRange {
+    float least_scale, largest_scale;
+    float largest_residual;
+    float least_offset; ///< with the sign that it has in a key
+};
+
 /// what is held of rows: bits, and what these tell of codes with those of the
 /// planes before, see SignFilter
 struct SignPlane {
-    uint8_t* bits = nullptr;    ///< (n, dims / 8), as of DeviceLayout::signs
-    float* scales = nullptr;    ///< (n,), of codes times beta
-    float* residuals = nullptr; ///< (n,), |r| / beta
+    uint8_t* bits = nullptr;     ///< (n, dims / 8), as of DeviceLayout::signs
+    float* scales = nullptr;     ///< (n,), of codes times beta
+    float* residuals = nullptr;  ///< (n,), |r| / beta
+    TileRange* ranges = nullptr; ///< (n / product_rows, rounded up)
 };
 
 /// of all rows, for the choice of a bound
@@ -54,26 +62,17 @@ void pack_signs(
 /// where a RowList is written
 struct CandidateList {
     uint32_t* rows = nullptr; ///< (capacity,)
-    uint32_t* size = nullptr; ///< (1,)
+    uint32_t* size = nullptr; ///< (1,), 0 before
     uint32_t capacity = 0;
 
     RowList list() const {
-        return {rows, size, capacity};
+        RowList list;
+        list.rows = rows;
+        list.size = size;
+        list.capacity = capacity;
+        return list;
     }
 };
-
-/** Rows that are in reservoirs, each query's apart.
- * @param nq    up to max_sign_queries
- * @param rows  (nq, n_slices * k), written: past a reservoir's rows, those that
- *              have no key
- * @param size  (1,), written: of all */
-void list_reservoirs(
-        const Reservoirs& reservoirs,
-        int n_slices,
-        size_t nq,
-        uint32_t* rows,
-        uint32_t* size,
-        cudaStream_t stream);
 
 /** What is of interest, from keys of some rows: the k-th least, and whatever
  * has the same key.
@@ -91,9 +90,10 @@ void select_thresholds(
 
 /// what planes tell about rows
 struct SignKeys {
-    int n_planes = 1; ///< that have been asked
-    /// of rows with the planes: those of the first one by row, those of the
-    /// second one by place in `list`
+    int n_planes = 1;        ///< that have been asked
+    bool are_joined = false; ///< both, with one product
+    /// of rows with the planes: those of the first one, or of both, by row,
+    /// those of the second one by place in `list`
     ProductSink products[max_sign_planes];
     SignRows rows;
     const float* offsets = nullptr;     ///< (n,), of codes; null for zeros

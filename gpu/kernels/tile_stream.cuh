@@ -31,7 +31,7 @@ class TileStream {
 #endif
 
    public:
-    /** By all threads of a block, which wait for each other before they copy.
+    /** By all lanes of a warp.
      * @param tiles     (n_tiles, tile_size) of the warp's own
      * @param arrivals  (n_tiles,) likewise */
     __device__ TileStream(

@@ -30,6 +30,7 @@ using faiss_turboquant::gpu::DeviceSignFilter;
 using faiss_turboquant::gpu::download;
 using faiss_turboquant::gpu::GpuResources;
 using faiss_turboquant::gpu::Refused;
+using faiss_turboquant::gpu::RowsLeft;
 using faiss_turboquant::gpu::ScanPlan;
 using faiss_turboquant::gpu::SignPlane;
 using faiss_turboquant::gpu::SignRows;
@@ -347,7 +348,7 @@ TEST(DeviceSignFilter, SecondPlaneLeavesFewRows) {
         const float radius = *std::max_element(best.D.begin(), best.D.end());
         const DeviceCodes codes = storage.codes(n, nullptr);
         const auto plan = [&](const DeviceLayout& layout) {
-            return plan_scan(layout, n, nq, resources()->device);
+            return plan_scan(layout, n, nq);
         };
         const ScanPlan of_codes = plan(codes.layout);
         std::vector<uint32_t> sizes;
@@ -466,10 +467,8 @@ TEST(DeviceSignFilter, PausesWhereTooManyRowsAreLeft) {
     const IndexTurboQuant index = make_index(d, 4, METRIC_L2);
     CodeStorage storage(*resources(), index.tq);
     DeviceSignFilter filter(storage);
-    const OnDevice<uint32_t> left(std::vector<uint32_t>{n / 100, n});
     const auto note = [&](size_t nq, bool many) {
-        filter.note(nq, 1, left.data + many, left.data + many);
-        resources()->synchronize();
+        filter.note(nq, 1)->by_first = many ? n : n / 100;
     };
     const auto is_promising = [&](size_t nq) {
         return filter.choose_planes(n, nq, 1, true) == 1;
@@ -500,11 +499,11 @@ TEST(DeviceSignFilter, AsksBothPlanesAfterSearchesThatWouldHaveGained) {
     const IndexTurboQuant index = make_index(d, 4, METRIC_L2);
     CodeStorage storage(*resources(), index.tq);
     DeviceSignFilter filter(storage);
-    const OnDevice<uint32_t> left(
-            std::vector<uint32_t>{n / 100, n / 10, n / 4});
+    const uint32_t rows[] = {n / 100, n / 10, n / 4};
     const auto note = [&](int n_planes, int by_first, int by_all) {
-        filter.note(1, n_planes, left.data + by_first, left.data + by_all);
-        resources()->synchronize();
+        volatile RowsLeft* left = filter.note(1, n_planes);
+        left->by_first = rows[by_first];
+        left->by_all = rows[by_all];
     };
     const auto choose = [&](int most = 2) {
         return filter.choose_planes(n, 1, most, true);
@@ -532,6 +531,35 @@ TEST(DeviceSignFilter, AsksBothPlanesAfterSearchesThatWouldHaveGained) {
         EXPECT_EQ(choose(), 2);
     }
     note(2, 2, 1); // the second one has told little
+    EXPECT_EQ(choose(), 1);
+}
+
+// Of several queries, which ask both planes at once, searches do not tell what
+// signs alone would leave.
+TEST(DeviceSignFilter, SeveralQueriesStayWithTheirPlanes) {
+    const size_t d = 1536, n = 1000000, nq = 8;
+    const IndexTurboQuant index = make_index(d, 1, METRIC_L2, 8);
+    CodeStorage storage(*resources(), index.tq);
+    DeviceSignFilter filter(storage);
+    const auto note = [&](int n_planes, uint32_t left) {
+        volatile RowsLeft* rows = filter.note(nq, n_planes);
+        rows->by_first = n_planes == 1 ? left : 0;
+        rows->by_all = n_planes == 1 ? 0 : left;
+    };
+    const auto choose = [&] { return filter.choose_planes(n, nq, 2, true); };
+    for (int i = 0; i < 4; i++) {
+        EXPECT_EQ(choose(), 1);
+        note(1, n);
+    }
+    // if a fortieth is left by both, signs leave all, and not eight times that
+    for (int i = 0; i < 8; i++) {
+        EXPECT_EQ(choose(), 2);
+        note(2, n / 40);
+    }
+    // queries that have near neighbours
+    note(2, n / 10000);
+    EXPECT_EQ(choose(), 1);
+    note(1, n / 500);
     EXPECT_EQ(choose(), 1);
 }
 

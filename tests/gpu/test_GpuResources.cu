@@ -9,6 +9,7 @@
 using faiss::gpu::GpuIndexTurboQuant;
 using faiss_turboquant::gpu::get_num_gpus;
 using faiss_turboquant::gpu::GpuResources;
+using faiss_turboquant::gpu::MemoryUse;
 using faiss_turboquant::gpu::StandardGpuResources;
 
 namespace {
@@ -61,6 +62,44 @@ TEST(StandardGpuResources, TakesAStreamOfTheCallers) {
     StandardGpuResources other;
     other.setDefaultStream(0, nullptr);
     EXPECT_EQ(other.getDefaultStream(0), cudaStreamLegacy);
+
+    const size_t d = 96, n = 3000, nq = 5;
+    IndexTurboQuant index = make_index(d, 4);
+    index.add(n, gaussian(n, d, 1).data());
+    const auto xq = gaussian(nq, d, 2);
+    for (const auto& resources :
+         {provider.getResources(0), other.getResources(0)}) {
+        GpuIndexTurboQuant gpu(resources, index);
+        for (const int use_sign_filter : {0, 2}) {
+            gpu.use_sign_filter = use_sign_filter;
+            EXPECT_EQ(search(index, xq, 7), search(gpu, xq, 7));
+        }
+    }
+}
+
+TEST(GpuResources, KeepsWhatACallHasWorkedInForTheNextOne) {
+    constexpr auto use = MemoryUse::workspace;
+    const GpuResources resources(0, nullptr, 1 << 20);
+    const auto take = [&](size_t bytes) {
+        return resources.allocate(bytes, use);
+    };
+    void* first = take(1000);
+    void* second = take(1000);
+    EXPECT_NE(first, second);
+    resources.release(first, 1000, use);
+    void* smaller = take(900); // by less than an eighth
+    EXPECT_EQ(smaller, first);
+    void* third = take(1000);
+    EXPECT_NE(third, first);
+    EXPECT_NE(third, second);
+    EXPECT_EQ(take(0), nullptr);
+    for (void* memory : {first, second, third}) {
+        resources.release(memory, 1000, use);
+    }
+    // more than may be kept
+    const size_t large = size_t(3) << 20;
+    void* too_much = take(large);
+    resources.release(too_much, large, use);
 }
 
 TEST(GpuResources, KeepsTheOrderOfStreams) {
