@@ -1,6 +1,8 @@
 #include <gpu/GpuResources.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include <gpu/kernels/cuda_utils.h>
 
@@ -85,9 +87,7 @@ GpuResources::GpuResources(
 
 GpuResources::~GpuResources() {
     // errors of the last calls have no one left to hear them
-    for (const auto& [bytes, memory] : kept_) {
-        cudaFreeAsync(memory, stream_);
-    }
+    give_back(0);
     cudaStreamSynchronize(stream_);
     for (const Mailbox& mailbox : mailboxes_) {
         cudaEventDestroy(mailbox.written);
@@ -104,23 +104,26 @@ void* GpuResources::allocate(size_t bytes, MemoryUse use) const {
     if (bytes == 0) {
         return nullptr;
     }
-    const bool is_kept = use == MemoryUse::workspace;
-    if (is_kept) {
-        bytes = size_to_keep(bytes);
-        const std::lock_guard<std::mutex> lock(mutex_);
-        const auto found = kept_.find(bytes);
-        if (found != kept_.end()) {
-            void* memory = found->second;
-            kept_.erase(found);
-            kept_bytes_ -= bytes;
+    const bool is_index = use == MemoryUse::index;
+    const cudaMemPool_t pool = is_index ? index_pool_ : workspace_pool_;
+    const size_t size = is_index ? bytes : size_to_keep(bytes);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!is_index) {
+        const auto found =
+                std::find_if(kept_.rbegin(), kept_.rend(), [&](const Kept& k) {
+                    return k.bytes == size;
+                });
+        if (found != kept_.rend()) {
+            void* memory = found->memory;
+            kept_.erase(std::next(found).base());
             return memory;
         }
+        give_back(workspace_limit - std::min(workspace_limit, size));
     }
-    cudaMemPool_t pool = is_kept ? workspace_pool_ : index_pool_;
     void* memory = nullptr;
     const auto try_pool = [&] {
         const cudaError_t error =
-                cudaMallocFromPoolAsync(&memory, bytes, pool, stream_);
+                cudaMallocFromPoolAsync(&memory, size, pool, stream_);
         if (error != cudaSuccess) {
             cudaGetLastError(); // it is reported here, not at the next launch
         }
@@ -128,8 +131,13 @@ void* GpuResources::allocate(size_t bytes, MemoryUse use) const {
     };
     cudaError_t error = try_pool();
     if (error == cudaErrorMemoryAllocation) {
-        give_back_kept();
+        give_back(0);
+        synchronize();
+        TQ_CUDA(cudaMemPoolTrimTo(workspace_pool_, 0));
         error = try_pool();
+    }
+    if (error == cudaSuccess && !is_index) {
+        held_bytes_ += size;
     }
     FAISS_THROW_IF_NOT_FMT(
             error == cudaSuccess,
@@ -141,31 +149,23 @@ void* GpuResources::allocate(size_t bytes, MemoryUse use) const {
 }
 
 void GpuResources::release(void* memory, size_t bytes, MemoryUse use) const {
-    if (use == MemoryUse::workspace) {
-        bytes = size_to_keep(bytes);
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (kept_bytes_ + bytes <= workspace_limit) {
-            // what is issued from now on may use it: the stream is one
-            kept_.emplace(bytes, memory);
-            kept_bytes_ += bytes;
-            return;
-        }
+    if (use == MemoryUse::index) {
+        cudaFreeAsync(memory, stream_);
+        return;
     }
-    cudaFreeAsync(memory, stream_);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    // what is issued from now on may use it: the stream is one
+    kept_.push_back({size_to_keep(bytes), memory});
+    give_back(workspace_limit);
 }
 
-/// to the device
-void GpuResources::give_back_kept() const {
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        for (const auto& [bytes, memory] : kept_) {
-            cudaFreeAsync(memory, stream_);
-        }
-        kept_.clear();
-        kept_bytes_ = 0;
+void GpuResources::give_back(size_t most) const {
+    auto kept = kept_.begin();
+    for (; kept != kept_.end() && held_bytes_ > most; ++kept) {
+        cudaFreeAsync(kept->memory, stream_);
+        held_bytes_ -= kept->bytes;
     }
-    synchronize();
-    TQ_CUDA(cudaMemPoolTrimTo(workspace_pool_, 0));
+    kept_.erase(kept_.begin(), kept);
 }
 
 void GpuResources::synchronize() const {

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <map>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -69,7 +68,13 @@ struct GpuResources {
     void give_mailbox(const Mailbox& mailbox) const;
 
    private:
-    void give_back_kept() const;
+    struct Kept {
+        size_t bytes;
+        void* memory;
+    };
+
+    /// to the pool, the oldest first, until no more than so many bytes are held
+    void give_back(size_t most) const;
 
     cudaStream_t stream_ = nullptr;
     bool owns_stream_ = false;
@@ -79,8 +84,8 @@ struct GpuResources {
     mutable std::mutex mutex_;
     // A search takes some twenty arrays, for which a pool takes as long as a
     // small one.
-    mutable std::multimap<size_t, void*> kept_; ///< by size
-    mutable size_t kept_bytes_ = 0;
+    mutable std::vector<Kept> kept_; ///< in the order in which they came
+    mutable size_t held_bytes_ = 0;  ///< of the workspace: in use, and kept
     // making one takes longer than many a search
     mutable std::vector<Mailbox> mailboxes_;
 };
