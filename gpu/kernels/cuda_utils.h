@@ -119,12 +119,14 @@ struct Launch {
     int threads;
     size_t shared_memory; ///< dynamic
     cudaStream_t stream;
-    unsigned cluster = 1; ///< blocks of one
-    /** Whether the kernel begins with wait_for_kernel_before. Its blocks are
-     * put in place while the kernel before ends then (programmatic dependent
-     * launch), if its code is for compute capability 9.0, which has that. */
-    bool is_early = false;
+    bool is_early = false; ///< see `early`
+    unsigned cluster = 1;  ///< blocks of one
 };
+
+/** Of a kernel that begins with wait_for_kernel_before: its blocks are put in
+ * place while the kernel before ends (programmatic dependent launch), if its
+ * code is for compute capability 9.0, which has that. */
+constexpr bool early = true;
 
 template <class... Parameters, class... Arguments>
 void run(
@@ -140,14 +142,14 @@ void run(
     config.attrs = attributes;
     const bool has_early_launch = traits_of(kernel).capability >= 90;
     if (launch.is_early && has_early_launch) {
-        auto& early = attributes[config.numAttrs++];
-        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        early.val.programmaticStreamSerializationAllowed = 1;
+        auto& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
     }
     if (launch.cluster > 1) {
-        auto& cluster = attributes[config.numAttrs++];
-        cluster.id = cudaLaunchAttributeClusterDimension;
-        cluster.val.clusterDim = {launch.cluster, 1, 1};
+        auto& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {launch.cluster, 1, 1};
     }
     TQ_CUDA(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }

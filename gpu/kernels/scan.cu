@@ -312,7 +312,7 @@ void merge(
     const size_t shared = buffer_size * sizeof(Entry);
     const int most =
             plan.is_batch ? reservoirs.limit(Batch::part_rows) : reservoirs.k;
-    run({unsigned(nq), merge_threads, shared, stream, 1, true},
+    run({unsigned(nq), merge_threads, shared, stream, early},
         merge_kernel<Sources>,
         reservoirs,
         most,
@@ -333,8 +333,8 @@ void launch(const ScanArgs& args, const ScanPlan& plan, cudaStream_t stream) {
          threads_of(plan),
          shared_size(layout, plan),
          stream,
-         cluster,
-         true},
+         early,
+         cluster},
         kernel_of(layout, plan),
         args);
 }
@@ -482,12 +482,7 @@ void find_thresholds(
     while (parts < 4 * k) {
         parts *= 2;
     }
-    run({unsigned(nq),
-         threshold_threads,
-         parts * sizeof(Entry),
-         stream,
-         1,
-         true},
+    run({unsigned(nq), threshold_threads, parts * sizeof(Entry), stream, early},
         threshold_kernel,
         keys,
         rows,

@@ -751,7 +751,7 @@ void select_thresholds(
         size_t nq,
         Entry* thresholds,
         cudaStream_t stream) {
-    run({unsigned(nq), radix_size, 0, stream, 1, true},
+    run({unsigned(nq), radix_size, 0, stream, early},
         select_thresholds_kernel,
         keys,
         stride,
@@ -777,7 +777,7 @@ void list_candidates(
     const uint32_t blocks = std::min<uint32_t>(
             ceil_div(signs.n, of_block),
             blocks_at_once(kernel, list_threads, 0));
-    run({blocks, list_threads, 0, stream, 1, true},
+    run({blocks, list_threads, 0, stream, early},
         kernel,
         signs,
         thresholds,
