@@ -42,18 +42,18 @@ struct GpuIndexTurboQuant : Index {
 
     /** Whether searches for up to eight queries first read the signs of all
      * codes, and then those codes alone that can be among the results, as those
-     * of IndexTurboQuant do, and a second bit likewise. It takes d / 8 + 8
+     * of IndexTurboQuant do, and a second bit likewise. It takes d / 8 + 9
      * bytes more on the device for each vector that there is room for, from the
      * first such search on, as much for the second bit after a few that would
      * have gained by it, and a byte or two for each vector and query of the
      * workspace.
      *
      *   -1: where it takes no more than half of the memory that is free and
-     *       reading few codes makes up for reading signs (one query: from 0.4
-     *       million vectors of 1536 dimensions on at four bits, 0.6 at three
-     *       and with smaller trellis codes, 1.4 at two; of 768 dimensions 1, 2
-     *       and 3), but not for some searches after one that had to read many
-     *       codes all the same
+     *       reading few codes makes up for reading signs (one query: from 0.3
+     *       million vectors of 1536 dimensions on at four bits, 0.5 at three
+     *       and with smaller trellis codes, 1.1 at two; of 768 dimensions 0.7,
+     *       1.3 and 2.2), but not for some searches after one that had to read
+     *       many codes all the same
      *    0: never
      *    1: if it fits into the workspace
      *    2: the same, with the second bit from the beginning
