@@ -43,6 +43,22 @@ const ScanKernels& kernels_of(const DeviceLayout& layout) {
     return *table[layout.nbits - 1];
 }
 
+/// of up to eight queries, by units
+const ScanKernel* few_kernels(
+        const ScanKernels& kernels,
+        const ScanPlan& plan) {
+    if (plan.product_planes > 0) {
+        const int i = plan.product_planes - 1;
+        return plan.is_single     ? kernels.single_products
+                : plan.uses_wgmma ? kernels.products_wgmma[i]
+                                  : kernels.products[i];
+    }
+    return plan.is_single           ? kernels.single
+            : plan.uses_wgmma       ? kernels.streamed_wgmma
+            : plan.stream.warps > 0 ? kernels.streamed
+                                    : kernels.few;
+}
+
 ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
     const ScanKernels& kernels = kernels_of(layout);
     if (plan.is_batch) {
@@ -52,18 +68,8 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
         return kernels.wgmma[plan.group_tiles / 16];
     }
     switch (plan.group_tiles) {
-        case 1: {
-            const int i = plan.product_planes - 1;
-            const auto& few = plan.product_planes > 0
-                    ? (plan.is_single            ? kernels.single_products
-                               : plan.uses_wgmma ? kernels.products_wgmma[i]
-                                                 : kernels.products[i])
-                    : plan.is_single        ? kernels.single
-                    : plan.uses_wgmma       ? kernels.streamed_wgmma
-                    : plan.stream.warps > 0 ? kernels.streamed
-                                            : kernels.few;
-            return few[plan.units / 2];
-        }
+        case 1:
+            return few_kernels(kernels, plan)[plan.units / 2];
         case 4:
             return kernels.many[0];
         case 8:
