@@ -65,11 +65,39 @@ __device__ inline uint64_t operand_descriptor(uint32_t address, int n) {
     return (address >> 4 & 0x3fff) | next_coordinates << 16 | next_rows << 32;
 }
 
-// eight operands of the instructions below
+// The sums of an instruction, which come first among its operands: their names,
+// and what they are.
+#define TQ_NAMES_32                            \
+    "%0, %1, %2, %3, %4, %5, %6, %7"           \
+    ", %8, %9, %10, %11, %12, %13, %14, %15"   \
+    ", %16, %17, %18, %19, %20, %21, %22, %23" \
+    ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define TQ_NAMES_64                            \
+    TQ_NAMES_32                                \
+    ", %32, %33, %34, %35, %36, %37, %38, %39" \
+    ", %40, %41, %42, %43, %44, %45, %46, %47" \
+    ", %48, %49, %50, %51, %52, %53, %54, %55" \
+    ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define TQ_NAMES_128                                   \
+    TQ_NAMES_64                                        \
+    ", %64, %65, %66, %67, %68, %69, %70, %71"         \
+    ", %72, %73, %74, %75, %76, %77, %78, %79"         \
+    ", %80, %81, %82, %83, %84, %85, %86, %87"         \
+    ", %88, %89, %90, %91, %92, %93, %94, %95"         \
+    ", %96, %97, %98, %99, %100, %101, %102, %103"     \
+    ", %104, %105, %106, %107, %108, %109, %110, %111" \
+    ", %112, %113, %114, %115, %116, %117, %118, %119" \
+    ", %120, %121, %122, %123, %124, %125, %126, %127"
 #define TQ_SUMS(i)                                                          \
     "+r"(sums[i]), "+r"(sums[i + 1]), "+r"(sums[i + 2]), "+r"(sums[i + 3]), \
             "+r"(sums[i + 4]), "+r"(sums[i + 5]), "+r"(sums[i + 6]),        \
             "+r"(sums[i + 7])
+#define TQ_SUMS_32 TQ_SUMS(0), TQ_SUMS(8), TQ_SUMS(16), TQ_SUMS(24)
+#define TQ_SUMS_64 \
+    TQ_SUMS_32, TQ_SUMS(32), TQ_SUMS(40), TQ_SUMS(48), TQ_SUMS(56)
+#define TQ_SUMS_128                                                 \
+    TQ_SUMS_64, TQ_SUMS(64), TQ_SUMS(72), TQ_SUMS(80), TQ_SUMS(88), \
+            TQ_SUMS(96), TQ_SUMS(104), TQ_SUMS(112), TQ_SUMS(120)
 
 /// sums += bits that codes share with queries, of 256 coordinates: of bit b of
 /// eight queries, four sums from 4 b on
@@ -82,13 +110,9 @@ __device__ inline void wgmma_of_bits(
         uint64_t queries) {
 #ifdef TQ_HAS_WGMMA
     asm volatile(
-            "wgmma.mma_async.sync.aligned.m64n64k256.s32.b1.b1.and.popc {"
-            "%0, %1, %2, %3, %4, %5, %6, %7, "
-            "%8, %9, %10, %11, %12, %13, %14, %15, "
-            "%16, %17, %18, %19, %20, %21, %22, %23, "
-            "%24, %25, %26, %27, %28, %29, %30, %31}, "
-            "{%32, %33, %34, %35}, %36, 1;"
-            : TQ_SUMS(0), TQ_SUMS(8), TQ_SUMS(16), TQ_SUMS(24)
+            "wgmma.mma_async.sync.aligned.m64n64k256.s32.b1.b1.and.popc {" TQ_NAMES_32
+            "}, {%32, %33, %34, %35}, %36, 1;"
+            : TQ_SUMS_32
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
 #endif
 }
@@ -103,13 +127,9 @@ __device__ inline void wgmma(
         uint64_t queries) {
 #ifdef TQ_HAS_WGMMA
     asm volatile(
-            "wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 {"
-            "%0, %1, %2, %3, %4, %5, %6, %7, "
-            "%8, %9, %10, %11, %12, %13, %14, %15, "
-            "%16, %17, %18, %19, %20, %21, %22, %23, "
-            "%24, %25, %26, %27, %28, %29, %30, %31}, "
-            "{%32, %33, %34, %35}, %36, 1;"
-            : TQ_SUMS(0), TQ_SUMS(8), TQ_SUMS(16), TQ_SUMS(24)
+            "wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 {" TQ_NAMES_32
+            "}, {%32, %33, %34, %35}, %36, 1;"
+            : TQ_SUMS_32
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
 #endif
 }
@@ -124,24 +144,9 @@ __device__ inline void wgmma(
         uint64_t queries) {
 #ifdef TQ_HAS_WGMMA
     asm volatile(
-            "wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {"
-            "%0, %1, %2, %3, %4, %5, %6, %7, "
-            "%8, %9, %10, %11, %12, %13, %14, %15, "
-            "%16, %17, %18, %19, %20, %21, %22, %23, "
-            "%24, %25, %26, %27, %28, %29, %30, %31, "
-            "%32, %33, %34, %35, %36, %37, %38, %39, "
-            "%40, %41, %42, %43, %44, %45, %46, %47, "
-            "%48, %49, %50, %51, %52, %53, %54, %55, "
-            "%56, %57, %58, %59, %60, %61, %62, %63}, "
-            "{%64, %65, %66, %67}, %68, 1;"
-            : TQ_SUMS(0),
-              TQ_SUMS(8),
-              TQ_SUMS(16),
-              TQ_SUMS(24),
-              TQ_SUMS(32),
-              TQ_SUMS(40),
-              TQ_SUMS(48),
-              TQ_SUMS(56)
+            "wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {" TQ_NAMES_64
+            "}, {%64, %65, %66, %67}, %68, 1;"
+            : TQ_SUMS_64
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
 #endif
 }
@@ -153,24 +158,9 @@ __device__ inline void wgmma(
         uint64_t queries) {
 #ifdef TQ_HAS_WGMMA
     asm volatile(
-            "wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {"
-            "%0, %1, %2, %3, %4, %5, %6, %7, "
-            "%8, %9, %10, %11, %12, %13, %14, %15, "
-            "%16, %17, %18, %19, %20, %21, %22, %23, "
-            "%24, %25, %26, %27, %28, %29, %30, %31, "
-            "%32, %33, %34, %35, %36, %37, %38, %39, "
-            "%40, %41, %42, %43, %44, %45, %46, %47, "
-            "%48, %49, %50, %51, %52, %53, %54, %55, "
-            "%56, %57, %58, %59, %60, %61, %62, %63}, "
-            "%64, %65, 1;"
-            : TQ_SUMS(0),
-              TQ_SUMS(8),
-              TQ_SUMS(16),
-              TQ_SUMS(24),
-              TQ_SUMS(32),
-              TQ_SUMS(40),
-              TQ_SUMS(48),
-              TQ_SUMS(56)
+            "wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {" TQ_NAMES_64
+            "}, %64, %65, 1;"
+            : TQ_SUMS_64
             : "l"(codes), "l"(queries));
 #endif
 }
@@ -182,45 +172,20 @@ __device__ inline void wgmma(
         uint64_t queries) {
 #ifdef TQ_HAS_WGMMA
     asm volatile(
-            "wgmma.mma_async.sync.aligned.m64n256k32.s32.u8.s8 {"
-            "%0, %1, %2, %3, %4, %5, %6, %7, "
-            "%8, %9, %10, %11, %12, %13, %14, %15, "
-            "%16, %17, %18, %19, %20, %21, %22, %23, "
-            "%24, %25, %26, %27, %28, %29, %30, %31, "
-            "%32, %33, %34, %35, %36, %37, %38, %39, "
-            "%40, %41, %42, %43, %44, %45, %46, %47, "
-            "%48, %49, %50, %51, %52, %53, %54, %55, "
-            "%56, %57, %58, %59, %60, %61, %62, %63, "
-            "%64, %65, %66, %67, %68, %69, %70, %71, "
-            "%72, %73, %74, %75, %76, %77, %78, %79, "
-            "%80, %81, %82, %83, %84, %85, %86, %87, "
-            "%88, %89, %90, %91, %92, %93, %94, %95, "
-            "%96, %97, %98, %99, %100, %101, %102, %103, "
-            "%104, %105, %106, %107, %108, %109, %110, %111, "
-            "%112, %113, %114, %115, %116, %117, %118, %119, "
-            "%120, %121, %122, %123, %124, %125, %126, %127}, "
-            "%128, %129, 1;"
-            : TQ_SUMS(0),
-              TQ_SUMS(8),
-              TQ_SUMS(16),
-              TQ_SUMS(24),
-              TQ_SUMS(32),
-              TQ_SUMS(40),
-              TQ_SUMS(48),
-              TQ_SUMS(56),
-              TQ_SUMS(64),
-              TQ_SUMS(72),
-              TQ_SUMS(80),
-              TQ_SUMS(88),
-              TQ_SUMS(96),
-              TQ_SUMS(104),
-              TQ_SUMS(112),
-              TQ_SUMS(120)
+            "wgmma.mma_async.sync.aligned.m64n256k32.s32.u8.s8 {" TQ_NAMES_128
+            "}, %128, %129, 1;"
+            : TQ_SUMS_128
             : "l"(codes), "l"(queries));
 #endif
 }
 
+#undef TQ_NAMES_32
+#undef TQ_NAMES_64
+#undef TQ_NAMES_128
 #undef TQ_SUMS
+#undef TQ_SUMS_32
+#undef TQ_SUMS_64
+#undef TQ_SUMS_128
 
 #endif // __CUDACC__
 
