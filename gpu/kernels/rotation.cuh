@@ -524,7 +524,7 @@ __device__ inline void rotate(
         if (r.part == max_part) {
             transform<max_part>(r, round, from, to, factor);
         } else {
-            transform<part_of_block(1)>(r, round, from, to, factor);
+            transform<short_part>(r, round, from, to, factor);
         }
     }
 }

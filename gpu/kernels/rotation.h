@@ -24,12 +24,15 @@ namespace gpu {
 /// coordinates of the greatest part that a warp transforms
 constexpr int max_part = 1024;
 
-/** Coordinates of the greatest part where a block of threads takes a vector,
- * all of whose warps shall have one. The stages between parts are made by each
- * thread in registers, which hold coordinates of 31 parts. */
+/// the same where a block of threads takes a short vector, all of whose warps
+/// shall have one
+constexpr int short_part = 128;
+
+/// Coordinates of the greatest part where a block takes a vector. The stages
+/// between parts are made by each thread in registers, which hold coordinates
+/// of 31 parts.
 TQ_HOST_DEVICE constexpr int part_of_block(int d) {
-    constexpr int small = 128;
-    return d < 32 * small ? small : max_part;
+    return d < 32 * short_part ? short_part : max_part;
 }
 
 /// a Rotation in device memory

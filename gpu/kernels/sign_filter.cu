@@ -429,6 +429,25 @@ class FoundRows {
     }
 };
 
+/// what a block that lists rows has in shared memory
+struct ListState {
+    KeyBound bounds[max_sign_queries];
+    FoundRows found[list_threads / 32]; ///< of each warp
+
+    /// By all threads: once earlier kernels have ended. @return  of the warp
+    __device__ FoundRows& begin(
+            const SignKeys& signs,
+            const Entry* thresholds,
+            float last) {
+        FoundRows& of_warp = found[threadIdx.x / 32];
+        of_warp.clear();
+        wait_for_kernel_before();
+        bound_all_keys(signs, thresholds, last, bounds);
+        __syncthreads();
+        return of_warp;
+    }
+};
+
 __device__ float float_of_byte(uint32_t word, uint32_t byte) {
     constexpr float integers = 1 << 23;
     const uint32_t bits =
@@ -549,16 +568,12 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
                 CandidateList list) {
     constexpr int warps = list_threads / 32;
     constexpr uint32_t at_once = 16; // tiles whose rows are looked at
-    __shared__ KeyBound bounds[max_sign_queries];
-    __shared__ FoundRows found_by_warp[warps];
+    __shared__ ListState state;
     __shared__ uint32_t waiting_by_warp[warps][at_once + 32]; // tiles
+    FoundRows& found = state.begin(signs, thresholds, last);
+    const KeyBound* bounds = state.bounds;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    FoundRows& found = found_by_warp[warp];
     uint32_t* waiting = waiting_by_warp[warp];
-    found.clear();
-    wait_for_kernel_before();
-    bound_all_keys(signs, thresholds, last, bounds);
-    __syncthreads();
 
     const auto may_be_of_interest = [&](uint32_t tile) {
         const ProductSink& products = signs.products[0];
@@ -628,15 +643,13 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
                 const Entry* thresholds,
                 float last,
                 CandidateList list) {
-    __shared__ KeyBound bounds[max_sign_queries];
-    __shared__ FoundRows found_by_warp[list_threads / 32];
-    FoundRows& found = found_by_warp[threadIdx.x / 32];
-    found.clear();
+    __shared__ ListState state;
+    FoundRows& found = state.begin(signs, thresholds, last);
+    const KeyBound* bounds = state.bounds;
     const auto& products = signs.products;
     const SignPlane& plane = signs.rows.planes[1];
     const int n_pairs = ProductSink::n_pairs(products[0].nq);
     const float sign = signs.is_l2 ? 1 : -1;
-    wait_for_kernel_before();
     const bool is_listed = signs.list.is_complete();
     const uint32_t n = is_listed ? signs.list.count() : signs.n;
     constexpr uint32_t half = product_rows / 2;
@@ -692,8 +705,6 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
             }
         }
     };
-    bound_all_keys(signs, thresholds, last, bounds);
-    __syncthreads();
     const uint32_t warp = (blockIdx.x * list_threads + threadIdx.x) / 32;
     const uint32_t warps = gridDim.x * list_threads / 32;
     for (uint32_t begin = warp * 64; begin < n; begin += warps * 64) {
@@ -732,15 +743,19 @@ void pack_signs(
         first,
         large * 0x01010101u,
         signs);
-    mean_kernel<<<signs.n_planes, mean_threads, 0, stream>>>(codes, signs);
-    TQ_CUDA(cudaGetLastError());
+    run({unsigned(signs.n_planes), mean_threads, 0, stream},
+        mean_kernel,
+        codes,
+        signs);
     const uint32_t first_tile = first / product_rows;
     const uint32_t tiles = ceil_div(codes.n, product_rows) - first_tile;
     const dim3 range_blocks(
             ceil_div(tiles, uint32_t(mean_threads)), signs.n_planes);
-    range_kernel<<<range_blocks, mean_threads, 0, stream>>>(
-            codes, signs, first_tile);
-    TQ_CUDA(cudaGetLastError());
+    run({range_blocks, mean_threads, 0, stream},
+        range_kernel,
+        codes,
+        signs,
+        first_tile);
 }
 
 void select_thresholds(
