@@ -360,6 +360,7 @@ RowList SignSearch::find_candidates(
     scan_distances(
             best,
             plan_,
+            {},
             image,
             factors,
             {best_keys_.data(), uint32_t(nq_), n_best, true},

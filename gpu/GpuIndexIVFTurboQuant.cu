@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <cmath>
 #include <numeric>
 #include <typeinfo>
 
@@ -40,9 +41,16 @@ constexpr const char* index_type = "GpuIndexIVFTurboQuant"; ///< for messages
 /// of probes on the device
 struct ProbeParts {
     ScanTask* tasks;
-    uint32_t *query_of_slot, *list_of_slot;
-    // as ReservoirsOfQueries
-    uint32_t *begins_of_queries, *reservoirs;
+    uint32_t* probe_of_slot;
+    // as in ResultsOfQueries
+    uint32_t *begins, *counts, *reservoirs;
+};
+
+/// where the queries of a list are, and what they are compared with
+struct ListPlace {
+    uint32_t first_slot, first_reservoir;
+    uint32_t n_queries;
+    uint32_t n_slices; ///< tasks of a group
 };
 
 __global__ void scatter_ids_kernel(
@@ -81,20 +89,96 @@ __global__ void make_tasks_kernel(
         parts.tasks[task] = {
                 begins[list] + min(s * rows, size),
                 begins[list] + min((s + 1) * rows, size),
-                probe * group_size};
-        parts.reservoirs[task] = task * group_size;
+                probe * group_size,
+                1,
+                task};
+        parts.reservoirs[task] = task;
     }
     for (uint32_t i = 0; i < group_size; i++) {
-        const uint32_t slot = probe * group_size + i;
-        parts.query_of_slot[slot] =
-                i == 0 && size > 0 ? probe / nprobe : no_query;
-        parts.list_of_slot[slot] = list;
+        parts.probe_of_slot[probe * group_size + i] =
+                i == 0 && size > 0 ? probe : no_probe;
     }
     if (probe % nprobe == 0) {
-        parts.begins_of_queries[probe / nprobe] = probe * n_slices;
+        parts.begins[probe / nprobe] = probe * n_slices;
+        parts.counts[probe / nprobe] = nprobe * n_slices;
     }
-    if (probe == n - 1) {
-        parts.begins_of_queries[n / nprobe] = n * n_slices;
+}
+
+/// The queries of each list. One thread for each of n probes.
+/// counts: (nlist,), 0 before
+__global__ void count_queries_kernel(
+        const idx_t* keys,
+        uint32_t n,
+        const uint32_t* sizes,
+        uint32_t* counts) {
+    const uint32_t probe = blockIdx.x * blockDim.x + threadIdx.x;
+    if (probe < n) {
+        const idx_t key = keys[probe];
+        if (key >= 0 && sizes[key] > 0) {
+            atomicAdd(&counts[key], 1);
+        }
+    }
+}
+
+/** Puts each probe in a slot of its list, in any order, and notes where its
+ * results will be. One warp for each query.
+ * @param task_parts  reservoirs of a task and a query
+ * @param left        (nlist,): queries of each list, 0 afterwards
+ * @param n_listed    (1,), 0 before: what all queries have in `reservoirs`
+ * @param parts       probe_of_slot is no_probe everywhere before */
+__global__ void place_probes_kernel(
+        const idx_t* keys,
+        uint32_t nq,
+        uint32_t nprobe,
+        const uint32_t* sizes,
+        const ListPlace* places,
+        uint32_t group_size,
+        uint32_t task_parts,
+        uint32_t* left,
+        uint32_t* n_listed,
+        ProbeParts parts) {
+    const uint32_t q = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    const uint32_t lane = threadIdx.x % 32;
+    if (q >= nq) {
+        return;
+    }
+    const auto is_probed = [&](idx_t key) {
+        return key >= 0 && sizes[key] > 0;
+    };
+    const idx_t* of_query = keys + size_t(q) * nprobe;
+    uint32_t count = 0;
+    for (uint32_t p = lane; p < nprobe; p += 32) {
+        const idx_t key = of_query[p];
+        count += is_probed(key) ? places[key].n_slices : 0;
+    }
+    uint32_t before = count; // of the query's, in the lanes up to this one
+    for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
+        const uint32_t other = __shfl_up_sync(0xffffffff, before, lanes);
+        before += lane >= lanes ? other : 0;
+    }
+    uint32_t begin = 0;
+    if (lane == 31) {
+        begin = atomicAdd(n_listed, before);
+        parts.begins[q] = begin;
+        parts.counts[q] = before;
+    }
+    begin = __shfl_sync(0xffffffff, begin, 31) + before - count;
+    for (uint32_t p = lane; p < nprobe; p += 32) {
+        const idx_t key = of_query[p];
+        if (!is_probed(key)) {
+            continue;
+        }
+        const ListPlace place = places[key];
+        const uint32_t i = atomicSub(&left[key], 1) - 1;
+        parts.probe_of_slot[place.first_slot + i] = q * nprobe + p;
+        // all groups before are full
+        const uint32_t in_group = i % group_size, first = i - in_group;
+        const uint32_t of_group = min(group_size, place.n_queries - first);
+        const uint32_t before_group = first * place.n_slices;
+        for (uint32_t s = 0; s < place.n_slices; s++) {
+            parts.reservoirs[begin++] = place.first_reservoir +
+                    (before_group + s * of_group + in_group) * task_parts;
+        }
     }
 }
 
@@ -128,7 +212,7 @@ struct Lists {
 /// how few queries that probe few lists are searched for
 struct DirectPlan {
     DirectPlan(const DeviceLayout& layout, size_t n_probes)
-            : plan(plan_list_scan(layout, 1, 1)),
+            : plan(plan_list_scan(layout, {1}, {1}).plan),
               n_slices(uint32_t(ceil_div<size_t>(
                       2 * blocks_at_once(layout, plan),
                       n_probes))) {}
@@ -137,119 +221,167 @@ struct DirectPlan {
     uint32_t n_slices; ///< of a list
 };
 
-/// parts of a list for groups of queries, and where the results of a query are
-struct Probes {
-    /// @param keys  (nq, nprobe); negative ones are skipped
-    Probes(const DeviceLayout& layout,
-           const Lists& lists,
-           const idx_t* keys,
-           size_t nq,
-           size_t nprobe) {
+/// how the queries of a page are grouped by the lists that they probe
+struct GroupedPlan {
+    /// @param queries  that probe each list that is not empty
+    /// @param nprobe   0: there is to be no sample
+    GroupedPlan(
+            const DeviceLayout& layout,
+            const Lists& lists,
+            const std::vector<uint32_t>& queries,
+            size_t nprobe)
+            : plan(plan_list_scan(layout, queries, lists.sizes).plan),
+              places(queries.size()) {
         const auto& sizes = lists.sizes;
-        const size_t nlist = sizes.size();
-        // the queries of each list
-        std::vector<uint32_t> firsts(nlist + 1);
-        const auto for_each_probe = [&](auto f) {
-            const idx_t* key = keys;
-            for (size_t q = 0; q < nq; q++) {
-                for (size_t p = 0; p < nprobe; p++, key++) {
-                    if (*key >= 0 && sizes[*key] > 0) {
-                        f(uint32_t(q), *key);
-                    }
-                }
-            }
-        };
-        for_each_probe([&](uint32_t, idx_t list) { firsts[list + 1]++; });
-        const size_t n_probed = nlist -
-                std::count(firsts.begin() + 1, firsts.end(), uint32_t(0));
-        const uint32_t most = *std::max_element(firsts.begin(), firsts.end());
-        std::partial_sum(firsts.begin(), firsts.end(), firsts.begin());
-        std::vector<uint32_t> queries(firsts.back());
-        std::vector<uint32_t> at(firsts.begin(), firsts.end() - 1);
-        for_each_probe([&](uint32_t query, idx_t list) {
-            queries[at[list]++] = query;
-        });
-
-        plan = plan_list_scan(
-                layout,
-                double(queries.size()) / std::max<size_t>(1, n_probed),
-                most);
         const uint32_t group_size = plan.group_size();
         const auto groups_of = [&](size_t list) {
-            return ceil_div(firsts[list + 1] - firsts[list], group_size);
+            return ceil_div(queries[list], group_size);
         };
         size_t work = 0;
-        for (size_t l = 0; l < nlist; l++) {
+        for (size_t l = 0; l < queries.size(); l++) {
             work += size_t(groups_of(l)) * sizes[l];
         }
         // short enough that all multiprocessors have a part
         const size_t slice_rows = round_up<size_t>(
                 work / (2 * blocks_at_once(layout, plan)) + 1, max_round_rows);
-
-        // how many results each query will have
-        begins_of_queries.resize(nq + 1);
-        std::vector<uint32_t> n_slices(nlist);
-        for (size_t l = 0; l < nlist; l++) {
-            n_slices[l] = uint32_t(ceil_div<size_t>(sizes[l], slice_rows));
+        if (plan.is_batch && nprobe > 0 && nprobe <= most_sampled) {
+            sample_rows = max_round_rows;
         }
-        for_each_probe([&](uint32_t query, idx_t list) {
-            begins_of_queries[query + 1] += n_slices[list];
-        });
-        std::partial_sum(
-                begins_of_queries.begin(),
-                begins_of_queries.end(),
-                begins_of_queries.begin());
-        reservoirs.resize(begins_of_queries.back());
-        std::vector<uint32_t> next = begins_of_queries;
 
-        for (size_t l = 0; l < nlist; l++) {
-            for (uint32_t g = 0; g < groups_of(l); g++) {
-                const uint32_t first = firsts[l] + g * group_size;
-                const uint32_t n = std::min(group_size, firsts[l + 1] - first);
-                const uint32_t first_slot = uint32_t(query_of_slot.size());
-                query_of_slot.insert(
-                        query_of_slot.end(),
-                        queries.begin() + first,
-                        queries.begin() + first + n);
-                query_of_slot.resize(first_slot + group_size, no_query);
-                list_of_slot.resize(first_slot + group_size, uint32_t(l));
-                for (size_t row = 0; row < sizes[l]; row += slice_rows) {
-                    const uint32_t reservoir =
-                            uint32_t(tasks.size()) * group_size;
-                    for (uint32_t i = 0; i < n; i++) {
-                        reservoirs[next[queries[first + i]]++] = reservoir + i;
-                    }
-                    const size_t end =
-                            std::min<size_t>(row + slice_rows, sizes[l]);
-                    tasks.push_back(
-                            {uint32_t(lists.begins[l] + row),
-                             uint32_t(lists.begins[l] + end),
-                             first_slot});
+        for (size_t l = 0; l < queries.size(); l++) {
+            const uint32_t sampled = std::min(sizes[l], sample_rows);
+            const size_t begin = lists.begins[l] + sampled;
+            const size_t end = lists.begins[l] + sizes[l];
+            places[l] = {
+                    uint32_t(n_slots),
+                    uint32_t(n_reservoirs()),
+                    queries[l],
+                    uint32_t(ceil_div(end - begin, slice_rows))};
+            for (uint32_t q = 0; q < queries[l]; q += group_size) {
+                const uint32_t n = std::min(group_size, queries[l] - q);
+                const auto task = [&](size_t first, size_t last) {
+                    return ScanTask{
+                            uint32_t(first),
+                            uint32_t(last),
+                            uint32_t(n_slots),
+                            n,
+                            uint32_t(n_reservoirs())};
+                };
+                if (sampled > 0) {
+                    sample.push_back(task(begin - sampled, begin));
                 }
+                for (size_t row = begin; row < end; row += slice_rows) {
+                    tasks.push_back(task(row, std::min(row + slice_rows, end)));
+                    n_listed += n;
+                }
+                n_slots += group_size;
             }
         }
     }
 
+    size_t n_reservoirs() const {
+        return n_listed * plan.parts();
+    }
+
+    /// up to so many lists; of more, their sample would take longer to look
+    /// through than it gains
+    static constexpr size_t most_sampled = 128;
+
     ScanPlan plan;
-    std::vector<uint32_t> query_of_slot, list_of_slot;
-    std::vector<ScanTask> tasks;
-    // as ReservoirsOfQueries
-    std::vector<uint32_t> begins_of_queries, reservoirs;
+    /// of each list, which give thresholds for the others; 0: there is none
+    uint32_t sample_rows = 0;
+    std::vector<ListPlace> places; ///< (nlist,)
+    std::vector<ScanTask> sample, tasks;
+    size_t n_slots = 0;
+    size_t n_listed = 0; ///< (task, query)
 };
 
-/// what a search of queries that lists are grouped for needs on the device
+/** Into how many pages queries are cut: such that groups of them are full,
+ * because others take as long.
+ * @param sizes    of lists
+ * @param queries  that probe each list
+ * @param least    pages that there have to be */
+double choose_pages(
+        const DeviceLayout& layout,
+        const std::vector<uint32_t>& sizes,
+        const std::vector<uint32_t>& queries,
+        double least) {
+    double best = 0, best_time = 0;
+    for (const double more : {1.03, 1.2, 1.4, 1.7, 2.0}) {
+        const double pages = least * more;
+        std::vector<uint32_t> of_page(queries.size());
+        for (size_t l = 0; l < queries.size(); l++) {
+            const double mean = queries[l] / pages;
+            of_page[l] = uint32_t(mean + std::sqrt(mean) + 0.5);
+        }
+        const double time = pages * plan_list_scan(layout, of_page, sizes).time;
+        if (best == 0 || time < best_time) {
+            best = pages;
+            best_time = time;
+        }
+    }
+    return best;
+}
+
+/// what a search of lists needs on the device
 struct DeviceProbes {
-    /// in one copy, during which `words` is read
-    DeviceProbes(const GpuResources& resources, const Probes& probes)
-            : plan(probes.plan),
-              n_tasks(probes.tasks.size()),
-              n_slots(probes.query_of_slot.size()) {
-        append(probes.tasks);
-        append(probes.query_of_slot);
-        append(probes.list_of_slot);
-        append(probes.begins_of_queries);
-        append(probes.reservoirs);
-        on_device = upload(resources, words);
+    /** Of queries that lists are grouped for.
+     * @param keys     (nq, nprobe) on the device; negative ones are skipped
+     * @param sizes    of lists, on the device
+     * @param queries  (nlist,) likewise, that probe each list: 0 afterwards */
+    DeviceProbes(
+            const GpuResources& resources,
+            const GroupedPlan& grouped,
+            const idx_t* keys,
+            size_t nq,
+            size_t nprobe,
+            const uint32_t* sizes,
+            uint32_t* queries)
+            : plan(grouped.plan),
+              keys(keys),
+              nprobe(uint32_t(nprobe)),
+              n_sample(grouped.sample.size()),
+              n_tasks(grouped.tasks.size()),
+              n_slots(grouped.n_slots),
+              n_reservoirs(grouped.n_reservoirs()),
+              sample_rows(grouped.sample_rows) {
+        append(grouped.tasks);
+        append(grouped.sample);
+        append(grouped.places);
+        const size_t uploaded = words.size();
+        size_t n_words = uploaded + 1;
+        begins_of_parts.push_back(0);
+        for (const size_t part : {n_slots, nq, nq}) {
+            begins_of_parts.push_back(n_words);
+            n_words += part;
+        }
+        begins_of_parts.push_back(n_words);
+        on_device =
+                DeviceArray<uint32_t>(resources, n_words + grouped.n_listed);
+        copy(resources, words.data(), on_device.data(), uploaded);
+        const cudaStream_t stream = resources.stream();
+        uint32_t* n_listed = on_device.data() + uploaded;
+        TQ_CUDA(cudaMemsetAsync(n_listed, 0, sizeof(uint32_t), stream));
+        TQ_CUDA(cudaMemsetAsync(
+                parts().probe_of_slot,
+                0xff,
+                n_slots * sizeof(uint32_t),
+                stream));
+        const auto* places = reinterpret_cast<const ListPlace*>(
+                tasks() + n_tasks + n_sample);
+        constexpr unsigned threads = 128, of_block = threads / 32;
+        run({unsigned(ceil_div<size_t>(nq, of_block)), threads, 0, stream},
+            place_probes_kernel,
+            keys,
+            uint32_t(nq),
+            uint32_t(nprobe),
+            sizes,
+            places,
+            uint32_t(plan.group_size()),
+            uint32_t(plan.parts()),
+            queries,
+            n_listed,
+            parts());
     }
 
     /** Without a look at the keys on the host: a list is not shared by queries.
@@ -266,41 +398,45 @@ struct DeviceProbes {
             const uint32_t* begins,
             const uint32_t* sizes)
             : plan(direct.plan),
+              keys(keys),
+              nprobe(uint32_t(nprobe)),
               n_tasks(nq * nprobe * direct.n_slices),
-              n_slots(nq * nprobe * plan.group_size()) {
+              n_slots(nq * nprobe * plan.group_size()),
+              n_reservoirs(n_tasks) {
         size_t n_words = 0;
         for (const size_t part :
              {n_tasks * sizeof(ScanTask) / sizeof(uint32_t),
               n_slots,
-              n_slots,
-              nq + 1,
+              nq,
+              nq,
               n_tasks}) {
             begins_of_parts.push_back(n_words);
             n_words += part;
         }
         on_device = DeviceArray<uint32_t>(resources, n_words);
         constexpr int threads = 128;
-        make_tasks_kernel<<<
-                int(ceil_div<size_t>(nq * nprobe, threads)),
-                threads,
-                0,
-                resources.stream()>>>(
-                keys,
-                uint32_t(nq * nprobe),
-                uint32_t(nprobe),
-                direct.n_slices,
-                uint32_t(plan.group_size()),
-                begins,
-                sizes,
-                parts());
-        TQ_CUDA(cudaGetLastError());
+        const unsigned blocks = ceil_div<size_t>(nq * nprobe, threads);
+        run({blocks, threads, 0, resources.stream()},
+            make_tasks_kernel,
+            keys,
+            uint32_t(nq * nprobe),
+            uint32_t(nprobe),
+            direct.n_slices,
+            uint32_t(plan.group_size()),
+            begins,
+            sizes,
+            parts());
     }
 
     ProbeParts parts() const {
-        return {reinterpret_cast<ScanTask*>(at(0)), at(1), at(2), at(3), at(4)};
+        return {tasks(), at(1), at(2), at(3), at(4)};
     }
-    size_t n_reservoirs() const {
-        return n_tasks * plan.group_size();
+    ScanTasks scan_tasks() const {
+        return {tasks(), uint32_t(n_tasks), at(1), nprobe};
+    }
+    /// of the first rows of lists, see GroupedPlan
+    ScanTasks sample_tasks() const {
+        return {tasks() + n_tasks, uint32_t(n_sample), at(1), nprobe};
     }
     /// whether the host has to wait before this goes
     bool is_uploaded() const {
@@ -308,13 +444,15 @@ struct DeviceProbes {
     }
 
     ScanPlan plan;
-    size_t n_tasks, n_slots;
+    const idx_t* keys;
+    uint32_t nprobe;
+    size_t n_sample = 0, n_tasks, n_slots, n_reservoirs;
+    uint32_t sample_rows = 0;
 
    private:
     template <class T>
     void append(const std::vector<T>& from) {
         static_assert(sizeof(T) % sizeof(uint32_t) == 0);
-        begins_of_parts.push_back(words.size());
         const auto* data = reinterpret_cast<const uint32_t*>(from.data());
         words.insert(
                 words.end(),
@@ -323,6 +461,9 @@ struct DeviceProbes {
     }
     uint32_t* at(int part) const {
         return on_device.data() + begins_of_parts[part];
+    }
+    ScanTask* tasks() const {
+        return reinterpret_cast<ScanTask*>(at(0));
     }
 
     std::vector<uint32_t> words; ///< has to outlive the upload
@@ -365,17 +506,37 @@ struct GpuIndexIVFTurboQuant::State {
 
     /// @param index  one whose centres are those of `parameters`
     void upload_centres(const IndexIVFTurboQuant& index) {
-        const size_t d = index.d;
+        const size_t d = index.d, dims = storage.layout().dims;
         const auto padded = index.rotated_centres();
         const size_t stride = index.tq.rotated_dim();
-        std::vector<float> rotated(index.nlist * d), plain(index.nlist * d);
+        std::vector<float> rotated(index.nlist * dims), plain(index.nlist * d);
         for (size_t l = 0; l < index.nlist; l++) {
-            std::copy_n(padded->data() + l * stride, d, &rotated[l * d]);
+            std::copy_n(padded->data() + l * stride, d, &rotated[l * dims]);
             index.get_centre(l, &plain[l * d]);
         }
         rotated_centres = upload(resources, rotated, MemoryUse::index);
         centres = upload(resources, plain, MemoryUse::index);
         resources.synchronize();
+    }
+
+    /** How many queries probe each list that is not empty. Waits.
+     * @param keys     (n,) on the device
+     * @param queries  (nlist,) on the device, written, too */
+    std::vector<uint32_t> count_queries(
+            const idx_t* keys,
+            size_t n,
+            uint32_t* queries) const {
+        const size_t nlist = lists.sizes.size();
+        const cudaStream_t stream = resources.stream();
+        TQ_CUDA(cudaMemsetAsync(queries, 0, nlist * sizeof(uint32_t), stream));
+        constexpr size_t threads = 256;
+        run({unsigned(ceil_div(n, threads)), threads, 0, stream},
+            count_queries_kernel,
+            keys,
+            uint32_t(n),
+            device_sizes.data(),
+            queries);
+        return download(resources, queries, nlist);
     }
 
     /** Rearrange rows.
@@ -445,12 +606,14 @@ struct GpuIndexIVFTurboQuant::State {
     Lists lists;
     DeviceArray<int64_t> device_ids;                   ///< Lists::ids
     DeviceArray<uint32_t> device_begins, device_sizes; ///< likewise
-    // (nlist, d), once they are known
-    DeviceArray<float> centres, rotated_centres;
+    // once they are known
+    DeviceArray<float> centres;         ///< (nlist, d)
+    DeviceArray<float> rotated_centres; ///< (nlist, dims)
 };
 
 /// a page of queries on its way to the kernels
 struct GpuIndexIVFTurboQuant::Search {
+    /// x: on the device
     Search(const State& state,
            const float* x,
            size_t nq,
@@ -458,15 +621,14 @@ struct GpuIndexIVFTurboQuant::Search {
            DeviceProbes probes_in)
             : state(state),
               probes(std::move(probes_in)),
-              input(state.resources, x, nq * layout().d),
-              rotated(state.resources, nq * layout().d),
+              rotated(state.resources, nq * layout().dims),
               image(state.resources, probes.n_slots * layout().dims),
               factors(state.resources, probes.n_slots),
               check(state.resources) {
         const cudaStream_t stream = state.resources.stream();
         rotate_queries(
                 state.storage.encoder,
-                input.data,
+                x,
                 nq,
                 first_row,
                 rotated.data(),
@@ -476,13 +638,13 @@ struct GpuIndexIVFTurboQuant::Search {
         if (is_empty()) {
             return;
         }
-        const ProbeParts parts = probes.parts();
         prepare_residual_queries(
                 layout(),
                 {rotated.data(),
                  state.rotated_centres.data(),
-                 parts.list_of_slot,
-                 parts.query_of_slot},
+                 probes.keys,
+                 probes.nprobe,
+                 probes.parts().probe_of_slot},
                 probes.n_slots,
                 probes.plan.image_order(),
                 image.data(),
@@ -495,16 +657,52 @@ struct GpuIndexIVFTurboQuant::Search {
     }
     /// whether there is nothing to scan
     bool is_empty() const {
-        return probes.n_tasks == 0;
+        return probes.n_slots == 0;
     }
-    ScanTasks scan_tasks() const {
-        const ProbeParts parts = probes.parts();
-        return {parts.tasks, uint32_t(probes.n_tasks), parts.query_of_slot};
+
+    /** What is of interest at first: as far as the first rows of the lists
+     * tell, if they are a sample.
+     * @param keys        (nq, nprobe, sample_rows), written
+     * @param thresholds  (nq,), written */
+    SampleOfLists begin_thresholds(
+            const DeviceCodes& codes,
+            int k,
+            size_t nq,
+            const DeviceArray<float>& keys,
+            const DeviceArray<Entry>& thresholds) const {
+        const cudaStream_t stream = state.resources.stream();
+        const uint32_t rows = probes.sample_rows;
+        if (rows == 0 || is_empty()) {
+            reset_thresholds(thresholds.data(), nq, stream);
+            return {};
+        }
+        // NaN, where a list has no row
+        TQ_CUDA(cudaMemsetAsync(
+                keys.data(), 0xff, keys.size() * sizeof(float), stream));
+        scan_distances(
+                codes,
+                probes.plan,
+                probes.sample_tasks(),
+                image.data(),
+                factors.data(),
+                {keys.data(), uint32_t(nq * probes.nprobe), rows, true},
+                stream);
+        find_thresholds(
+                keys.data(),
+                probes.nprobe * rows,
+                k,
+                nq,
+                thresholds.data(),
+                stream);
+        return {keys.data(),
+                rows,
+                probes.nprobe,
+                probes.keys,
+                state.device_begins.data()};
     }
 
     const State& state;
     DeviceProbes probes;
-    Input<float> input;
     DeviceArray<float> rotated;
     DeviceArray<uint8_t> image;
     DeviceArray<DeviceQueryFactors> factors;
@@ -792,13 +990,13 @@ void GpuIndexIVFTurboQuant::add_with_ids(
     }
     const auto new_ids = upload(*resources_, ids);
     constexpr int threads = 256;
-    scatter_ids_kernel<<<
-            int(ceil_div<idx_t>(n, threads)),
-            threads,
-            0,
-            resources_->stream()>>>(
-            new_ids.data(), device_rows.data(), n, state_->device_ids.data());
-    TQ_CUDA(cudaGetLastError());
+    const unsigned blocks = ceil_div<idx_t>(n, threads);
+    run({blocks, threads, 0, resources_->stream()},
+        scatter_ids_kernel,
+        new_ids.data(),
+        device_rows.data(),
+        size_t(n),
+        state_->device_ids.data());
     resources_->synchronize();
     for (idx_t i = 0; i < n; i++) {
         lists.ids[rows[i]] = ids[i];
@@ -808,103 +1006,152 @@ void GpuIndexIVFTurboQuant::add_with_ids(
     ntotal += n;
 }
 
-template <class F>
-void GpuIndexIVFTurboQuant::for_each_page(
+/// the same on the device.
+/// input: x, on the device
+DeviceArray<idx_t> GpuIndexIVFTurboQuant::find_lists_on_device(
         idx_t n,
         const float* x,
-        size_t reservoir_size,
-        const IVFSearchParameters* params,
-        F f) const {
-    FAISS_THROW_IF_NOT_MSG(
-            is_trained, "GpuIndexIVFTurboQuant: the index is not trained");
-    const size_t nprobe =
-            get_nprobe(params, this->nprobe, parameters().nlist, index_type);
-    const SearchParameters* quantizer_params =
-            params ? params->quantizer_params : nullptr;
-    const DeviceLayout& layout = state_->storage.layout();
-    const auto is_too_large = [&](size_t n_slots, size_t n_reservoirs) {
-        return n_reservoirs * reservoir_size + n_slots * size_t(layout.dims) >
-                resources_->workspace_limit;
-    };
-    const auto search_directly = [&](idx_t first, idx_t page) {
-        if (!is_direct(page, nprobe)) {
-            return false;
-        }
-        const size_t n_probes = page * nprobe;
-        const DirectPlan plan(layout, n_probes);
-        const size_t n_slots = n_probes * plan.plan.group_size();
-        if (plan.plan.stream.warps == 0 ||
-            is_too_large(n_slots, n_slots * plan.n_slices)) {
-            return false;
-        }
-        const DeviceArray<idx_t> keys(*resources_, n_probes);
-        const DeviceArray<float> distances(*resources_, n_probes);
-        parameters().quantizer->search(
-                page,
-                x + first * d,
+        const float* input,
+        size_t nprobe,
+        const SearchParameters* quantizer_params) const {
+    DeviceArray<idx_t> keys(*resources_, n * nprobe);
+    const auto* quantizer =
+            dynamic_cast<const GpuIndexTurboQuant*>(parameters().quantizer);
+    if (quantizer && quantizer->getResources() == resources_ &&
+        quantizer->ntotal == idx_t(parameters().nlist)) {
+        const DeviceArray<float> distances(*resources_, n * nprobe);
+        quantizer->search(
+                n,
+                input,
                 nprobe,
                 distances.data(),
                 keys.data(),
                 quantizer_params);
-        DeviceProbes probes(
-                *resources_,
-                plan,
-                keys.data(),
-                page,
-                nprobe,
-                state_->device_begins.data(),
-                state_->device_sizes.data());
-        f(first,
-          page,
-          Search(*state_, x + first * d, page, first, std::move(probes)));
-        return true;
-    };
-    for (idx_t begin = 0; begin < n; begin += page_queries) {
-        const idx_t end = std::min(n, begin + page_queries);
-        if (search_directly(begin, end - begin)) {
-            continue;
-        }
-        const std::vector<idx_t> keys = find_lists(
-                end - begin, x + begin * d, nprobe, quantizer_params);
-        idx_t page = end - begin;
-        for (idx_t first = begin; first < end;) {
-            page = std::min(page, end - first);
-            const Probes probes(
-                    layout,
-                    state_->lists,
-                    &keys[(first - begin) * nprobe],
-                    page,
-                    nprobe);
-            if (page > 1 &&
-                is_too_large(
-                        probes.query_of_slot.size(),
-                        probes.tasks.size() * probes.plan.group_size())) {
-                page = (page + 1) / 2;
-                continue;
-            }
-            f(first,
-              page,
-              Search(*state_,
-                     x + first * d,
-                     page,
-                     first,
-                     DeviceProbes(*resources_, probes)));
-            first += page;
-        }
+    } else {
+        const auto on_host = find_lists(n, x, nprobe, quantizer_params);
+        copy(*resources_, on_host.data(), keys.data(), on_host.size());
+        resources_->synchronize();
     }
+    return keys;
 }
 
 /** Whether queries are few enough to be searched for one by one, without
  * looking on the host at the lists that they probe. */
 bool GpuIndexIVFTurboQuant::is_direct(idx_t n, size_t nprobe) const {
     constexpr size_t most_probes = 4096;
-    const auto* quantizer =
-            dynamic_cast<const GpuIndexTurboQuant*>(parameters().quantizer);
     const size_t n_probes = n * nprobe;
-    const size_t nlist = parameters().nlist;
-    return quantizer && quantizer->getResources() == resources_ &&
-            quantizer->ntotal == idx_t(nlist) && ntotal > 0 &&
-            n_probes <= most_probes && (n == 1 || n_probes <= nlist);
+    return ntotal > 0 && n_probes <= most_probes &&
+            (n == 1 || n_probes <= parameters().nlist);
+}
+
+template <class F>
+void GpuIndexIVFTurboQuant::for_each_page(
+        idx_t n,
+        const float* x,
+        int k,
+        const IVFSearchParameters* params,
+        F f) const {
+    FAISS_THROW_IF_NOT_MSG(
+            is_trained, "GpuIndexIVFTurboQuant: the index is not trained");
+    const size_t nprobe =
+            get_nprobe(params, this->nprobe, parameters().nlist, index_type);
+    const DeviceLayout& layout = state_->storage.layout();
+    // the coarse quantizer has some of it, too
+    const size_t limit = resources_->workspace_limit / 4 * 3;
+    const auto size_of = [&](const ScanPlan& plan,
+                             size_t n_slots,
+                             size_t n_reservoirs,
+                             bool has_sample) {
+        const size_t capacity =
+                k > 0 ? reservoir_capacity(plan, k, has_sample) : 0;
+        return n_reservoirs * (capacity * sizeof(Entry) + sizeof(uint32_t)) +
+                n_slots * (layout.dims + sizeof(DeviceQueryFactors));
+    };
+    // x and keys: of queries first .. first + nq - 1, on the device
+    const auto search_directly =
+            [&](const float* x, const idx_t* keys, idx_t first, idx_t nq) {
+                const DirectPlan direct(layout, nq * nprobe);
+                const size_t n_slots = nq * nprobe * direct.plan.group_size();
+                const size_t n_reservoirs = nq * nprobe * direct.n_slices;
+                if (direct.plan.stream.warps == 0 ||
+                    size_of(direct.plan, n_slots, n_reservoirs, false) >
+                            limit) {
+                    return false;
+                }
+                DeviceProbes probes(
+                        *resources_,
+                        direct,
+                        keys,
+                        nq,
+                        nprobe,
+                        state_->device_begins.data(),
+                        state_->device_sizes.data());
+                f(first, nq, Search(*state_, x, nq, first, std::move(probes)));
+                return true;
+            };
+    // of them, as many as there is room for; how many these were
+    const auto search_grouped = [&](const float* x,
+                                    const idx_t* keys,
+                                    idx_t first,
+                                    idx_t nq) {
+        const DeviceArray<uint32_t> queries(*resources_, parameters().nlist);
+        for (;;) {
+            const auto of_lists =
+                    state_->count_queries(keys, nq * nprobe, queries.data());
+            const GroupedPlan grouped(
+                    layout, state_->lists, of_lists, k > 0 ? nprobe : 0);
+            const size_t size = size_of(grouped.plan,
+                                        grouped.n_slots,
+                                        grouped.n_reservoirs(),
+                                        grouped.sample_rows > 0) +
+                    nq * nprobe * grouped.sample_rows * sizeof(float);
+            if (nq > 1 && size > limit) {
+                const double pages = choose_pages(
+                        layout,
+                        state_->lists.sizes,
+                        of_lists,
+                        double(size) / limit);
+                nq = std::max<idx_t>(1, nq / pages);
+                continue;
+            }
+            DeviceProbes probes(
+                    *resources_,
+                    grouped,
+                    keys,
+                    nq,
+                    nprobe,
+                    state_->device_sizes.data(),
+                    queries.data());
+            f(first, nq, Search(*state_, x, nq, first, std::move(probes)));
+            return nq;
+        }
+    };
+    // The more queries, the more of them share a list.
+    constexpr idx_t most_queries = 4 * page_queries;
+    const size_t probe_size = sizeof(idx_t) + sizeof(float);
+    const idx_t most = std::clamp<idx_t>(
+            limit / 4 / (nprobe * probe_size), 1, most_queries);
+    const idx_t page = ceil_div(n, ceil_div(std::max<idx_t>(1, n), most));
+    for (idx_t begin = 0; begin < n; begin += page) {
+        const idx_t end = std::min(n, begin + page);
+        const Input<float> input(*resources_, x + begin * d, (end - begin) * d);
+        const DeviceArray<idx_t> keys = find_lists_on_device(
+                end - begin,
+                x + begin * d,
+                input.data,
+                nprobe,
+                params ? params->quantizer_params : nullptr);
+        idx_t size = end - begin;
+        for (idx_t first = begin; first < end; first += size) {
+            size = std::min(size, end - first);
+            const float* rest = input.data + (first - begin) * d;
+            const idx_t* keys_of_rest = keys.data() + (first - begin) * nprobe;
+            if (!is_direct(size, nprobe) ||
+                !search_directly(rest, keys_of_rest, first, size)) {
+                size = search_grouped(rest, keys_of_rest, first, size);
+            }
+        }
+    }
 }
 
 void GpuIndexIVFTurboQuant::search(
@@ -925,17 +1172,19 @@ void GpuIndexIVFTurboQuant::search(
     const Selection selection(
             resources, params ? params->sel : nullptr, state_->lists.ids);
     const int k_found = int(std::min(k, ntotal));
-    const size_t capacity = reservoir_capacity(k_found);
     for_each_page(
             n,
             x,
-            capacity * sizeof(Entry),
+            k_found,
             params,
             [&](idx_t first, idx_t page, const Search& search) {
+                const DeviceProbes& probes = search.probes;
+                const size_t capacity = reservoir_capacity(
+                        probes.plan, k_found, probes.sample_rows > 0);
                 const DeviceArray<Entry> entries(
-                        resources, search.probes.n_reservoirs() * capacity);
+                        resources, probes.n_reservoirs * capacity);
                 const DeviceArray<uint32_t> counts(
-                        resources, search.probes.n_reservoirs());
+                        resources, probes.n_reservoirs);
                 const DeviceArray<Entry> thresholds(resources, page);
                 const Reservoirs reservoirs = {
                         k_found,
@@ -943,26 +1192,34 @@ void GpuIndexIVFTurboQuant::search(
                         entries.data(),
                         counts.data(),
                         thresholds.data()};
+                const DeviceArray<float> sample_keys(
+                        resources, page * probes.nprobe * probes.sample_rows);
                 Output<float> page_distances(
                         resources, distances + first * k, page * k);
                 Output<idx_t> page_labels(
                         resources, labels + first * k, page * k);
-                if (!search.is_empty()) {
-                    reset_thresholds(
-                            thresholds.data(), page, resources.stream());
+                const DeviceCodes codes =
+                        state_->storage.codes(0, selection.rows());
+                const SampleOfLists sample = search.begin_thresholds(
+                        codes, k_found, page, sample_keys, thresholds);
+                if (probes.n_tasks > 0) {
                     scan_top_k(
-                            state_->storage.codes(0, selection.rows()),
-                            search.probes.plan,
-                            search.scan_tasks(),
+                            codes,
+                            probes.plan,
+                            probes.scan_tasks(),
                             search.image.data(),
                             search.factors.data(),
                             reservoirs,
                             resources.stream());
                 }
+                const ProbeParts parts = probes.parts();
                 merge_tasks(
                         reservoirs,
-                        {search.probes.parts().begins_of_queries,
-                         search.probes.parts().reservoirs,
+                        probes.plan,
+                        {parts.begins,
+                         parts.counts,
+                         parts.reservoirs,
+                         sample,
                          state_->device_ids.data()},
                         page,
                         metric_type == METRIC_L2,
@@ -998,7 +1255,7 @@ void GpuIndexIVFTurboQuant::range_search(
     for_each_page(
             n,
             x,
-            0,
+            0, // nothing but what is within the radius
             params,
             [&](idx_t first, idx_t page, const Search& search) {
                 check_queries(search.check);
@@ -1015,7 +1272,7 @@ void GpuIndexIVFTurboQuant::range_search(
                             scan_range(
                                     state_->storage.codes(0, selection.rows()),
                                     search.probes.plan,
-                                    search.scan_tasks(),
+                                    search.probes.scan_tasks(),
                                     search.image.data(),
                                     search.factors.data(),
                                     sink,

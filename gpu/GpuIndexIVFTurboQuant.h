@@ -118,13 +118,20 @@ struct GpuIndexIVFTurboQuant : Index {
             const float* x,
             size_t nprobe,
             const SearchParameters* quantizer_params) const;
+    faiss_turboquant::gpu::DeviceArray<idx_t> find_lists_on_device(
+            idx_t n,
+            const float* x,
+            const float* input,
+            size_t nprobe,
+            const SearchParameters* quantizer_params) const;
     bool is_direct(idx_t n, size_t nprobe) const;
-    /// f(first, n, Search) for pages of queries that fit in the workspace
+    /// f(first, n, Search) for pages of queries that fit in the workspace.
+    /// k: results of a query; 0: all within a radius
     template <class F>
     void for_each_page(
             idx_t n,
             const float* x,
-            size_t reservoir_size,
+            int k,
             const IVFSearchParameters* params,
             F f) const;
 

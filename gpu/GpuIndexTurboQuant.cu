@@ -75,11 +75,6 @@ struct DeviceQueries {
     InputCheck check;
 };
 
-/// of a reservoir
-size_t capacity_of(const ScanPlan& plan, int k) {
-    return reservoir_capacity(k, plan.padded_nq() == 8);
-}
-
 /// where there are many queries, what is of interest in a search as far as a
 /// sample of the codes tells
 void begin_thresholds(
@@ -100,6 +95,7 @@ void begin_thresholds(
     scan_distances(
             codes,
             sample,
+            {},
             queries.image.data(),
             queries.factors.data(),
             {keys.data(), uint32_t(nq), rows, true},
@@ -254,7 +250,8 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     const auto has_room = [&](int n_planes) {
         const size_t bytes =
                 SignSearch::workspace(sign_plan, n_planes, codes.n, nq, k) +
-                (k > 0 ? n_reservoirs * capacity_of(plan, k) * sizeof(Entry)
+                (k > 0 ? n_reservoirs * reservoir_capacity(plan, k) *
+                                 sizeof(Entry)
                        : 0);
         return bytes <= resources_->workspace_limit;
     };
@@ -319,7 +316,7 @@ void GpuIndexTurboQuant::search(
     const auto bytes_of = [&](const ScanPlan& plan) {
         const ScanPlan sample = plan_sample(plan, uint32_t(ntotal));
         const size_t sample_rows = sample.n_slices * sample.slice_rows;
-        return plan.n_reservoirs() * capacity_of(plan, k_found) *
+        return plan.n_reservoirs() * reservoir_capacity(plan, k_found) *
                 sizeof(Entry) +
                 plan.padded_nq() * sample_rows * sizeof(float);
     };
@@ -349,7 +346,7 @@ void GpuIndexTurboQuant::search(
         const size_t n_reservoirs = queries.signs
                 ? queries.signs->n_reservoirs()
                 : plan.n_reservoirs();
-        const size_t capacity = capacity_of(plan, k_found);
+        const size_t capacity = reservoir_capacity(plan, k_found);
         const DeviceArray<Entry> entries(resources, n_reservoirs * capacity);
         const DeviceArray<uint32_t> counts(resources, n_reservoirs);
         const Reservoirs reservoirs = {
@@ -486,6 +483,7 @@ void GpuIndexTurboQuant::compute_distances(
             scan_distances(
                     codes,
                     plan,
+                    {},
                     queries.image.data(),
                     queries.factors.data(),
                     {of_page.data, uint32_t(page), uint32_t(ntotal), false},

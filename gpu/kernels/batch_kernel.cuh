@@ -9,7 +9,10 @@
  * for both.
  *
  * Four warps that multiply are a part of the block: a part has sixty-four rows
- * of a round, reservoirs of its own, and does not wait for the other part. */
+ * of a round, reservoirs of its own, and does not wait for the other part.
+ *
+ * In inverted files a cluster does one task after another, and those warps that
+ * decode go on to the next one while the others still look at keys. */
 
 #include <cfloat>
 #include <cstdint>
@@ -136,19 +139,19 @@ __device__ __forceinline__ int one_of(const int* numbers, int i) {
     }
 }
 
-/// what a part of a block knows about its results
+/// what a part of a block knows about a task's queries
 template <int group_size>
 struct PartState {
     alignas(16) QueryBound bounds[group_size];
+    alignas(8) float per_key[group_size];
     Entry last[group_size]; ///< the last entry of interest
-    int counts[group_size]; ///< of the reservoirs
+    DeviceQueryFactors factors[group_size];
+    uint32_t queries[group_size]; ///< of the page, or of the DistanceSink
+    int counts[group_size];       ///< of the reservoirs
 };
 
 template <int group_size>
 struct BatchState {
-    DeviceQueryFactors factors[group_size];
-    float per_key[group_size];
-    uint32_t queries[group_size]; ///< of the page
     PartState<group_size> parts[BatchShape<group_size>::parts];
     uint64_t filled[BatchShape<group_size>::stages];
     uint64_t emptied[BatchShape<group_size>::stages];
@@ -227,14 +230,14 @@ class StageRing {
     }
 };
 
-/// what the warps do that decode
+/// what the warps do that decode, for a task
 template <int nbits, int trellis, int units, int group_size>
 __device__ __forceinline__ void decode_batch(
         const ScanArgs& args,
         const ScanTask& task,
         int block,
         int warp,
-        StageRing<group_size> ring) {
+        StageRing<group_size>& ring) {
     using Shape = BatchShape<group_size>;
     using Decoder = RowDecoder<nbits, trellis, units>;
     using Raw = typename Decoder::Raw;
@@ -360,14 +363,16 @@ __device__ __forceinline__ void decode_batch(
     }
 }
 
-/// what the warps do that multiply
+/// what the warps do that multiply.
+/// index: of the task
 template <int group_size>
 __device__ __forceinline__ void multiply_batch(
         const ScanArgs& args,
         const ScanTask& task,
+        uint32_t index,
         int block,
         int warp,
-        StageRing<group_size> ring,
+        StageRing<group_size>& ring,
         BatchState<group_size>& state,
         uint32_t* histogram) {
     using Shape = BatchShape<group_size>;
@@ -387,17 +392,20 @@ __device__ __forceinline__ void multiply_batch(
     const uint32_t end = task.end;
     const bool is_top_k = r.k > 0;
     const float sign = layout.is_l2 ? 1 : -1;
-    const size_t first_reservoir =
-            ((size_t(blockIdx.x) / Shape::blocks * Shape::blocks + block) *
-                     Shape::parts +
-             part) *
-            group_size;
-    Entry* reservoirs = r.entries + first_reservoir * r.capacity;
+    // of query 0, of this part of the cluster
+    const uint32_t first_reservoir =
+            task.first_reservoir + block * Shape::parts + part;
+    const auto reservoir_of = [&](int q) {
+        return first_reservoir + uint32_t(q) * batch_parts;
+    };
+    const auto entries_of = [&](int q) {
+        return r.entries + size_t(reservoir_of(q)) * r.capacity;
+    };
 
     const auto set_last = [&](int q, Entry last) {
         own.last[q] = last;
         own.bounds[q] =
-                query_bound(state.factors[q], entry_key(last), layout.dims);
+                query_bound(own.factors[q], entry_key(last), layout.dims);
     };
     const auto for_own_queries = [&](const auto& f) {
 #pragma unroll
@@ -408,6 +416,21 @@ __device__ __forceinline__ void multiply_batch(
             }
         }
     };
+
+    synchronize_warps<part_threads>(1 + part); // with the task before
+    for_own_queries([&](int, int q) {
+        const uint32_t slot = task.first_slot + q;
+        const DeviceQueryFactors factors = args.factors[slot];
+        own.factors[q] = factors;
+        own.per_key[q] = per_key(factors);
+        own.queries[q] = args.all.distances ? query_of_sink(args, slot)
+                                            : query_of_slot(args, slot);
+        own.last[q] = no_entry;
+        own.counts[q] = 0;
+        own.bounds[q] = query_bound(
+                factors, is_top_k ? FLT_MAX : args.range.last, layout.dims);
+    });
+    synchronize_warps<part_threads>(1 + part);
 
     for (uint32_t round = task.begin; round < end; round += Shape::round_rows) {
         const uint32_t first_row = round + block * Shape::block_rows +
@@ -429,7 +452,7 @@ __device__ __forceinline__ void multiply_batch(
         if (is_top_k) {
             for_own_queries([&](int i, int q) {
                 shared_last[i] = *const_cast<volatile Entry*>(
-                        &r.thresholds[state.queries[q]]);
+                        &r.thresholds[own.queries[q]]);
             });
         }
 
@@ -464,7 +487,7 @@ __device__ __forceinline__ void multiply_batch(
         ring.arrive_emptied(previous);
 
         const auto key_of = [&](int query, int i, int lifted) {
-            const DeviceQueryFactors factors = state.factors[query];
+            const DeviceQueryFactors factors = own.factors[query];
             const int sum = 2 * (lifted - lifted_zero) - int(factors.base);
             const float scale = i == 0 ? scales[0] : scales[1];
             const float offset = i == 0 ? offsets[0] : offsets[1];
@@ -478,8 +501,8 @@ __device__ __forceinline__ void multiply_batch(
                 write_distances<8>(
                         args,
                         task,
-                        sink_offset(args, task, blockIdx.x / Shape::blocks),
-                        query,
+                        sink_offset(args, task, index),
+                        own.queries[query],
                         first_row + g,
                         {key_of(query, 0, sums[s]),
                          key_of(query, 1, sums[s + 2])});
@@ -502,7 +525,7 @@ __device__ __forceinline__ void multiply_batch(
             const uint32_t row = first_row + i * 8 + g;
             if (!is_top_k) {
                 if (key <= args.range.last) {
-                    collect(args.range, state.queries[query], key, row);
+                    collect(args.range, own.queries[query], key, row);
                 }
                 return;
             }
@@ -510,7 +533,7 @@ __device__ __forceinline__ void multiply_batch(
             // keys that are not finite are never of interest
             if (key <= FLT_MAX && entry <= own.last[query]) {
                 const int at = atomicAdd(&own.counts[query], 1);
-                reservoirs[query * r.capacity + at] = entry;
+                entries_of(query)[at] = entry;
                 is_over |= at >= limit;
             }
         };
@@ -525,7 +548,7 @@ __device__ __forceinline__ void multiply_batch(
             const float4 of_queries =
                     reinterpret_cast<const float4*>(own.bounds)[pair];
             const float2 per_keys =
-                    reinterpret_cast<const float2*>(state.per_key)[pair];
+                    reinterpret_cast<const float2*>(own.per_key)[pair];
 #pragma unroll
             for (int s = 0; s < 4; s++) {
                 const RowBound& row = bounds[s / 2];
@@ -563,9 +586,9 @@ __device__ __forceinline__ void multiply_batch(
                 if (own.counts[q] > most) {
                     thin_out_one(
                             r,
-                            reservoirs + size_t(q) * r.capacity,
+                            entries_of(q),
                             own.counts[q],
-                            state.queries[q],
+                            own.queries[q],
                             histogram,
                             [&](Entry last) {
                                 if (last < own.last[q]) {
@@ -581,7 +604,9 @@ __device__ __forceinline__ void multiply_batch(
     }
     if (is_top_k) {
         for_own_queries([&](int, int q) {
-            r.counts[first_reservoir + q] = own.counts[q];
+            if (q < task.n_slots) {
+                r.counts[reservoir_of(q)] = own.counts[q];
+            }
         });
     }
 }
@@ -602,38 +627,34 @@ __global__ void __launch_bounds__(BatchShape<group_size>::threads, 1)
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
     wait_for_kernel_before();
     const int block = block_of_cluster();
-    const ScanTask task = task_at(args, group_size, blockIdx.x / Shape::blocks);
-    const StageRing<group_size> ring(image, state);
+    StageRing<group_size> ring(image, state);
     if (threadIdx.x == 0) {
         ring.init();
     }
-    const bool is_top_k = args.reservoirs.k > 0;
-    for (int q = threadIdx.x; q < group_size; q += Shape::threads) {
-        const uint32_t slot = task.first_slot + q;
-        const DeviceQueryFactors factors = args.factors[slot];
-        state.factors[q] = factors;
-        state.per_key[q] = per_key(factors);
-        state.queries[q] = query_of_slot(args, slot);
-        for (PartState<group_size>& part : state.parts) {
-            part.last[q] = no_entry;
-            part.counts[q] = 0;
-            part.bounds[q] = query_bound(
-                    factors,
-                    is_top_k ? FLT_MAX : args.range.last,
-                    args.codes.layout.dims);
-        }
-    }
     __syncthreads();
     synchronize_cluster();
+    // some warps may be ahead of others by tasks
+    const uint32_t clusters = gridDim.x / Shape::blocks;
+    const auto for_each_task = [&](const auto& f) {
+        const uint32_t n = args.tasks.tasks ? args.tasks.n : clusters;
+        for (uint32_t i = blockIdx.x / Shape::blocks; i < n; i += clusters) {
+            f(task_at(args, group_size, batch_parts, i), i);
+        }
+    };
     if (warp >= Shape::multiplying_warps) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(
                 Shape::decoding_registers));
-        decode_batch<nbits, trellis, units>(
-                args, task, block, warp - Shape::multiplying_warps, ring);
+        for_each_task([&](const ScanTask& task, uint32_t) {
+            decode_batch<nbits, trellis, units>(
+                    args, task, block, warp - Shape::multiplying_warps, ring);
+        });
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(
                 Shape::multiplying_registers));
-        multiply_batch(args, task, block, warp, ring, state, histograms[warp]);
+        for_each_task([&](const ScanTask& task, uint32_t i) {
+            multiply_batch(
+                    args, task, i, block, warp, ring, state, histograms[warp]);
+        });
     }
     // until nothing comes into this block's memory any more
     synchronize_cluster();

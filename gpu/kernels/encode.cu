@@ -17,9 +17,11 @@ namespace {
 constexpr int vector_warps = 16, large_vector_warps = 12;
 /// of a block with one vector of scalar codes
 constexpr int min_block_threads = 128, max_block_threads = 512;
-constexpr int query_threads = 256;
+constexpr int query_threads = 256; ///< at most
+/// of many queries, of which blocks wait for one warp each at times
+constexpr int many_queries = 1024, many_queries_threads = 128;
 /// of a block where there are many of them
-constexpr int residual_threads = 128;
+constexpr int residual_threads = 256; ///< at most
 /// words of decisions that the way back through a trellis has at hand
 constexpr int decision_words = 2048;
 
@@ -821,6 +823,13 @@ struct ScalarLaunch {
 
 // -------------------------------------------------------------- queries
 
+__device__ inline float largest_of_lanes(float x) {
+    for (int half = 16; half > 0; half /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, half));
+    }
+    return x;
+}
+
 /// where the words of a query go in the image
 struct QueryWords {
     uint32_t* words;
@@ -853,6 +862,19 @@ struct QueryWords {
         const int outer = by_lanes ? t : word, inner = by_lanes ? word : t;
         return words[((i / 16 * 4 + outer) * group_size + in_tile) * 4 + inner];
     }
+
+    /// those of i = 4 quad and on
+    __device__ void write(int quad, const uint4& four) const {
+        uint32_t* to = &(*this)[4 * quad];
+        if (group_size == 0 || by_lanes) {
+            *reinterpret_cast<uint4*>(to) = four;
+        } else {
+            to[0] = four.x;
+            to[4 * group_size] = four.y;
+            to[8 * group_size] = four.z;
+            to[12 * group_size] = four.w;
+        }
+    }
 };
 
 /// a query that nothing is ever near, by the block
@@ -868,8 +890,10 @@ __device__ void write_empty_query(
     }
 }
 
-/// the words of a quantized query in four bytes each, by the block
+/// the words of a quantized query in four bytes each, by some threads
 __device__ void write_fragments(
+        uint32_t thread,
+        uint32_t threads,
         const DeviceLayout& layout,
         const ImageOrder& order,
         const int8_t* quantized,
@@ -877,21 +901,33 @@ __device__ void write_fragments(
     const int units = order.units;
     const int bits = fragment_bits(layout.nbits, layout.has_trellis());
     const Fragment fragments{bits, units};
-    for (int i = threadIdx.x; i < layout.dims / 4; i += blockDim.x) {
-        const int fragment = i / 16, t = i / 4 % 4;
+    const int dims = layout.dims;
+    // of four bytes in the code of a field, those of two words
+    const auto four_from = [&](int coordinate) {
+        return *reinterpret_cast<const uint32_t*>(quantized + coordinate);
+    };
+    for (int quad = thread; quad < dims / 16; quad += threads) {
+        const int fragment = quad / 4, t = quad % 4;
         const int step = fragment / (2 * units);
-        const int p = fragment % (2 * units) * 4 + i % 4;
-        uint32_t word = 0;
-        for (int j = 0; j < 4; j++) {
-            const int c = fragments.coordinate(layout.dims, step, t, p, j);
-            word |= uint32_t(uint8_t(quantized[c])) << 8 * j;
+        const int first = fragment % (2 * units) * 4;
+        uint32_t four[4];
+#pragma unroll
+        for (int p = 0; p < 4; p += 2) {
+            const uint32_t even = four_from(
+                    fragments.coordinate(dims, step, t, first + p, 0));
+            const uint32_t odd = four_from(
+                    fragments.coordinate(dims, step, t, first + p, 1));
+            four[p] = __byte_perm(even, odd, 0x5140);
+            four[p + 1] = __byte_perm(even, odd, 0x7362);
         }
-        words[i] = word;
+        words.write(quad, {four[0], four[1], four[2], four[3]});
     }
 }
 
-/// the bits of a quantized query as codes of one bit, by the block
+/// the bits of a quantized query as codes of one bit, by some warps
 __device__ void write_bit_planes(
+        uint32_t thread,
+        uint32_t threads,
         const DeviceLayout& layout,
         const ImageOrder& order,
         const int8_t* quantized,
@@ -913,7 +949,7 @@ __device__ void write_bit_planes(
                 unit % width;
         return (word / 4 * 4 + t) * 4 + word % 4;
     };
-    for (int i = threadIdx.x / 32; i < layout.dims / 32; i += blockDim.x / 32) {
+    for (int i = thread / 32; i < layout.dims / 32; i += threads / 32) {
         // of bit `lane` of word i in a code
         const int c = lane % 8 * layout.plane_size() + 4 * i + lane / 8;
         const int value = quantized[c];
@@ -927,6 +963,63 @@ __device__ void write_bit_planes(
             words[place(i, lane)] = word;
         }
     }
+}
+
+/// the image of a quantized query, by some warps
+__device__ void write_image(
+        uint32_t thread,
+        uint32_t threads,
+        const DeviceLayout& layout,
+        const ImageOrder& order,
+        const int8_t* quantized,
+        const QueryWords& words) {
+    if (order.by_bits) {
+        write_bit_planes(thread, threads, layout, order, quantized, words);
+    } else {
+        write_fragments(thread, threads, layout, order, quantized, words);
+    }
+}
+
+/// the greatest integer of a query is this
+constexpr float largest_integer = 127;
+
+/** Coordinates as integers, in bytes.
+ * @param factor  times which they are up to largest_integer */
+__device__ inline uint32_t quantize_four(const float4& x, float factor) {
+    // to the nearest integer, in the lowest byte
+    const auto quantize = [&](float x) {
+        constexpr float integers = 3 << 22; // what is added to it is rounded
+        return __float_as_uint(__fadd_rn(__fmul_rn(x, factor), integers));
+    };
+    return __byte_perm(
+            __byte_perm(quantize(x.x), quantize(x.y), 0x0040),
+            __byte_perm(quantize(x.z), quantize(x.w), 0x0040),
+            0x5410);
+}
+
+/// four bytes of 1
+constexpr int ones = 0x01010101;
+
+/** @param length   of the query, which has been divided by it
+ *  @param largest  magnitude of a coordinate
+ *  @param sum      of the integers
+ *  @param bias     of the query's distances */
+__device__ DeviceQueryFactors query_factors(
+        const DeviceLayout& layout,
+        const ImageOrder& order,
+        double length,
+        float largest,
+        int sum,
+        double bias) {
+    const double multiplier =
+            length * (double(largest) / largest_integer) * layout.half_level;
+    const uint32_t base = order.is_batch ? DeviceLayout().base
+                                         : layout.base_of(order.by_bits);
+    const float sign = layout.is_l2 ? 1 : -1;
+    // rounding is symmetric, so the sign may go in first
+    return {base * uint32_t(sum),
+            sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
+            sign * float(bias)};
 }
 
 /** Quantize a rotated query and write it, by the block.
@@ -953,9 +1046,7 @@ __device__ void write_query(
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
         largest = fmaxf(largest, fabsf(y[i]));
     }
-    for (int half = 16; half > 0; half /= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, half));
-    }
+    largest = largest_of_lanes(largest);
     if (threadIdx.x % 32 == 0) {
         largest_of_warp[threadIdx.x / 32] = largest;
     }
@@ -967,15 +1058,24 @@ __device__ void write_query(
     for (int w = 0; w < blockDim.x / 32; w++) {
         largest = fmaxf(largest, largest_of_warp[w]);
     }
-    const float factor = largest > 0 ? 127 / largest : 0;
+    const float factor = largest > 0 ? largest_integer / largest : 0;
     int partial_sum = 0;
     QuerySums partial = {};
-    for (int i = threadIdx.x; i < dims; i += blockDim.x) {
-        const int value = i < d ? __float2int_rn(y[i] * factor) : 0;
-        quantized[i] = value;
-        partial_sum += value;
-        partial.magnitudes += abs(value);
-        partial.squares += value * value;
+    for (int i = threadIdx.x; i < dims / 4; i += blockDim.x) {
+        const int left = d - 4 * i;
+        float4 x = reinterpret_cast<const float4&>(y[4 * i]);
+        x = {left > 0 ? x.x : 0,
+             left > 1 ? x.y : 0,
+             left > 2 ? x.z : 0,
+             left > 3 ? x.w : 0};
+        const uint32_t four = quantize_four(x, factor);
+        reinterpret_cast<uint32_t*>(quantized)[i] = four;
+        partial_sum = __dp4a(int(four), ones, partial_sum);
+        if (sums) {
+            partial.magnitudes =
+                    __dp4a(__vabs4(four), uint32_t(ones), partial.magnitudes);
+            partial.squares += __dp4a(int(four), int(four), 0);
+        }
     }
     atomicAdd(&sum, partial_sum);
     if (sums) {
@@ -983,23 +1083,9 @@ __device__ void write_query(
         atomicAdd(&sums_of_block.squares, partial.squares);
     }
     __syncthreads();
-
-    if (order.by_bits) {
-        write_bit_planes(layout, order, quantized, words);
-    } else {
-        write_fragments(layout, order, quantized, words);
-    }
+    write_image(threadIdx.x, blockDim.x, layout, order, quantized, words);
     if (threadIdx.x == 0) {
-        const double multiplier =
-                length * (double(largest) / 127) * layout.half_level;
-        const uint32_t base = order.is_batch ? DeviceLayout().base
-                                             : layout.base_of(order.by_bits);
-        const float sign = layout.is_l2 ? 1 : -1;
-        // rounding is symmetric, so the sign may go in first
-        factors = {
-                base * uint32_t(sum),
-                sign * float(layout.is_l2 ? -2 * multiplier : multiplier),
-                sign * float(bias)};
+        factors = query_factors(layout, order, length, largest, sum, bias);
         if (sums) {
             *sums = sums_of_block;
         }
@@ -1089,8 +1175,9 @@ __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
     }
     __syncthreads();
     rotate(encoder.rotation_by_block, work, y, 1);
-    for (int i = threadIdx.x; i < d; i += blockDim.x) {
-        rotated[q * d + i] = y[i];
+    const int dims = encoder.layout.dims;
+    for (int i = threadIdx.x; i < dims; i += blockDim.x) {
+        rotated[q * dims + i] = i < d ? y[i] : 0;
     }
     if (threadIdx.x < 32) {
         const double squared = warp_dot(y, y, d);
@@ -1100,43 +1187,119 @@ __global__ void __launch_bounds__(query_threads) rotate_queries_kernel(
     }
 }
 
+/** Shared memory of a block: the centre, then a query of each warp, which start
+ * in different banks. */
+struct ResidualVectors {
+    uint32_t dims;
+
+    TQ_HOST_DEVICE uint32_t stride() const { ///< in fours
+        return dims / 4 + 1;
+    }
+    TQ_HOST_DEVICE size_t size(uint32_t warps) const {
+        return (1 + warps) * stride() * sizeof(float4);
+    }
+};
+
+/** A warp for each slot. Slots of a block follow each other, and are of one
+ * list; what is in one is in those before, too. */
+template <bool is_l2>
 __global__ void __launch_bounds__(residual_threads) prepare_residual_kernel(
-        DeviceLayout layout,
-        ResidualQueries queries,
-        ImageOrder order,
+        const __grid_constant__ DeviceLayout layout,
+        const __grid_constant__ ResidualQueries queries,
+        const __grid_constant__ ImageOrder order,
         uint8_t* image,
         DeviceQueryFactors* factors) {
-    extern __shared__ float shared[];
-    const int d = layout.d;
-    const SharedVector y{shared};
-    const size_t slot = blockIdx.x;
-    const QueryWords words(layout, image, order, slot);
-    const uint32_t query = queries.query_of_slot[slot];
-    if (query == no_query) {
-        write_empty_query(layout, words, factors[slot]);
+    extern __shared__ float4 vectors[];
+    const uint32_t dims = layout.dims;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t warps = blockDim.x / 32;
+    const uint32_t stride = ResidualVectors{dims}.stride();
+    const uint32_t first_slot = blockIdx.x * warps;
+    const uint32_t first_probe = queries.probe_of_slot[first_slot];
+    if (first_probe == no_probe) {
         return;
     }
-    const float* rotated = queries.rotated + size_t(query) * d;
-    const float* centre =
-            queries.centres + size_t(queries.list_of_slot[slot]) * d;
-    for (int i = threadIdx.x; i < d; i += blockDim.x) {
-        y[i] = rotated[i] - centre[i];
+    const float4* centre = reinterpret_cast<const float4*>(
+            queries.centres + queries.lists[first_probe] * dims);
+    for (uint32_t i = threadIdx.x; i < dims / 4; i += blockDim.x) {
+        vectors[i] = centre[i];
     }
     __syncthreads();
-    double bias = 0; // of the first thread
-    if (threadIdx.x < 32) {
-        bias = layout.is_l2 ? warp_dot(y, y, d) : warp_dot(rotated, centre, d);
+    const auto integers_of = [&](uint32_t warp) {
+        return vectors + (1 + warp) * stride;
+    };
+    const uint32_t probe = queries.probe_of_slot[first_slot + warp];
+    if (probe != no_probe) {
+        const size_t query = probe / queries.nprobe;
+        const float* x = queries.rotated + query * dims;
+        const float* centre_of_lane =
+                reinterpret_cast<const float*>(vectors) + lane;
+        float4* own = integers_of(warp);
+        float* y = reinterpret_cast<float*>(own);
+        float largest = 0;
+        double sum = 0;
+        constexpr uint32_t batch = 16; // rows of 32 on their way at a time
+        const auto take = [&](uint32_t begin, const auto& is_inside) {
+            const float* const from = x + begin + lane;
+            const float* const c = centre_of_lane + begin;
+            float* const to = y + begin + lane;
+            float values[batch];
+#pragma unroll
+            for (uint32_t b = 0; b < batch; b++) {
+                values[b] =
+                        is_inside(begin + 32 * b) ? __ldg(from + 32 * b) : 0;
+            }
+#pragma unroll
+            for (uint32_t b = 0; b < batch; b++) {
+                if (is_inside(begin + 32 * b)) {
+                    const float of_centre = c[32 * b];
+                    const float difference = values[b] - of_centre;
+                    to[32 * b] = difference;
+                    largest = fmaxf(largest, fabsf(difference));
+                    const double first = is_l2 ? difference : values[b];
+                    const double second = is_l2 ? difference : of_centre;
+                    sum = fma(first, second, sum);
+                }
+            }
+        };
+        uint32_t begin = 0;
+        for (; begin + 32 * batch <= dims; begin += 32 * batch) {
+            take(begin, [](uint32_t) { return true; });
+        }
+        if (begin < dims) {
+            take(begin, [&](uint32_t i) { return i < dims; });
+        }
+        largest = largest_of_lanes(largest);
+        sum = add_lanes(sum);
+        const float factor = largest > 0 ? largest_integer / largest : 0;
+        int integers = 0; // their sum
+        for (uint32_t i = lane; i < dims / 4; i += 32) {
+            __syncwarp();
+            const uint32_t four = quantize_four(own[i], factor);
+            integers = __dp4a(int(four), ones, integers);
+            __syncwarp(); // in place of what all lanes have read
+            reinterpret_cast<uint32_t*>(own)[i] = four;
+        }
+        integers = __reduce_add_sync(0xffffffff, integers);
+        if (lane == 0) {
+            factors[first_slot + warp] =
+                    query_factors(layout, order, 1, largest, integers, sum);
+        }
     }
-    write_query(
-            layout,
-            order,
-            y,
-            reinterpret_cast<int8_t*>(shared + shared_vector_size(d)),
-            1,
-            bias,
-            words,
-            factors[slot],
-            nullptr);
+    __syncthreads();
+    // pieces of slots lie side by side, and so do threads that write them
+    const bool is_by_warp = order.by_bits;
+    const uint32_t place = is_by_warp ? warp : threadIdx.x % warps;
+    const uint32_t slot = first_slot + place;
+    if (queries.probe_of_slot[slot] != no_probe) {
+        write_image(
+                is_by_warp ? lane : threadIdx.x / warps,
+                32,
+                layout,
+                order,
+                reinterpret_cast<const int8_t*>(integers_of(place)),
+                QueryWords(layout, image, order, slot));
+    }
 }
 
 // ----------------------------------------------------------- conversion
@@ -1285,6 +1448,10 @@ int conversion_blocks(size_t n) {
     return int(std::min<size_t>(n, 65536));
 }
 
+int threads_of_query(size_t nq) {
+    return nq < many_queries ? query_threads : many_queries_threads;
+}
+
 } // namespace
 
 size_t encode_workspace_of_block(const DeviceLayout& layout) {
@@ -1365,7 +1532,7 @@ void prepare_queries(
             2 * shared_vector_size(layout.d) * sizeof(float) + layout.dims;
     // one after the other would take longer than to rotate twice
     const dim3 blocks(padded_nq, of_signs ? 2 : 1);
-    run({blocks, query_threads, shared, stream},
+    run({blocks, threads_of_query(nq), shared, stream},
         prepare_queries_kernel,
         encoder,
         x,
@@ -1386,7 +1553,7 @@ void rotate_queries(
         cudaStream_t stream) {
     const size_t shared =
             2 * shared_vector_size(encoder.layout.d) * sizeof(float);
-    run({unsigned(nq), query_threads, shared, stream},
+    run({unsigned(nq), threads_of_query(nq), shared, stream},
         rotate_queries_kernel,
         encoder,
         x,
@@ -1403,10 +1570,21 @@ void prepare_residual_queries(
         uint8_t* image,
         DeviceQueryFactors* factors,
         cudaStream_t stream) {
-    const size_t shared =
-            shared_vector_size(layout.d) * sizeof(float) + layout.dims;
-    run({unsigned(n_slots), residual_threads, shared, stream},
-        prepare_residual_kernel,
+    // NaN, where there is no query
+    TQ_CUDA(cudaMemsetAsync(factors, 0xff, n_slots * sizeof(*factors), stream));
+    const auto kernel = layout.is_l2 ? prepare_residual_kernel<true>
+                                     : prepare_residual_kernel<false>;
+    const ResidualVectors vectors = {uint32_t(layout.dims)};
+    const size_t available = traits_of(kernel).shared_memory;
+    unsigned warps = residual_threads / 32;
+    while (vectors.size(warps) > available) {
+        warps /= 2;
+    }
+    run({unsigned(n_slots / warps),
+         int(32 * warps),
+         vectors.size(warps),
+         stream},
+        kernel,
         layout,
         queries,
         order,

@@ -137,7 +137,7 @@ void prepare_queries(
 
 /** P x of queries.
  * @param x        (nq, d)
- * @param rotated  (nq, d), written */
+ * @param rotated  (nq, dims), written, with zeros past d */
 void rotate_queries(
         const Encoder& encoder,
         const float* x,
@@ -147,17 +147,22 @@ void rotate_queries(
         Refused* refused,
         cudaStream_t stream);
 
-/// queries relative to the centres of lists, one of each in a slot
+/// of an empty slot
+constexpr uint32_t no_probe = ~uint32_t(0);
+
+/// queries relative to the centres of lists that they probe, one in each slot
 struct ResidualQueries {
-    const float* rotated; ///< (nq, d)
-    const float* centres; ///< (lists, d), rotated
-    const uint32_t* list_of_slot;
-    const uint32_t* query_of_slot; ///< no_query: the slot is empty
+    const float* rotated; ///< (nq, dims), by rotate_queries
+    const float* centres; ///< (lists, dims), likewise
+    const int64_t* lists; ///< (nq, nprobe)
+    uint32_t nprobe;
+    /// place in `lists`, or no_probe. Slots of a group, or eight, are of one
+    /// list, and empty ones come last
+    const uint32_t* probe_of_slot;
 };
 
-constexpr uint32_t no_query = ~uint32_t(0);
-
-/** The rest of what prepare_queries does.
+/** The rest of what prepare_queries does. Nothing is ever near what is in an
+ * empty slot, of which the image is not written.
  * @param n_slots  multiple of 8, and of group_size */
 void prepare_residual_queries(
         const DeviceLayout& layout,

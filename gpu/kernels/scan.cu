@@ -9,8 +9,7 @@ namespace gpu {
 
 namespace {
 
-constexpr int merge_threads = 512;
-constexpr int threshold_threads = 256;
+constexpr int threshold_threads = 128;
 constexpr int merge_batch = 4; ///< entries of a thread at a time
 
 /// what is the same for both groups
@@ -120,6 +119,38 @@ int available_shared(const DeviceLayout& layout, const ScanPlan& plan) {
     return int(traits_of(kernel_of(layout, plan)).shared_memory);
 }
 
+/// a group of queries, and how long rows take with one
+struct Group {
+    int tiles; ///< ScanPlan::group_tiles
+    bool is_batch;
+    double time; ///< ms for a million rows of 1536 coordinates, on an H200
+};
+
+/// no batch
+bool has_room(const DeviceLayout& layout, int group_tiles) {
+    ScanPlan plan;
+    plan.group_tiles = group_tiles;
+    plan.uses_wgmma = group_tiles >= 8 && has_wgmma(layout);
+    return int(shared_size(layout, plan)) <= available_shared(layout, plan);
+}
+
+std::vector<Group> groups_of(const DeviceLayout& layout) {
+    const bool counts_bits =
+            counts_bits_of_eight(layout.nbits, layout.has_trellis());
+    std::vector<Group> groups = {{1, false, counts_bits ? 0.1 : 0.15}};
+    for (const Group& group :
+         {Group{4, false, 0.3}, {8, false, 0.42}, {16, false, 0.6}}) {
+        if (has_room(layout, group.tiles)) {
+            groups.push_back(group);
+        }
+    }
+    if (has_wgmma(layout)) {
+        groups.push_back({batch_groups[0] / 8, true, 0.51});
+        groups.push_back({batch_groups[1] / 8, true, 0.76});
+    }
+    return groups;
+}
+
 /// Many warps hide latencies better than many tiles of each.
 StreamPlan plan_stream(const DeviceLayout& layout, const ScanPlan& plan) {
     ScanPlan streamed = plan;
@@ -135,19 +166,55 @@ StreamPlan plan_stream(const DeviceLayout& layout, const ScanPlan& plan) {
     return {};
 }
 
+/** What a plan is besides is_batch and group_tiles.
+ * @param most_queries  of codes */
+void complete(const DeviceLayout& layout, size_t most_queries, ScanPlan& plan) {
+    const bool may_use_wgmma = has_wgmma(layout);
+    if (plan.is_batch) {
+        if (kernels_of(layout).batch[0][1] &&
+            layout.dims % (2 * dims_unit) == 0) {
+            plan.units = 2;
+        }
+        return;
+    }
+    if (plan.group_tiles > 1) {
+        plan.uses_wgmma = plan.group_tiles >= 8 && may_use_wgmma;
+        return;
+    }
+    plan.stream = plan_stream(layout, plan);
+    if (plan.stream.warps > 0) {
+        plan.is_single = most_queries == 1 &&
+                counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
+        plan.by_bits = plan.is_single ||
+                counts_bits_of_eight(layout.nbits, layout.has_trellis());
+        plan.uses_wgmma = plan.by_bits && !plan.is_single && may_use_wgmma;
+    }
+    const int most_units =
+            few_units(layout.nbits, layout.has_trellis(), plan.is_single);
+    while (2 * plan.units <= most_units &&
+           layout.dims % (2 * plan.units * dims_unit) == 0) {
+        plan.units *= 2;
+    }
+}
+
 /// all slices, as ScanPlan has them
 struct Slices {
     static constexpr bool orders_entries = true; ///< is_less is as integers
+    static constexpr bool are_sparse = false;
     ScanPlan plan;
 
-    __device__ int count(size_t) const {
+    __device__ uint32_t n_reservoirs(size_t) const {
         return plan.n_slices * plan.parts();
     }
-    __device__ size_t reservoir(size_t q, int i) const {
+    __device__ size_t reservoir(size_t q, uint32_t i) const {
         const int parts = plan.parts(), group_size = plan.group_size();
-        const size_t block = i / parts * size_t(plan.n_groups) + q / group_size;
-        return (block * parts + i % parts) * group_size + q % group_size;
+        const size_t task = i / parts * size_t(plan.n_groups) + q / group_size;
+        return (task * group_size + q % group_size) * parts + i % parts;
     }
+    /// of entries that are not in reservoirs, by the block
+    template <class Take>
+    __device__ void for_each_other(size_t, const Take&) const {}
+
     __device__ int64_t label(Entry entry) const {
         return uint32_t(entry);
     }
@@ -158,16 +225,57 @@ struct Slices {
 
 struct Tasks {
     static constexpr bool orders_entries = false;
-    ReservoirsOfQueries of_queries;
+    static constexpr bool are_sparse = true; ///< most reservoirs hold little
+    ResultsOfQueries results;
+    int parts; ///< of a task
 
-    __device__ int count(size_t q) const {
-        return of_queries.begins[q + 1] - of_queries.begins[q];
+    __device__ uint32_t n_reservoirs(size_t q) const {
+        return results.counts[q] * parts;
     }
-    __device__ size_t reservoir(size_t q, int i) const {
-        return of_queries.reservoirs[of_queries.begins[q] + i];
+    __device__ size_t reservoir(size_t q, uint32_t i) const {
+        return results.reservoirs[results.begins[q] + i / parts] + i % parts;
+    }
+    template <class Take>
+    __device__ void for_each_other(size_t q, const Take& take) const {
+        static_assert(merge_batch == 4);
+        constexpr int ahead = 2; // on their way at a time
+        const SampleOfLists& sample = results.sample;
+        const int64_t* lists = sample.lists + q * sample.nprobe;
+        const uint32_t n = sample.nprobe * sample.rows / 4;
+        const float4* keys =
+                reinterpret_cast<const float4*>(sample.keys) + q * n;
+        for (uint32_t begin = 0; begin < n; begin += ahead * blockDim.x) {
+            float4 loaded[ahead];
+#pragma unroll
+            for (int a = 0; a < ahead; a++) {
+                const uint32_t i = begin + a * blockDim.x + threadIdx.x;
+                const float none = nanf("");
+                loaded[a] = i < n ? __ldcs(keys + i)
+                                  : float4{none, none, none, none};
+            }
+#pragma unroll
+            for (int a = 0; a < ahead; a++) {
+                const float4& x = loaded[a];
+                const float of_thread[] = {x.x, x.y, x.z, x.w};
+                const uint32_t i = begin + a * blockDim.x + threadIdx.x;
+                Entry entries[4];
+#pragma unroll
+                for (int b = 0; b < 4; b++) {
+                    entries[b] = no_entry;
+                    if (of_thread[b] <= FLT_MAX) {
+                        const uint32_t place = 4 * i + b;
+                        const int64_t list = lists[place / sample.rows];
+                        entries[b] = pack_entry(
+                                of_thread[b],
+                                sample.begins[list] + place % sample.rows);
+                    }
+                }
+                take(entries);
+            }
+        }
     }
     __device__ int64_t label(Entry entry) const {
-        return of_queries.ids[uint32_t(entry)];
+        return results.ids[uint32_t(entry)];
     }
     __device__ bool is_less(Entry a, Entry b) const {
         if (a >> 32 != b >> 32 || a == no_entry || b == no_entry) {
@@ -210,11 +318,12 @@ __global__ void __launch_bounds__(threshold_threads) threshold_kernel(
     }
 }
 
-template <class Sources>
-__global__ void __launch_bounds__(merge_threads) merge_kernel(
-        Reservoirs r,
-        int most, // entries of a reservoir
-        Sources sources,
+/// most: entries of a reservoir
+template <int threads, class Sources>
+__global__ void __launch_bounds__(threads) merge_kernel(
+        const __grid_constant__ Reservoirs r,
+        int most,
+        const __grid_constant__ Sources sources,
         bool is_l2,
         int k_out,
         int buffer_size,
@@ -225,70 +334,100 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
     __shared__ uint32_t histogram[radix_size];
     const size_t q = blockIdx.x;
     wait_for_kernel_before();
+    const uint32_t n_reservoirs = sources.n_reservoirs(q);
+    const int k = r.k;
     Entry last = r.thresholds[q];
     if (threadIdx.x == 0) {
         count = 0;
     }
     __syncthreads();
+    if constexpr (Sources::are_sparse) {
+        __shared__ uint32_t largest;
+        if (threadIdx.x == 0) {
+            largest = 0;
+        }
+        __syncthreads();
+        uint32_t own = 0;
+        for (uint32_t i = threadIdx.x; i < n_reservoirs; i += threads) {
+            own = max(own, r.counts[sources.reservoir(q, i)]);
+        }
+        own = __reduce_max_sync(0xffffffff, own);
+        if (threadIdx.x % 32 == 0) {
+            atomicMax(&largest, own);
+        }
+        __syncthreads();
+        most = min(most, largest);
+    }
     // sorts, and keeps the k best
     const auto thin_out = [&] {
         int n = count;
-        if (Sources::orders_entries && n > 2 * r.k && r.k > 0) {
+        if (Sources::orders_entries && n > 2 * k && k > 0) {
             if (threadIdx.x < 32) {
-                warp_keep(buffer, n, warp_select(buffer, n, r.k, histogram));
+                warp_keep(buffer, n, warp_select(buffer, n, k, histogram));
             }
-            n = r.k;
+            n = k;
             __syncthreads();
         }
         int size = 1;
         while (size < n) {
             size *= 2;
         }
-        for (int i = n + threadIdx.x; i < size; i += merge_threads) {
+        for (int i = n + threadIdx.x; i < size; i += threads) {
             buffer[i] = no_entry;
         }
         __syncthreads();
         block_sort(buffer, size, [&](Entry a, Entry b) {
             return sources.is_less(a, b);
         });
-        if (r.k > 0 && n >= r.k) {
+        if (k > 0 && n >= k) {
             // one of the same key may be better by its id
-            last = min(last, buffer[r.k - 1] | ~uint32_t(0));
+            last = min(last, buffer[k - 1] | ~uint32_t(0));
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            count = min(n, r.k);
+            count = min(n, k);
         }
         __syncthreads();
     };
-    const int total = sources.count(q) * most;
-    for (int begin = 0; begin < total; begin += merge_batch * merge_threads) {
-        Entry loaded[merge_batch];
-#pragma unroll
-        for (int b = 0; b < merge_batch; b++) {
-            loaded[b] = no_entry;
-            const int i = begin + b * merge_threads + threadIdx.x;
-            if (i < total) {
-                const int rank = i % most;
-                const size_t reservoir = sources.reservoir(q, i / most);
-                if (rank < r.counts[reservoir]) {
-                    loaded[b] = r.entries[reservoir * r.capacity + rank];
-                }
-            }
-        }
+    // merge_batch of them a thread
+    const auto take = [&](const Entry(&loaded)[merge_batch]) {
 #pragma unroll
         for (int b = 0; b < merge_batch; b++) {
             if (loaded[b] < no_entry && loaded[b] <= last) {
                 buffer[atomicAdd(&count, 1)] = loaded[b];
             }
         }
-        if (__syncthreads_or(
-                    count > buffer_size - merge_batch * merge_threads)) {
+        if (__syncthreads_or(count > buffer_size - merge_batch * threads)) {
             thin_out();
         }
+    };
+    // a sector of each reservoir, then the next one
+    constexpr uint32_t of_sector = 32 / sizeof(Entry);
+    const uint32_t in_reservoirs =
+            n_reservoirs * round_up<uint32_t>(most, of_sector);
+    for (uint32_t begin = 0; begin < in_reservoirs;
+         begin += merge_batch * threads) {
+        Entry loaded[merge_batch];
+#pragma unroll
+        for (int b = 0; b < merge_batch; b++) {
+            const uint32_t i = begin + b * threads + threadIdx.x;
+            loaded[b] = no_entry;
+            if (i < in_reservoirs) {
+                const uint32_t sector = i / of_sector;
+                const uint32_t rank =
+                        sector / n_reservoirs * of_sector + i % of_sector;
+                const size_t reservoir =
+                        sources.reservoir(q, sector % n_reservoirs);
+                if (rank < r.counts[reservoir]) {
+                    loaded[b] = r.entries[reservoir * r.capacity + rank];
+                }
+            }
+        }
+        take(loaded);
     }
+    sources.for_each_other(q, take);
     thin_out();
-    for (int i = threadIdx.x; i < k_out; i += merge_threads) {
+    for (int i = threadIdx.x; i < k_out; i += threads) {
         const bool is_found = i < count;
         const float key = is_found ? entry_key(buffer[i]) : FLT_MAX;
         // a squared distance is not below zero, though its estimate may be
@@ -299,27 +438,27 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(
     }
 }
 
-template <class Sources>
-void merge(
+template <int threads, class Sources>
+void merge_by(
+        size_t nq,
         const Reservoirs& reservoirs,
         const ScanPlan& plan,
         const Sources& sources,
-        size_t nq,
         bool is_l2,
         int k_out,
         float* distances,
         int64_t* labels,
         cudaStream_t stream) {
     // the k best, and a batch
-    int buffer_size = 2 * merge_batch * merge_threads;
+    int buffer_size = 2 * merge_batch * threads;
     while (buffer_size < 2 * reservoirs.k) {
         buffer_size *= 2;
     }
     const size_t shared = buffer_size * sizeof(Entry);
     const int most =
             plan.is_batch ? reservoirs.limit(Batch::part_rows) : reservoirs.k;
-    run({unsigned(nq), merge_threads, shared, stream, early},
-        merge_kernel<Sources>,
+    run({unsigned(nq), threads, shared, stream, early},
+        merge_kernel<threads, Sources>,
         reservoirs,
         most,
         sources,
@@ -330,11 +469,25 @@ void merge(
         labels);
 }
 
+/// Of many queries, more are merged at once by fewer threads each.
+template <class... Arguments>
+void merge(size_t nq, const Arguments&... arguments) {
+    constexpr size_t many = 1024;
+    if (nq < many) {
+        merge_by<512>(nq, arguments...);
+    } else {
+        merge_by<128>(nq, arguments...);
+    }
+}
+
 void launch(const ScanArgs& args, const ScanPlan& plan, cudaStream_t stream) {
     const DeviceLayout& layout = args.codes.layout;
-    const unsigned tasks =
+    unsigned tasks =
             args.tasks.tasks ? args.tasks.n : plan.n_groups * plan.n_slices;
     const unsigned cluster = cluster_size(plan);
+    if (plan.is_batch && args.tasks.tasks) { // a cluster does several of them
+        tasks = std::min<unsigned>(tasks, blocks_at_once(layout, plan));
+    }
     run({tasks * cluster,
          threads_of(plan),
          shared_size(layout, plan),
@@ -373,60 +526,48 @@ int blocks_at_once(const DeviceLayout& layout, const ScanPlan& plan) {
     return blocks / int(cluster_size(plan));
 }
 
-ScanPlan plan_list_scan(
+ListScan plan_list_scan(
         const DeviceLayout& layout,
-        double queries_of_list,
-        size_t most_queries) {
-    const bool may_use_wgmma = has_wgmma(layout);
-    ScanPlan plan;
-    for (const int tiles : {4, 8, 16}) {
-        ScanPlan larger;
-        larger.group_tiles = tiles;
-        larger.uses_wgmma = tiles >= 8 && may_use_wgmma;
-        if (queries_of_list > 4 * tiles &&
-            int(shared_size(layout, larger)) <=
-                    available_shared(layout, larger)) {
-            plan = larger;
+        const std::vector<uint32_t>& queries,
+        const std::vector<uint32_t>& sizes) {
+    ListScan best = {{}, INFINITY};
+    for (const Group& group : groups_of(layout)) {
+        const uint32_t group_size = 8 * group.tiles;
+        uint64_t work = 0;
+        for (size_t l = 0; l < queries.size(); l++) {
+            work += uint64_t(sizes[l]) * ceil_div(queries[l], group_size);
+        }
+        const double time = group.time * double(work);
+        if (time < best.time) {
+            best.time = time;
+            best.plan.group_tiles = group.tiles;
+            best.plan.is_batch = group.is_batch;
         }
     }
-    if (plan.group_tiles > 1) {
-        return plan;
-    }
-    plan.stream = plan_stream(layout, plan);
-    if (plan.stream.warps > 0) {
-        plan.is_single = most_queries == 1 &&
-                counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
-        plan.by_bits = plan.is_single ||
-                counts_bits_of_eight(layout.nbits, layout.has_trellis());
-        plan.uses_wgmma = plan.by_bits && !plan.is_single && may_use_wgmma;
-    }
-    const int most_units =
-            few_units(layout.nbits, layout.has_trellis(), plan.is_single);
-    while (2 * plan.units <= most_units &&
-           layout.dims % (2 * plan.units * dims_unit) == 0) {
-        plan.units *= 2;
-    }
-    return plan;
+    const size_t most = *std::max_element(queries.begin(), queries.end());
+    complete(layout, most, best.plan);
+    return best;
 }
 
 ScanPlan plan_scan(const DeviceLayout& layout, uint32_t n, size_t nq) {
     ScanPlan plan;
     const bool may_use_wgmma = has_wgmma(layout);
-    // of one bit, three groups of eight are compared in less time than one of
-    // more
-    const bool is_in_eights = may_use_wgmma && nq > 8 && nq <= 24 &&
-            counts_bits_of_eight(layout.nbits, layout.has_trellis());
     if (nq > 64 && may_use_wgmma) {
         plan.is_batch = true;
         plan.group_tiles = batch_groups[nq > batch_groups[0]] / 8;
-        if (kernels_of(layout).batch[0][1] &&
-            layout.dims % (2 * dims_unit) == 0) {
-            plan.units = 2;
-        }
     } else {
-        const size_t of_group = is_in_eights ? 8 : nq;
-        plan = plan_list_scan(layout, double(of_group), nq);
+        // of one bit, three groups of eight are compared in less time than one
+        // of more
+        const bool is_in_eights = may_use_wgmma && nq > 8 && nq <= 24 &&
+                counts_bits_of_eight(layout.nbits, layout.has_trellis());
+        for (const int tiles : {4, 8, 16}) {
+            if (!is_in_eights && nq > size_t(4 * tiles) &&
+                has_room(layout, tiles)) {
+                plan.group_tiles = tiles;
+            }
+        }
     }
+    complete(layout, nq, plan);
     plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
     // Blocks come in waves of all that run at once. Until a block's thresholds
     // are good, it works for longer: as if it had so many rows more.
@@ -468,8 +609,14 @@ ScanPlan plan_sample(const ScanPlan& plan, uint32_t n) {
     return sample;
 }
 
-size_t reservoir_capacity(int k, bool is_ample) {
-    return round_up(2 * k, 32) + (is_ample ? 2 : 1) * early_check_rows;
+size_t reservoir_capacity(const ScanPlan& plan, int k, bool has_sample) {
+    const int rows = plan.is_batch ? Batch::part_rows
+            : plan.group_tiles > 1 ? max_round_rows
+            // of few queries, more room gains some time
+            : plan.n_groups == 1 ? 2 * early_check_rows
+                                 : early_check_rows;
+    return rows +
+            (has_sample ? round_up(k + 16, 32) : round_up(2 * k, 32) + 32);
 }
 
 void reset_thresholds(Entry* thresholds, size_t nq, cudaStream_t stream) {
@@ -529,11 +676,12 @@ void scan_range(
 void scan_distances(
         const DeviceCodes& codes,
         const ScanPlan& plan,
+        const ScanTasks& tasks,
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const DistanceSink& sink,
         cudaStream_t stream) {
-    ScanArgs args = make_args(codes, plan, {}, image, factors);
+    ScanArgs args = make_args(codes, plan, tasks, image, factors);
     args.all = sink;
     launch(args, plan, stream);
 }
@@ -567,10 +715,10 @@ void merge_slices(
         int64_t* labels,
         cudaStream_t stream) {
     const Slices slices = {plan};
-    merge(reservoirs,
+    merge(nq,
+          reservoirs,
           plan,
           slices,
-          nq,
           is_l2,
           k_out,
           distances,
@@ -580,15 +728,16 @@ void merge_slices(
 
 void merge_tasks(
         const Reservoirs& reservoirs,
-        const ReservoirsOfQueries& of_queries,
+        const ScanPlan& plan,
+        const ResultsOfQueries& results,
         size_t nq,
         bool is_l2,
         int k_out,
         float* distances,
         int64_t* labels,
         cudaStream_t stream) {
-    const Tasks tasks = {of_queries};
-    merge(reservoirs, {}, tasks, nq, is_l2, k_out, distances, labels, stream);
+    const Tasks tasks = {results, plan.parts()};
+    merge(nq, reservoirs, plan, tasks, is_l2, k_out, distances, labels, stream);
 }
 
 } // namespace gpu

@@ -21,6 +21,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #include <cuda_runtime.h>
 
@@ -128,40 +129,48 @@ ScanPlan plan_sample(const ScanPlan& plan, uint32_t n);
 struct ScanTask {
     uint32_t begin, end; ///< rows
     uint32_t first_slot;
+    uint32_t n_slots;         ///< that have a query, before all others
+    uint32_t first_reservoir; ///< of (n_slots, parts)
 };
 
 /// blocks of inverted files
 struct ScanTasks {
     const ScanTask* tasks = nullptr; ///< (n,); null: as ScanPlan has it
     uint32_t n = 0;
-    /// the query whose factors and image are in a slot, or no_query
-    const uint32_t* query_of_slot = nullptr;
+    /// the probe whose factors and image are in a slot, or no_probe
+    const uint32_t* probe_of_slot = nullptr;
+    uint32_t nprobe = 1; ///< probes of a query, which follow each other
+};
+
+struct ListScan {
+    ScanPlan plan;
+    double time; ///< that it may take, in a unit of its own
 };
 
 /** How lists are searched for groups of slots: n_slices and slice_rows are left
  * out.
- * @param queries_of_list  on average
- * @param most_queries     of a list */
-ScanPlan plan_list_scan(
+ * @param queries  that probe each list
+ * @param sizes    of the lists */
+ListScan plan_list_scan(
         const DeviceLayout& layout,
-        double queries_of_list,
-        size_t most_queries);
+        const std::vector<uint32_t>& queries,
+        const std::vector<uint32_t>& sizes);
 
 /// how many blocks of a plan run at once
 int blocks_at_once(const DeviceLayout& layout, const ScanPlan& plan);
 
 /** Entries that a reservoir holds.
- * @param k         at most max_k
- * @param is_ample  of few reservoirs, where more room gains some time */
-size_t reservoir_capacity(int k, bool is_ample = false);
+ * @param k           at most max_k
+ * @param has_sample  which leaves little to find */
+size_t reservoir_capacity(const ScanPlan& plan, int k, bool has_sample = false);
 
 constexpr int max_k = 2048;
 
 struct Reservoirs {
     int k = 0;
     int capacity = 0;
-    Entry* entries = nullptr;    ///< (blocks, parts, group_size, capacity)
-    uint32_t* counts = nullptr;  ///< (blocks, parts, group_size)
+    Entry* entries = nullptr;    ///< (tasks, n_slots, parts, capacity)
+    uint32_t* counts = nullptr;  ///< (tasks, n_slots, parts)
     Entry* thresholds = nullptr; ///< (nq,): the last entry of interest, which
                                  ///< becomes less while blocks find others
 
@@ -183,9 +192,11 @@ struct RangeSink {
 
 /// every distance; of a RowList, in its order
 struct DistanceSink {
-    float* distances = nullptr; ///< (nq, rows)
-    uint32_t nq = 0;
-    uint32_t rows = 0;     ///< of all slices, or more
+    /// (nq, rows); in inverted files (probes, rows), of each task from its
+    /// first row on
+    float* distances = nullptr;
+    uint32_t nq = 0;       ///< or probes
+    uint32_t rows = 0;     ///< of all slices, or more; of a task
     bool are_keys = false; ///< in place of distances
 };
 
@@ -282,10 +293,10 @@ void scan_range(
         size_t nq,
         cudaStream_t stream);
 
-/// not of inverted files
 void scan_distances(
         const DeviceCodes& codes,
         const ScanPlan& plan,
+        const ScanTasks& tasks,
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const DistanceSink& sink,
@@ -315,17 +326,30 @@ void merge_slices(
         int64_t* labels,
         cudaStream_t stream);
 
-/// where the results of a query are
-struct ReservoirsOfQueries {
-    const uint32_t* begins;     ///< (nq + 1,) of each query in `reservoirs`
-    const uint32_t* reservoirs; ///< block * group_size + place in the group
-    const int64_t* ids;         ///< of rows
+/// keys of the first rows of the lists that queries probe
+struct SampleOfLists {
+    const float* keys = nullptr; ///< (nq, nprobe, rows); NaN where there is no
+                                 ///< row. Null: there is no sample
+    uint32_t rows = 0;
+    uint32_t nprobe = 0;
+    const int64_t* lists = nullptr;   ///< (nq, nprobe)
+    const uint32_t* begins = nullptr; ///< of lists
+};
+
+/// where the results of queries are
+struct ResultsOfQueries {
+    /// (nq,) of each query in `reservoirs`
+    const uint32_t *begins, *counts;
+    const uint32_t* reservoirs; ///< of the first part
+    SampleOfLists sample;
+    const int64_t* ids; ///< of rows
 };
 
 /// the k best of all tasks, by key, then by id; otherwise as merge_slices
 void merge_tasks(
         const Reservoirs& reservoirs,
-        const ReservoirsOfQueries& of_queries,
+        const ScanPlan& plan,
+        const ResultsOfQueries& results,
         size_t nq,
         bool is_l2,
         int k_out,

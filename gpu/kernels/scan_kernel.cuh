@@ -347,23 +347,26 @@ struct GroupState {
 /// without tasks: groups of the first slice, of the next, ..
 __device__ inline ScanTask task_at(
         const ScanArgs& args,
-        int group_size,
+        uint32_t group_size,
+        uint32_t parts,
         uint32_t index) {
     if (args.tasks.tasks) {
         return args.tasks.tasks[index];
     }
     const uint32_t group = index % args.n_groups;
+    const uint32_t first_slot = group * group_size;
+    const uint32_t first_reservoir = index * group_size * parts;
     if (args.codes.list.is_complete()) {
         const uint32_t n = args.codes.list.count();
         const uint32_t of_slice = round_up(
                 ceil_div(n, gridDim.x / args.n_groups), uint32_t(tile_rows));
         const uint32_t begin = min(n, index / args.n_groups * of_slice);
-        return {begin, min(n, begin + of_slice), group * group_size};
+        const uint32_t end = min(n, begin + of_slice);
+        return {begin, end, first_slot, group_size, first_reservoir};
     }
     const uint32_t begin = index / args.n_groups * args.slice_stride;
-    return {begin,
-            begin + min(args.slice_rows, args.codes.n - begin),
-            group * group_size};
+    const uint32_t end = begin + min(args.slice_rows, args.codes.n - begin);
+    return {begin, end, first_slot, group_size, first_reservoir};
 }
 
 /// what to add to a row for its place in a DistanceSink, modulo 2^32.
@@ -372,13 +375,21 @@ __device__ inline uint32_t sink_offset(
         const ScanArgs& args,
         const ScanTask& task,
         uint32_t index) {
-    return args.codes.list.is_complete()
-            ? 0
+    return args.codes.list.is_complete() ? 0
+            : args.tasks.tasks
+            ? -task.begin
             : index / args.n_groups * args.slice_rows - task.begin;
+}
+
+/// where the distances of a slot are in a DistanceSink; more than there are, if
+/// they are not wanted
+__device__ inline uint32_t query_of_sink(const ScanArgs& args, uint32_t slot) {
+    return args.tasks.tasks ? args.tasks.probe_of_slot[slot] : slot;
 }
 
 /** Writes keys of a query to a DistanceSink.
  * @param offset  see sink_offset
+ * @param query   see query_of_sink
  * @param row     of the first key
  * @param keys    of rows that are `stride` apart */
 template <int stride, int n>
@@ -390,11 +401,10 @@ __device__ inline void write_distances(
         uint32_t row,
         const float (&keys)[n]) {
     const DistanceSink& sink = args.all;
-    const uint32_t q = task.first_slot + query;
-    if (q >= sink.nq) {
+    if (query >= sink.nq) {
         return;
     }
-    float* at = sink.distances + size_t(q) * sink.rows + (offset + row);
+    float* at = sink.distances + size_t(query) * sink.rows + (offset + row);
 #pragma unroll
     for (int i = 0; i < n; i++) {
         if (row + i * stride < task.end) {
@@ -486,11 +496,11 @@ __device__ inline void write_best(
 
 /// any for an empty slot, where nothing is found
 __device__ inline uint32_t query_of_slot(const ScanArgs& args, uint32_t slot) {
-    if (!args.tasks.query_of_slot) {
+    if (!args.tasks.probe_of_slot) {
         return slot;
     }
-    const uint32_t query = args.tasks.query_of_slot[slot];
-    return query == no_query ? 0 : query;
+    const uint32_t probe = args.tasks.probe_of_slot[slot];
+    return probe == no_probe ? 0 : probe / args.tasks.nprobe;
 }
 
 __device__ inline void collect(
@@ -607,9 +617,6 @@ __global__ void __launch_bounds__(
     const int steps = layout.dims / (dims_unit * units);
     const int fragments = layout.dims / 64;
     const bool is_top_k = args.reservoirs.k > 0;
-    Entry* reservoirs = args.reservoirs.entries +
-            size_t(blockIdx.x) * group_size * args.reservoirs.capacity;
-
     const int tile_size = tile_rows * layout.row_size();
     TileStream stream(
             reinterpret_cast<uint8_t*>(image + group_size * layout.dims / 16) +
@@ -646,7 +653,7 @@ __global__ void __launch_bounds__(
     };
     uint32_t n_copied = 0; // tiles
     const auto begin_task = [&] {
-        task = task_at(args, group_size, blockIdx.x);
+        task = task_at(args, group_size, 1, blockIdx.x);
         if constexpr (is_streamed) {
             for (; n_copied < args.stream_tiles; n_copied++) {
                 copy_tile(n_copied, n_copied);
@@ -665,6 +672,8 @@ __global__ void __launch_bounds__(
         begin_task();
     }
     const uint32_t begin = task.begin, end = task.end;
+    Entry* reservoirs = args.reservoirs.entries +
+            size_t(task.first_reservoir) * args.reservoirs.capacity;
     if (codes.list.report && blockIdx.x == 0 && threadIdx.x == 0) {
         codes.list.report->by_all = codes.list.left->by_all;
         codes.list.report->by_first = codes.list.left->by_first;
@@ -1065,7 +1074,14 @@ __global__ void __launch_bounds__(
                 for_each_key(take);
             } else {
                 for_each_key([&](int query, uint32_t row, float key, float) {
-                    write_distances<1>(args, task, offset, query, row, {key});
+                    const uint32_t slot = task.first_slot + query;
+                    write_distances<1>(
+                            args,
+                            task,
+                            offset,
+                            query_of_sink(args, slot),
+                            row,
+                            {key});
                 });
             }
         }
@@ -1098,9 +1114,8 @@ __global__ void __launch_bounds__(
         __syncthreads();
         thin_out<group_size, Shape::warps>(
                 args.reservoirs, state, reservoirs, args.reservoirs.k);
-        for (int q = threadIdx.x; q < group_size; q += threads) {
-            args.reservoirs.counts[size_t(blockIdx.x) * group_size + q] =
-                    state.counts[q];
+        for (int q = threadIdx.x; q < task.n_slots; q += threads) {
+            args.reservoirs.counts[task.first_reservoir + q] = state.counts[q];
         }
         if (may_keep_products && args.products.best) {
             write_best(args, state.counts, reservoirs);

@@ -198,23 +198,53 @@ TEST(GpuIndexIVFTurboQuant, SearchEqualsTheCpu) {
 TEST(GpuIndexIVFTurboQuant, SearchEqualsTheCpuForLargeBatches) {
     const size_t d = 256, nq = 3000;
     for (const char* codec : {"TQ1", "TQ4", "TQ2t"}) {
-        const auto index = make_ivf(std::string("IVF30,") + codec, d);
-        index->add(50000, clusters(50000, d, 1).data());
-        GpuIndexIVFTurboQuant gpu(resources(), *index);
-        const auto xq = clusters(nq, d, 2);
-        const OnDevice<float> device_xq(xq);
-        for (const size_t nprobe : {1, 8, 30}) {
-            index->nprobe = gpu.nprobe = nprobe;
-            for (const idx_t k : {1, 20}) {
-                const Results expected = search(*index, xq, k);
-                const OnDevice<float> D(nq * k);
-                const OnDevice<idx_t> I(nq * k);
-                gpu.search(nq, device_xq.data, k, D.data, I.data);
-                EXPECT_EQ(
-                        expected,
-                        (Results{D.to_host(nq * k), I.to_host(nq * k)}))
-                        << codec << " nprobe " << nprobe << " k " << k;
+        for (const auto metric : {METRIC_L2, METRIC_INNER_PRODUCT}) {
+            const auto index =
+                    make_ivf(std::string("IVF30,") + codec, d, metric);
+            index->add(50000, clusters(50000, d, 1).data());
+            GpuIndexIVFTurboQuant gpu(resources(), *index);
+            const auto xq = clusters(nq, d, 2);
+            const OnDevice<float> device_xq(xq);
+            for (const size_t nprobe : {1, 8, 30}) {
+                index->nprobe = gpu.nprobe = nprobe;
+                for (const idx_t k : {1, 20, 300}) {
+                    const Results expected = search(*index, xq, k);
+                    const OnDevice<float> D(nq * k);
+                    const OnDevice<idx_t> I(nq * k);
+                    gpu.search(nq, device_xq.data, k, D.data, I.data);
+                    EXPECT_EQ(
+                            expected,
+                            (Results{D.to_host(nq * k), I.to_host(nq * k)}))
+                            << name_of(*index) << " nprobe " << nprobe << " k "
+                            << k;
+                }
             }
+        }
+    }
+}
+
+/// of lists that are longer and shorter than their sample, with other ids
+TEST(GpuIndexIVFTurboQuant, LargeBatchesOfSelectedVectors) {
+    const size_t d = 64, n = 20000, nq = 2000;
+    const auto index = make_ivf("IVF100(TQ4),TQ3", d);
+    std::vector<idx_t> ids(n);
+    for (size_t i = 0; i < n; i++) {
+        ids[i] = idx_t(i * 7919 % n) + 5;
+    }
+    index->add_with_ids(n, clusters(n, d, 1).data(), ids.data());
+    GpuIndexIVFTurboQuant gpu(resources(), *index);
+    const auto xq = clusters(nq, d, 2);
+    faiss::IDSelectorRange selector(100, n / 3);
+    SearchParametersIVF params;
+    params.sel = &selector;
+    for (const size_t nprobe : {3, 40, 100}) {
+        params.nprobe = index->nprobe = gpu.nprobe = nprobe;
+        for (const idx_t k : {10, 200}) {
+            EXPECT_EQ(
+                    search(*index, xq, k, &params), search(gpu, xq, k, &params))
+                    << nprobe << " k " << k;
+            EXPECT_EQ(search(*index, xq, k), search(gpu, xq, k))
+                    << nprobe << " k " << k;
         }
     }
 }
@@ -227,9 +257,11 @@ TEST(GpuIndexIVFTurboQuant, SearchesInPages) {
     index->add(5000, clusters(5000, 64, 1).data());
     GpuIndexIVFTurboQuant gpu(small, *index);
     index->nprobe = gpu.nprobe = 9;
-    const auto xq = clusters(500, 64, 2);
-    EXPECT_EQ(search(*index, xq, 100), search(gpu, xq, 100));
-    EXPECT_EQ(range_search(*index, xq, 300), range_search(gpu, xq, 300));
+    for (const size_t nq : {500, 3000}) {
+        const auto xq = clusters(nq, 64, 2);
+        EXPECT_EQ(search(*index, xq, 100), search(gpu, xq, 100));
+        EXPECT_EQ(range_search(*index, xq, 300), range_search(gpu, xq, 300));
+    }
 }
 
 /// equal distances are in the order of ids, in which they were not added
