@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cinttypes>
-#include <cmath>
 #include <numeric>
 #include <typeinfo>
 
@@ -15,6 +14,7 @@
 #include <faiss_turboquant/search_pages.h>
 #include <gpu/CodeStorage.h>
 #include <gpu/GpuIndexTurboQuant.h>
+#include <gpu/ListProbes.h>
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/range_hits.h>
 #include <gpu/transfers.h>
@@ -38,21 +38,6 @@ namespace {
 
 constexpr const char* index_type = "GpuIndexIVFTurboQuant"; ///< for messages
 
-/// of probes on the device
-struct ProbeParts {
-    ScanTask* tasks;
-    uint32_t* probe_of_slot;
-    // as in ResultsOfQueries
-    uint32_t *begins, *counts, *reservoirs;
-};
-
-/// where the queries of a list are, and what they are compared with
-struct ListPlace {
-    uint32_t first_slot, first_reservoir;
-    uint32_t n_queries;
-    uint32_t n_slices; ///< tasks of a group
-};
-
 __global__ void scatter_ids_kernel(
         const int64_t* from,
         const uint32_t* rows,
@@ -61,124 +46,6 @@ __global__ void scatter_ids_kernel(
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < n) {
         ids[rows[i]] = from[i];
-    }
-}
-
-/** Tasks of lists that queries probe, one query a group: n_slices for each
- * probe, some of them empty. One thread for each of n probes. */
-__global__ void make_tasks_kernel(
-        const idx_t* keys,
-        uint32_t n,
-        uint32_t nprobe,
-        uint32_t n_slices,
-        uint32_t group_size,
-        const uint32_t* begins,
-        const uint32_t* sizes,
-        ProbeParts parts) {
-    constexpr uint32_t unit = 64; // rows; fewer would leave warps without
-    const uint32_t probe = blockIdx.x * blockDim.x + threadIdx.x;
-    if (probe >= n) {
-        return;
-    }
-    const idx_t key = keys[probe];
-    const uint32_t list = uint32_t(key < 0 ? 0 : key);
-    const uint32_t size = key < 0 ? 0 : sizes[list];
-    const uint32_t rows = round_up(ceil_div(size, n_slices), unit);
-    for (uint32_t s = 0; s < n_slices; s++) {
-        const uint32_t task = probe * n_slices + s;
-        parts.tasks[task] = {
-                begins[list] + min(s * rows, size),
-                begins[list] + min((s + 1) * rows, size),
-                probe * group_size,
-                1,
-                task};
-        parts.reservoirs[task] = task;
-    }
-    for (uint32_t i = 0; i < group_size; i++) {
-        parts.probe_of_slot[probe * group_size + i] =
-                i == 0 && size > 0 ? probe : no_probe;
-    }
-    if (probe % nprobe == 0) {
-        parts.begins[probe / nprobe] = probe * n_slices;
-        parts.counts[probe / nprobe] = nprobe * n_slices;
-    }
-}
-
-/// The queries of each list. One thread for each of n probes.
-/// counts: (nlist,), 0 before
-__global__ void count_queries_kernel(
-        const idx_t* keys,
-        uint32_t n,
-        const uint32_t* sizes,
-        uint32_t* counts) {
-    const uint32_t probe = blockIdx.x * blockDim.x + threadIdx.x;
-    if (probe < n) {
-        const idx_t key = keys[probe];
-        if (key >= 0 && sizes[key] > 0) {
-            atomicAdd(&counts[key], 1);
-        }
-    }
-}
-
-/** Puts each probe in a slot of its list, in any order, and notes where its
- * results will be. One warp for each query.
- * @param task_parts  reservoirs of a task and a query
- * @param left        (nlist,): queries of each list, 0 afterwards
- * @param n_listed    (1,), 0 before: what all queries have in `reservoirs`
- * @param parts       probe_of_slot is no_probe everywhere before */
-__global__ void place_probes_kernel(
-        const idx_t* keys,
-        uint32_t nq,
-        uint32_t nprobe,
-        const uint32_t* sizes,
-        const ListPlace* places,
-        uint32_t group_size,
-        uint32_t task_parts,
-        uint32_t* left,
-        uint32_t* n_listed,
-        ProbeParts parts) {
-    const uint32_t q = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    const uint32_t lane = threadIdx.x % 32;
-    if (q >= nq) {
-        return;
-    }
-    const auto is_probed = [&](idx_t key) {
-        return key >= 0 && sizes[key] > 0;
-    };
-    const idx_t* of_query = keys + size_t(q) * nprobe;
-    uint32_t count = 0;
-    for (uint32_t p = lane; p < nprobe; p += 32) {
-        const idx_t key = of_query[p];
-        count += is_probed(key) ? places[key].n_slices : 0;
-    }
-    uint32_t before = count; // of the query's, in the lanes up to this one
-    for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
-        const uint32_t other = __shfl_up_sync(0xffffffff, before, lanes);
-        before += lane >= lanes ? other : 0;
-    }
-    uint32_t begin = 0;
-    if (lane == 31) {
-        begin = atomicAdd(n_listed, before);
-        parts.begins[q] = begin;
-        parts.counts[q] = before;
-    }
-    begin = __shfl_sync(0xffffffff, begin, 31) + before - count;
-    for (uint32_t p = lane; p < nprobe; p += 32) {
-        const idx_t key = of_query[p];
-        if (!is_probed(key)) {
-            continue;
-        }
-        const ListPlace place = places[key];
-        const uint32_t i = atomicSub(&left[key], 1) - 1;
-        parts.probe_of_slot[place.first_slot + i] = q * nprobe + p;
-        // all groups before are full
-        const uint32_t in_group = i % group_size, first = i - in_group;
-        const uint32_t of_group = min(group_size, place.n_queries - first);
-        const uint32_t before_group = first * place.n_slices;
-        for (uint32_t s = 0; s < place.n_slices; s++) {
-            parts.reservoirs[begin++] = place.first_reservoir +
-                    (before_group + s * of_group + in_group) * task_parts;
-        }
     }
 }
 
@@ -207,268 +74,6 @@ struct Lists {
 
     std::vector<uint32_t> begins, sizes, rooms; ///< (nlist,), in rows
     std::vector<idx_t> ids; ///< of rows; unspecified where there is no vector
-};
-
-/// how few queries that probe few lists are searched for
-struct DirectPlan {
-    DirectPlan(const DeviceLayout& layout, size_t n_probes)
-            : plan(plan_list_scan(layout, {1}, {1}).plan),
-              n_slices(uint32_t(ceil_div<size_t>(
-                      2 * blocks_at_once(layout, plan),
-                      n_probes))) {}
-
-    ScanPlan plan;
-    uint32_t n_slices; ///< of a list
-};
-
-/// how the queries of a page are grouped by the lists that they probe
-struct GroupedPlan {
-    /// @param queries  that probe each list that is not empty
-    /// @param nprobe   0: there is to be no sample
-    GroupedPlan(
-            const DeviceLayout& layout,
-            const Lists& lists,
-            const std::vector<uint32_t>& queries,
-            size_t nprobe)
-            : plan(plan_list_scan(layout, queries, lists.sizes).plan),
-              places(queries.size()) {
-        const auto& sizes = lists.sizes;
-        const uint32_t group_size = plan.group_size();
-        const auto groups_of = [&](size_t list) {
-            return ceil_div(queries[list], group_size);
-        };
-        size_t work = 0;
-        for (size_t l = 0; l < queries.size(); l++) {
-            work += size_t(groups_of(l)) * sizes[l];
-        }
-        // short enough that all multiprocessors have a part
-        const size_t slice_rows = round_up<size_t>(
-                work / (2 * blocks_at_once(layout, plan)) + 1, max_round_rows);
-        if (plan.is_batch && nprobe > 0 && nprobe <= most_sampled) {
-            sample_rows = max_round_rows;
-        }
-
-        for (size_t l = 0; l < queries.size(); l++) {
-            const uint32_t sampled = std::min(sizes[l], sample_rows);
-            const size_t begin = lists.begins[l] + sampled;
-            const size_t end = lists.begins[l] + sizes[l];
-            places[l] = {
-                    uint32_t(n_slots),
-                    uint32_t(n_reservoirs()),
-                    queries[l],
-                    uint32_t(ceil_div(end - begin, slice_rows))};
-            for (uint32_t q = 0; q < queries[l]; q += group_size) {
-                const uint32_t n = std::min(group_size, queries[l] - q);
-                const auto task = [&](size_t first, size_t last) {
-                    return ScanTask{
-                            uint32_t(first),
-                            uint32_t(last),
-                            uint32_t(n_slots),
-                            n,
-                            uint32_t(n_reservoirs())};
-                };
-                if (sampled > 0) {
-                    sample.push_back(task(begin - sampled, begin));
-                }
-                for (size_t row = begin; row < end; row += slice_rows) {
-                    tasks.push_back(task(row, std::min(row + slice_rows, end)));
-                    n_listed += n;
-                }
-                n_slots += group_size;
-            }
-        }
-    }
-
-    size_t n_reservoirs() const {
-        return n_listed * plan.parts();
-    }
-
-    /// up to so many lists; of more, their sample would take longer to look
-    /// through than it gains
-    static constexpr size_t most_sampled = 128;
-
-    ScanPlan plan;
-    /// of each list, which give thresholds for the others; 0: there is none
-    uint32_t sample_rows = 0;
-    std::vector<ListPlace> places; ///< (nlist,)
-    std::vector<ScanTask> sample, tasks;
-    size_t n_slots = 0;
-    size_t n_listed = 0; ///< (task, query)
-};
-
-/** Into how many pages queries are cut: such that groups of them are full,
- * because others take as long.
- * @param sizes    of lists
- * @param queries  that probe each list
- * @param least    pages that there have to be */
-double choose_pages(
-        const DeviceLayout& layout,
-        const std::vector<uint32_t>& sizes,
-        const std::vector<uint32_t>& queries,
-        double least) {
-    double best = 0, best_time = 0;
-    for (const double more : {1.03, 1.2, 1.4, 1.7, 2.0}) {
-        const double pages = least * more;
-        std::vector<uint32_t> of_page(queries.size());
-        for (size_t l = 0; l < queries.size(); l++) {
-            const double mean = queries[l] / pages;
-            of_page[l] = uint32_t(mean + std::sqrt(mean) + 0.5);
-        }
-        const double time = pages * plan_list_scan(layout, of_page, sizes).time;
-        if (best == 0 || time < best_time) {
-            best = pages;
-            best_time = time;
-        }
-    }
-    return best;
-}
-
-/// what a search of lists needs on the device
-struct DeviceProbes {
-    /** Of queries that lists are grouped for.
-     * @param keys     (nq, nprobe) on the device; negative ones are skipped
-     * @param sizes    of lists, on the device
-     * @param queries  (nlist,) likewise, that probe each list: 0 afterwards */
-    DeviceProbes(
-            const GpuResources& resources,
-            const GroupedPlan& grouped,
-            const idx_t* keys,
-            size_t nq,
-            size_t nprobe,
-            const uint32_t* sizes,
-            uint32_t* queries)
-            : plan(grouped.plan),
-              keys(keys),
-              nprobe(uint32_t(nprobe)),
-              n_sample(grouped.sample.size()),
-              n_tasks(grouped.tasks.size()),
-              n_slots(grouped.n_slots),
-              n_reservoirs(grouped.n_reservoirs()),
-              sample_rows(grouped.sample_rows) {
-        append(grouped.tasks);
-        append(grouped.sample);
-        append(grouped.places);
-        const size_t uploaded = words.size();
-        size_t n_words = uploaded + 1;
-        begins_of_parts.push_back(0);
-        for (const size_t part : {n_slots, nq, nq}) {
-            begins_of_parts.push_back(n_words);
-            n_words += part;
-        }
-        begins_of_parts.push_back(n_words);
-        on_device =
-                DeviceArray<uint32_t>(resources, n_words + grouped.n_listed);
-        copy(resources, words.data(), on_device.data(), uploaded);
-        const cudaStream_t stream = resources.stream();
-        uint32_t* n_listed = on_device.data() + uploaded;
-        TQ_CUDA(cudaMemsetAsync(n_listed, 0, sizeof(uint32_t), stream));
-        TQ_CUDA(cudaMemsetAsync(
-                parts().probe_of_slot,
-                0xff,
-                n_slots * sizeof(uint32_t),
-                stream));
-        const auto* places = reinterpret_cast<const ListPlace*>(
-                tasks() + n_tasks + n_sample);
-        constexpr unsigned threads = 128, of_block = threads / 32;
-        run({unsigned(ceil_div<size_t>(nq, of_block)), threads, 0, stream},
-            place_probes_kernel,
-            keys,
-            uint32_t(nq),
-            uint32_t(nprobe),
-            sizes,
-            places,
-            uint32_t(plan.group_size()),
-            uint32_t(plan.parts()),
-            queries,
-            n_listed,
-            parts());
-    }
-
-    /** Without a look at the keys on the host: a list is not shared by queries.
-     * @param keys    (nq, nprobe) on the device, less than the number of lists;
-     *                negative ones are skipped
-     * @param begins  of lists, on the device
-     * @param sizes   likewise */
-    DeviceProbes(
-            const GpuResources& resources,
-            const DirectPlan& direct,
-            const idx_t* keys,
-            size_t nq,
-            size_t nprobe,
-            const uint32_t* begins,
-            const uint32_t* sizes)
-            : plan(direct.plan),
-              keys(keys),
-              nprobe(uint32_t(nprobe)),
-              n_tasks(nq * nprobe * direct.n_slices),
-              n_slots(nq * nprobe * plan.group_size()),
-              n_reservoirs(n_tasks) {
-        size_t n_words = 0;
-        for (const size_t part :
-             {n_tasks * sizeof(ScanTask) / sizeof(uint32_t),
-              n_slots,
-              nq,
-              nq,
-              n_tasks}) {
-            begins_of_parts.push_back(n_words);
-            n_words += part;
-        }
-        on_device = DeviceArray<uint32_t>(resources, n_words);
-        constexpr int threads = 128;
-        const unsigned blocks = ceil_div<size_t>(nq * nprobe, threads);
-        run({blocks, threads, 0, resources.stream()},
-            make_tasks_kernel,
-            keys,
-            uint32_t(nq * nprobe),
-            uint32_t(nprobe),
-            direct.n_slices,
-            uint32_t(plan.group_size()),
-            begins,
-            sizes,
-            parts());
-    }
-
-    ProbeParts parts() const {
-        return {tasks(), at(1), at(2), at(3), at(4)};
-    }
-    ScanTasks scan_tasks() const {
-        return {tasks(), uint32_t(n_tasks), at(1), nprobe};
-    }
-    /// of the first rows of lists, see GroupedPlan
-    ScanTasks sample_tasks() const {
-        return {tasks() + n_tasks, uint32_t(n_sample), at(1), nprobe};
-    }
-    /// whether the host has to wait before this goes
-    bool is_uploaded() const {
-        return !words.empty();
-    }
-
-    ScanPlan plan;
-    const idx_t* keys;
-    uint32_t nprobe;
-    size_t n_sample = 0, n_tasks, n_slots, n_reservoirs;
-    uint32_t sample_rows = 0;
-
-   private:
-    template <class T>
-    void append(const std::vector<T>& from) {
-        static_assert(sizeof(T) % sizeof(uint32_t) == 0);
-        const auto* data = reinterpret_cast<const uint32_t*>(from.data());
-        words.insert(
-                words.end(),
-                data,
-                data + from.size() * (sizeof(T) / sizeof(uint32_t)));
-    }
-    uint32_t* at(int part) const {
-        return on_device.data() + begins_of_parts[part];
-    }
-    ScanTask* tasks() const {
-        return reinterpret_cast<ScanTask*>(at(0));
-    }
-
-    std::vector<uint32_t> words; ///< has to outlive the upload
-    std::vector<size_t> begins_of_parts;
-    DeviceArray<uint32_t> on_device;
 };
 
 /// the rows of the vectors of each list
@@ -517,26 +122,6 @@ struct GpuIndexIVFTurboQuant::State {
         rotated_centres = upload(resources, rotated, MemoryUse::index);
         centres = upload(resources, plain, MemoryUse::index);
         resources.synchronize();
-    }
-
-    /** How many queries probe each list that is not empty. Waits.
-     * @param keys     (n,) on the device
-     * @param queries  (nlist,) on the device, written, too */
-    std::vector<uint32_t> count_queries(
-            const idx_t* keys,
-            size_t n,
-            uint32_t* queries) const {
-        const size_t nlist = lists.sizes.size();
-        const cudaStream_t stream = resources.stream();
-        TQ_CUDA(cudaMemsetAsync(queries, 0, nlist * sizeof(uint32_t), stream));
-        constexpr size_t threads = 256;
-        run({unsigned(ceil_div(n, threads)), threads, 0, stream},
-            count_queries_kernel,
-            keys,
-            uint32_t(n),
-            device_sizes.data(),
-            queries);
-        return download(resources, queries, nlist);
     }
 
     /** Rearrange rows.
@@ -1096,10 +681,19 @@ void GpuIndexIVFTurboQuant::for_each_page(
                                     idx_t nq) {
         const DeviceArray<uint32_t> queries(*resources_, parameters().nlist);
         for (;;) {
-            const auto of_lists =
-                    state_->count_queries(keys, nq * nprobe, queries.data());
+            const auto of_lists = count_queries(
+                    *resources_,
+                    keys,
+                    nq * nprobe,
+                    state_->device_sizes.data(),
+                    parameters().nlist,
+                    queries.data());
             const GroupedPlan grouped(
-                    layout, state_->lists, of_lists, k > 0 ? nprobe : 0);
+                    layout,
+                    state_->lists.begins,
+                    state_->lists.sizes,
+                    of_lists,
+                    k > 0 ? nprobe : 0);
             const size_t size = size_of(grouped.plan,
                                         grouped.n_slots,
                                         grouped.n_reservoirs(),

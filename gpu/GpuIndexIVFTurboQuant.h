@@ -23,7 +23,9 @@ namespace gpu {
  * As of a GpuIndexTurboQuant, vectors, queries and results may be in host
  * memory or on the device, work is issued on the stream of the resources, and
  * searches may run in several threads at once, but nothing beside a call that
- * changes the index. */
+ * changes the index. A search for so many queries that lists have several of
+ * them, or with a coarse quantizer elsewhere, waits for the lists that they
+ * probe. */
 struct GpuIndexIVFTurboQuant : Index {
     using Resources = faiss_turboquant::gpu::GpuResources;
 
