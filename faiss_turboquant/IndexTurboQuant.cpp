@@ -87,7 +87,8 @@ void for_each_page(
     if (filter && is_optional && !record.is_promising()) {
         filter = nullptr;
     }
-    const double max_part = max_filtered_part(index.tq.d, n);
+    const double max_part =
+            max_filtered_part(index.tq.d, n, record.n_planes(index.tq, 0));
     // many queries ask it if the first one has read few codes by it
     idx_t page = filter && n >= idx_t(batch_queries) ? 1 : page_queries;
     for (idx_t first = 0; first < n; first += page, page = page_queries) {
@@ -295,7 +296,9 @@ std::shared_ptr<const SignFilter> IndexTurboQuant::get_sign_filter(
         sign_filter_cache_.clear();
         return nullptr;
     }
-    if (size_t(n) >= batch_queries && max_filtered_part(tq.d, n) == 0) {
+    const int n_learnt = sign_record_.n_planes(tq, 0);
+    if (size_t(n) >= batch_queries &&
+        max_filtered_part(tq.d, n, n_learnt) == 0) {
         return nullptr;
     }
     const int n_planes = sign_record_.n_planes(tq, use_sign_filter);

@@ -193,8 +193,10 @@ class SignFilter {
 };
 
 /** With how large a part of the codes left n queries at a time still find their
- * results sooner by a SignFilter than in panels, which they decode together. */
-double max_filtered_part(size_t d, size_t n);
+ * results sooner by a SignFilter than in panels, which they decode together; 0:
+ * they never do.
+ * @param n_planes  that are asked of most codes */
+double max_filtered_part(size_t d, size_t n, int n_planes);
 
 /** Whether the settings of an index are to use one.
  * @param setting  use_sign_filter of the index
@@ -273,7 +275,8 @@ class SignRecord {
     /// whether signs alone have left the last search few codes
     bool reads_few();
 
-    /// that a SignFilter of such codes is to have. setting: use_sign_filter
+    /// that a SignFilter of such codes is to have. setting: use_sign_filter, or
+    /// 0 for those that searches have found to be worth while
     int n_planes(const TurboQuantizer& tq, int setting);
 
     void clear();
