@@ -39,10 +39,6 @@ size_t sign_bytes(size_t d) {
     return round_up((d + 7) / 8, sign_step);
 }
 
-} // namespace
-
-namespace {
-
 /// Nanoseconds that a code takes a query, of which `a` a coordinate: measured
 /// on a Xeon (Sapphire Rapids) at each level.
 struct FilterCost {

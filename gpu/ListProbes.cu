@@ -146,12 +146,9 @@ GroupedPlan::GroupedPlan(
         : plan(plan_list_scan(layout, queries, sizes).plan),
           places(queries.size()) {
     const uint32_t group_size = plan.group_size();
-    const auto groups_of = [&](size_t list) {
-        return ceil_div(queries[list], group_size);
-    };
     size_t work = 0;
     for (size_t l = 0; l < queries.size(); l++) {
-        work += size_t(groups_of(l)) * sizes[l];
+        work += size_t(ceil_div(queries[l], group_size)) * sizes[l];
     }
     // short enough that all multiprocessors have a part
     const size_t slice_rows = round_up<size_t>(
@@ -232,6 +229,19 @@ std::vector<uint32_t> count_queries(
     return download(resources, queries, nlist);
 }
 
+void DeviceProbes::allocate(
+        const GpuResources& resources,
+        size_t first,
+        size_t nq,
+        size_t n_listed) {
+    size_t n_words = 0;
+    for (const size_t part : {first, n_slots, nq, nq, n_listed}) {
+        begins_of_parts.push_back(n_words);
+        n_words += part;
+    }
+    on_device = DeviceArray<uint32_t>(resources, n_words);
+}
+
 template <class T>
 void DeviceProbes::append(const std::vector<T>& from) {
     static_assert(sizeof(T) % sizeof(uint32_t) == 0);
@@ -262,14 +272,7 @@ DeviceProbes::DeviceProbes(
     append(grouped.sample);
     append(grouped.places);
     const size_t uploaded = words.size();
-    size_t n_words = uploaded + 1;
-    begins_of_parts.push_back(0);
-    for (const size_t part : {n_slots, nq, nq}) {
-        begins_of_parts.push_back(n_words);
-        n_words += part;
-    }
-    begins_of_parts.push_back(n_words);
-    on_device = DeviceArray<uint32_t>(resources, n_words + grouped.n_listed);
+    allocate(resources, uploaded + 1, nq, grouped.n_listed);
     copy(resources, words.data(), on_device.data(), uploaded);
     const cudaStream_t stream = resources.stream();
     uint32_t* n_listed = on_device.data() + uploaded;
@@ -307,17 +310,8 @@ DeviceProbes::DeviceProbes(
           n_tasks(nq * nprobe * direct.n_slices),
           n_slots(nq * nprobe * plan.group_size()),
           n_reservoirs(n_tasks) {
-    size_t n_words = 0;
-    for (const size_t part :
-         {n_tasks * sizeof(ScanTask) / sizeof(uint32_t),
-          n_slots,
-          nq,
-          nq,
-          n_tasks}) {
-        begins_of_parts.push_back(n_words);
-        n_words += part;
-    }
-    on_device = DeviceArray<uint32_t>(resources, n_words);
+    const size_t task_words = sizeof(ScanTask) / sizeof(uint32_t);
+    allocate(resources, n_tasks * task_words, nq, n_tasks);
     constexpr int threads = 128;
     const unsigned blocks = ceil_div<size_t>(nq * nprobe, threads);
     run({blocks, threads, 0, resources.stream()},

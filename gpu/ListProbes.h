@@ -141,6 +141,14 @@ struct DeviceProbes {
     uint32_t sample_rows = 0;
 
    private:
+    /** Room for what ProbeParts has, in its order.
+     * @param first     words of the tasks, and what else is before the slots
+     * @param n_listed  reservoirs of all queries */
+    void allocate(
+            const GpuResources& resources,
+            size_t first,
+            size_t nq,
+            size_t n_listed);
     template <class T>
     void append(const std::vector<T>& from);
     uint32_t* at(int part) const {
