@@ -24,9 +24,8 @@ size_t best_rows(const ScanPlan& sign_plan, size_t nq, int k) {
 }
 
 /// of planes
-int n_scans(const ScanPlan& sign_plan, int n_planes) {
-    const bool is_one = sign_plan.is_single || !sign_plan.by_bits;
-    return is_one ? n_planes : 1;
+int n_scans(size_t nq, int n_planes) {
+    return joins_planes(nq) ? 1 : n_planes;
 }
 
 } // namespace
@@ -263,7 +262,7 @@ SignSearch::SignSearch(
         : resources_(resources),
           filter_(filter),
           n_planes_(n_planes),
-          n_scans_(n_scans(sign_plan, n_planes)),
+          n_scans_(n_scans(nq, n_planes)),
           rows_(filter.rows()),
           codes_(codes),
           plan_(plan),
@@ -274,6 +273,7 @@ SignSearch::SignSearch(
           image_data_(resources, plan.padded_nq() * codes.layout.dims),
           factors_(resources, plan.padded_nq()),
           sums_(resources, plan.padded_nq()),
+          products_(resources, ProductSink::size(codes.n, nq)),
           largest_(resources, ProductSink::largest_size(codes.n, nq)),
           left_(resources, 1),
           best_rows_(resources, best_rows(sign_plan_, nq, k)),
@@ -287,8 +287,6 @@ SignSearch::SignSearch(
             nullptr,
             left_.data()};
     for (int p = 0; p < n_scans_; p++) {
-        products_[p] =
-                DeviceArray<uint8_t>(resources, ProductSink::size(codes.n, nq));
         candidates_[p] =
                 DeviceArray<uint32_t>(resources, list_capacity(codes.n));
     }
@@ -301,38 +299,26 @@ size_t SignSearch::workspace(
         size_t nq,
         int k) {
     const size_t best = best_rows(sign_plan, nq, k);
-    const size_t of_plane =
-            ProductSink::size(n, nq) + list_capacity(n) * sizeof(uint32_t);
-    return n_scans(sign_plan, n_planes) * of_plane +
-            ProductSink::largest_size(n, nq) +
+    return n_scans(nq, n_planes) * list_capacity(n) * sizeof(uint32_t) +
+            ProductSink::size(n, nq) + ProductSink::largest_size(n, nq) +
             best * (sizeof(uint32_t) + nq * sizeof(float));
 }
 
-ProductSink SignSearch::products(int plane) const {
-    // where signs say that a row is worse than most, sizes do not change that
-    const int zero = plane == 0 ? 0 : 128;
-    return {products_[plane].data(),
-            uint32_t(nq_),
-            zero,
-            are_joined() ? 3 : 1,
-            sums_.data(),
-            plane == 0 ? largest_.data() : nullptr};
-}
-
-void SignSearch::scan_plane(
-        int plane,
-        const RowList& list,
-        const Reservoirs& reservoirs) const {
+DeviceCodes SignSearch::plane(int p) const {
     DeviceCodes signs = codes_;
     signs.layout = image_.layout;
-    signs.planes = rows_.planes[plane].bits;
-    signs.scales = rows_.planes[plane].scales;
+    signs.planes = rows_.planes[p].bits;
+    signs.scales = rows_.planes[p].scales;
+    return signs;
+}
+
+void SignSearch::scan(const Reservoirs& reservoirs) const {
+    DeviceCodes signs = plane(0);
     if (are_joined()) {
         signs.second_planes = rows_.planes[1].bits;
         signs.scales = rows_.planes[1].scales;
     }
-    signs.list = list;
-    ProductSink sink = products(plane);
+    ProductSink sink = products();
     if (reservoirs.k > 0) {
         sink.best = best_rows_.data();
     }
@@ -346,13 +332,23 @@ void SignSearch::scan_plane(
             resources_.stream());
 }
 
+ProductSink SignSearch::products() const {
+    return {products_.data(),
+            uint32_t(nq_),
+            are_joined() ? 3 : 1,
+            sums_.data(),
+            largest_.data(),
+            nullptr,
+            rows_.planes[are_joined() ? 1 : 0].ranges};
+}
+
 RowList SignSearch::find_candidates(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const Reservoirs& reservoirs) const {
     const cudaStream_t stream = resources_.stream();
     Entry* thresholds = reservoirs.thresholds;
-    scan_plane(0, {}, reservoirs);
+    scan(reservoirs);
     const uint32_t n_best = uint32_t(best_rows_.size());
     DeviceCodes best = codes_;
     best.list.rows = best_rows_.data();
@@ -378,12 +374,16 @@ RowList SignSearch::find_candidates(
 }
 
 RowList SignSearch::find_candidates(float last) const {
-    scan_plane(0, {}, {});
+    scan({});
     return list_candidates(nullptr, last);
 }
 
 RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
+    const cudaStream_t stream = resources_.stream();
     SignKeys keys;
+    keys.n_planes = are_joined() ? n_planes_ : 1;
+    keys.are_joined = are_joined();
+    keys.products = products();
     keys.rows = rows_;
     keys.offsets = codes_.offsets;
     keys.selected = codes_.selected;
@@ -392,21 +392,27 @@ RowList SignSearch::list_candidates(const Entry* thresholds, float last) const {
     keys.is_l2 = codes_.layout.is_l2;
     keys.margin = margin_;
     keys.factors = factors_.data();
-    keys.are_joined = are_joined();
-    for (int p = 0; p < n_scans_; p++) {
-        if (p > 0) {
-            scan_plane(p, keys.list, {});
-        }
-        keys.n_planes = are_joined() ? n_planes_ : p + 1;
-        keys.products[p] = products(p);
-        const CandidateList found = candidates(p);
-        gpu::list_candidates(
-                keys, thresholds, last, found, resources_.stream());
-        keys.list = found.list();
+    CandidateList found = candidates(0);
+    gpu::list_candidates(keys, thresholds, last, found, stream);
+    if (n_scans_ > 1) {
+        DeviceCodes second = plane(1);
+        second.list = found.list();
+        keys.n_planes = 2;
+        found = candidates(1);
+        refine_candidates(
+                keys,
+                second,
+                sign_plan_.units,
+                image_.image,
+                thresholds,
+                last,
+                found,
+                stream);
     }
-    keys.list.report = filter_.note(nq_, n_planes_);
-    keys.list.left = left_.data();
-    return keys.list;
+    RowList list = found.list();
+    list.report = filter_.note(nq_, n_planes_);
+    list.left = left_.data();
+    return list;
 }
 
 } // namespace gpu

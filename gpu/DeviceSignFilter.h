@@ -195,13 +195,11 @@ class SignSearch {
 
    private:
     RowList list_candidates(const Entry* thresholds, float last) const;
-    /// products with a plane of rows of a list; for the k best of each slice
-    /// besides, where the reservoirs' k is not 0
-    void scan_plane(
-            int plane,
-            const RowList& list,
-            const Reservoirs& reservoirs) const;
-    ProductSink products(int plane) const;
+    DeviceCodes plane(int p) const;
+    /// products of all rows; for the k best of each slice besides, where the
+    /// reservoirs' k is not 0
+    void scan(const Reservoirs& reservoirs) const;
+    ProductSink products() const;
     bool are_joined() const {
         return n_planes_ > n_scans_;
     }
@@ -223,10 +221,9 @@ class SignSearch {
     DeviceArray<DeviceQueryFactors> factors_;
     DeviceArray<QuerySums> sums_;
     QueryImage image_;
-    // of each plane
-    // see ProductSink
-    DeviceArray<uint8_t> products_[max_sign_planes], largest_;
-    DeviceArray<uint32_t> candidates_[max_sign_planes]; ///< (list_capacity,)
+    DeviceArray<uint8_t> products_, largest_; ///< see ProductSink
+    /// (list_capacity,) of each scan
+    DeviceArray<uint32_t> candidates_[max_sign_planes];
     DeviceArray<RowsLeft> left_;
 
     DeviceArray<uint32_t> best_rows_; ///< by their signs, see ProductSink

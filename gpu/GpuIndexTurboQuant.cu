@@ -262,7 +262,8 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     if (may_do_without && nq * sign_plan.n_slices * k > codes.n / 8) {
         return nullptr;
     }
-    const int most = has_room(2) ? 2 : 1;
+    // several queries ask both planes by bits only
+    const int most = sign_plan.by_bits && has_room(2) ? 2 : 1;
     int n_planes = use_sign_filter > 1
             ? most
             : sign_filter_->choose_planes(codes.n, nq, most, may_do_without);

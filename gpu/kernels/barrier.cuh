@@ -57,6 +57,20 @@ __device__ inline void wait_for(uint32_t barrier, uint32_t parity) {
     }
 }
 
+/// begins to copy 16 bytes
+__device__ inline void copy_16(uint32_t to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+                 "l"(from)
+                 : "memory");
+}
+
+/// arrives when what the thread has begun to copy by copy_16 is there
+__device__ inline void arrive_after_copies(uint32_t barrier) {
+    asm volatile(
+            "cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier)
+            : "memory");
+}
+
 #if __CUDA_ARCH__ >= 900
 
 __device__ inline void arrive(uint32_t barrier) {
@@ -116,6 +130,26 @@ __device__ inline void copy_to_shared(
     asm volatile(
             "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
             "[%0], [%1], %2, [%3];" ::"r"(to),
+            "l"(from),
+            "r"(size),
+            "r"(barrier)
+            : "memory");
+}
+
+/// the same for what is read once, so that it does not drive other things out
+/// of the second-level cache
+__device__ inline void stream_to_shared(
+        uint32_t to,
+        const void* from,
+        uint32_t size,
+        uint32_t barrier) {
+    asm volatile(
+            "{\n"
+            ".reg .b64 policy;\n"
+            "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+            ".L2::cache_hint [%0], [%1], %2, [%3], policy;\n"
+            "}" ::"r"(to),
             "l"(from),
             "r"(size),
             "r"(barrier)

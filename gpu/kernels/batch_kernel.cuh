@@ -19,7 +19,9 @@
 #include <type_traits>
 
 #include <gpu/kernels/barrier.cuh>
-#include <gpu/kernels/scan_kernel.cuh>
+#include <gpu/kernels/decode.cuh>
+#include <gpu/kernels/scan_block.cuh>
+#include <gpu/kernels/wgmma.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {

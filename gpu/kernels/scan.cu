@@ -106,6 +106,9 @@ bool has_wgmma(const DeviceLayout& layout) {
 
 /// of a block
 size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
+    if (plan.is_single) {
+        return single_shared(layout, plan.stream);
+    }
     if (plan.is_batch) {
         return group_number(plan) == 0 ? BatchShape<batch_groups[0]>::ring_size
                                        : BatchShape<batch_groups[1]>::ring_size;
@@ -166,6 +169,18 @@ StreamPlan plan_stream(const DeviceLayout& layout, const ScanPlan& plan) {
     return {};
 }
 
+/// Whether one query is compared by bits, which such a plan says then
+bool make_single(const DeviceLayout& layout, ScanPlan& plan) {
+    if (!counts_bits(layout.nbits, layout.has_trellis(), layout.shipped)) {
+        return false;
+    }
+    plan.is_single = true;
+    plan.stream = plan_single(layout, available_shared(layout, plan));
+    plan.is_single = plan.stream.warps > 0;
+    plan.by_bits = plan.is_single;
+    return plan.is_single;
+}
+
 /** What a plan is besides is_batch and group_tiles.
  * @param most_queries  of codes */
 void complete(const DeviceLayout& layout, size_t most_queries, ScanPlan& plan) {
@@ -181,16 +196,15 @@ void complete(const DeviceLayout& layout, size_t most_queries, ScanPlan& plan) {
         plan.uses_wgmma = plan.group_tiles >= 8 && may_use_wgmma;
         return;
     }
-    plan.stream = plan_stream(layout, plan);
-    if (plan.stream.warps > 0) {
-        plan.is_single = most_queries == 1 &&
-                counts_bits(layout.nbits, layout.has_trellis(), layout.shipped);
-        plan.by_bits = plan.is_single ||
+    int most_units = few_units(layout.nbits, layout.has_trellis());
+    if (most_queries == 1 && make_single(layout, plan)) {
+        most_units = single_units(layout.nbits, layout.has_trellis());
+    } else {
+        plan.stream = plan_stream(layout, plan);
+        plan.by_bits = plan.stream.warps > 0 &&
                 counts_bits_of_eight(layout.nbits, layout.has_trellis());
-        plan.uses_wgmma = plan.by_bits && !plan.is_single && may_use_wgmma;
+        plan.uses_wgmma = plan.by_bits && may_use_wgmma;
     }
-    const int most_units =
-            few_units(layout.nbits, layout.has_trellis(), plan.is_single);
     while (2 * plan.units <= most_units &&
            layout.dims % (2 * plan.units * dims_unit) == 0) {
         plan.units *= 2;
@@ -573,7 +587,9 @@ ScanPlan plan_scan(const DeviceLayout& layout, uint32_t n, size_t nq) {
     // are good, it works for longer: as if it had so many rows more.
     constexpr double start = 8192;
     const int at_once = blocks_at_once(layout, plan);
-    const uint32_t rows = plan.group_tiles == 1 ? tile_rows : max_round_rows;
+    const uint32_t rows = plan.is_single ? single_rows
+            : plan.group_tiles == 1      ? tile_rows
+                                         : max_round_rows;
     const int most = int(std::clamp<uint32_t>(
             n / rows, 1, ceil_div(4 * at_once, plan.n_groups)));
     double least = 0;
@@ -699,7 +715,7 @@ void scan_products(
     args.reservoirs = reservoirs;
     args.range.last = -INFINITY; // no key is of interest
     ScanPlan of_products = plan;
-    if (plan.stream.warps > 0 && !codes.list.rows) {
+    if (plan.stream.warps > 0) {
         of_products.product_planes = codes.second_planes ? 2 : 1;
     }
     launch(args, of_products, stream);

@@ -66,6 +66,12 @@ struct DeviceCodes {
     const uint32_t* selected = nullptr; ///< bitmap of rows; null: all
     uint32_t n = 0;
     RowList list; ///< for up to eight queries, not in inverted files
+
+#ifdef __CUDACC__
+    __device__ bool selects(uint32_t row) const {
+        return !selected || selected[row / 32] >> row % 32 & 1;
+    }
+#endif
 };
 
 /// rows that a block goes through in a round, at most
@@ -84,7 +90,7 @@ constexpr int batch_parts = 4;
 /// how a page of queries is cut into blocks
 struct ScanPlan {
     int units = 1;          ///< of Fragment
-    bool by_bits = false;   ///< see counts_bits, counts_bits_of_eight
+    bool by_bits = false;   ///< few queries, see single_kernel.cuh
     bool is_single = false; ///< by bits: groups of one query
     StreamPlan stream;
     int group_tiles = 1; ///< tiles of eight queries in a group
@@ -203,6 +209,13 @@ struct DistanceSink {
 /// rows whose products lie together
 constexpr uint32_t product_rows = 16;
 
+/// what the factors of the rows whose products lie together are between
+struct TileRange {
+    float least_scale, largest_scale;
+    float largest_residual;
+    float least_offset; ///< with the sign that it has in a key
+};
+
 /// a row that no code has
 constexpr uint32_t no_row_of_list = ~uint32_t(0);
 
@@ -211,16 +224,14 @@ constexpr uint32_t no_row_of_list = ~uint32_t(0);
  * magnitudes of the query's integers times the largest level, what no product
  * exceeds, a byte x is of a product up to
  *
- *   (x - zero + 1/2) * M / (255 - zero)
+ *   (x + 1/2) * M / 255
  *
- * and more than this less M / (255 - zero), unless x is 0. */
+ * and more than this less M / 255, unless x is 0. */
 struct ProductSink {
     /// [tile of product_rows][pair of queries][row g of half a tile][query of
     /// the pair][half]; of one query, without the other of the pair
     uint8_t* bytes = nullptr;
     uint32_t nq = 0;
-    /// 0, where no product below that is of interest, or 128
-    int zero = 0;
     int largest_level = 1;
     const QuerySums* queries = nullptr; ///< (nq,)
     /// [tile][query], of pairs: the largest byte of each tile; null: not wanted
@@ -228,6 +239,7 @@ struct ProductSink {
     /// (nq, n_slices, k): if given, the rows of the reservoirs, and
     /// no_row_of_list where there are fewer
     uint32_t* best = nullptr;
+    const TileRange* ranges = nullptr; ///< of tiles
 
     /// queries whose products of a row lie together
     TQ_HOST_DEVICE static constexpr uint32_t pair(size_t nq) {
@@ -236,21 +248,16 @@ struct ProductSink {
     TQ_HOST_DEVICE static constexpr uint32_t n_pairs(size_t nq) {
         return uint32_t(nq + 1) / 2;
     }
-#ifdef __CUDACC__
-    /// a pair's bytes with rows of the same place in either half, [query][half]
-    template <int pair>
-    __device__ uint32_t word(uint32_t row, uint32_t p) const {
+    /// where a row's byte of one query is
+    TQ_HOST_DEVICE static constexpr size_t place_of_one(uint32_t row) {
         constexpr uint32_t half = product_rows / 2;
-        const uint32_t tile = row / product_rows;
-        const size_t at = size_t(tile * n_pairs(nq) + p) * half + row % half;
-        using Word = std::conditional_t<pair == 1, uint16_t, uint32_t>;
-        return reinterpret_cast<const Word*>(bytes)[at];
+        return row / product_rows * product_rows + row % half * 2 +
+                row / half % 2;
     }
-#endif
-    /// bytes of each tile's largest, of n rows
+    /// bytes of each tile's largest, of n rows; tiles are written in twos
     static constexpr size_t largest_size(size_t n, size_t nq) {
-        const size_t tiles = (n + product_rows - 1) / product_rows;
-        return tiles * n_pairs(nq) * pair(nq);
+        const size_t tiles = (n + 2 * product_rows - 1) / (2 * product_rows);
+        return 2 * tiles * n_pairs(nq) * pair(nq);
     }
     /// of all products
     static constexpr size_t size(size_t n, size_t nq) {
@@ -302,7 +309,7 @@ void scan_distances(
         const DistanceSink& sink,
         cudaStream_t stream);
 
-/** All products with codes of one bit, not of inverted files.
+/** Products of all rows with codes of one bit, not of inverted files.
  * @param reservoirs  for the k best of each slice besides; k = 0: not wanted */
 void scan_products(
         const DeviceCodes& codes,

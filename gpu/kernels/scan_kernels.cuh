@@ -4,9 +4,24 @@
 
 #include <gpu/kernels/batch_kernel.cuh>
 #include <gpu/kernels/scan_kernel.cuh>
+#include <gpu/kernels/single_kernel.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {
+
+/// kernels of one codec
+struct ScanKernels {
+    // by units of 1, 2 and 4; or null
+    ScanKernel few[3];            ///< one tile of queries
+    ScanKernel streamed[3];       ///< the same, through a TileStream
+    ScanKernel streamed_wgmma[3]; ///< likewise, see counts_bits_of_eight
+    ScanKernel single[3];
+    // for scan_products of all rows, of one plane and of two
+    ScanKernel products[2][3], products_wgmma[2][3], single_products[3];
+    ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
+    ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
+    ScanKernel batch[2][2]; ///< batch_groups; units 1, 2; or null
+};
 
 #ifdef __CUDACC__
 
@@ -14,35 +29,35 @@ namespace gpu {
 template <int nbits, int trellis, int units, int planes>
 constexpr void add_products(ScanKernels& kernels) {
     kernels.products[planes - 1][units / 2] =
-            scan_kernel<nbits, trellis, units, 1, false, true, false, planes>;
+            scan_kernel<nbits, trellis, units, 1, false, true, planes>;
     kernels.products_wgmma[planes - 1][units / 2] =
-            scan_kernel<nbits, trellis, units, 1, true, true, false, planes>;
+            scan_kernel<nbits, trellis, units, 1, true, true, planes>;
 }
 
-/// kernels for one tile of queries
+/// kernels for one tile of queries, and for one query
 template <int nbits, int trellis, int units>
 constexpr void add_few(ScanKernels& kernels) {
     constexpr bool has_trellis = trellis != no_trellis;
     constexpr int i = units / 2;
-    if constexpr (units <= few_units(nbits, has_trellis, false)) {
-        kernels.few[i] =
-                scan_kernel<nbits, trellis, units, 1, false, false, false>;
+    if constexpr (units <= few_units(nbits, has_trellis)) {
+        kernels.few[i] = scan_kernel<nbits, trellis, units, 1, false, false>;
         kernels.streamed[i] =
-                scan_kernel<nbits, trellis, units, 1, false, true, false>;
+                scan_kernel<nbits, trellis, units, 1, false, true>;
         if constexpr (counts_bits_of_eight(nbits, has_trellis)) {
             kernels.streamed_wgmma[i] =
-                    scan_kernel<nbits, trellis, units, 1, true, true, false>;
+                    scan_kernel<nbits, trellis, units, 1, true, true>;
             add_products<nbits, trellis, units, 1>(kernels);
             add_products<nbits, trellis, units, 2>(kernels);
-            kernels.single_products[i] =
-                    scan_kernel<nbits, trellis, units, 1, false, true, true, 1>;
         }
     }
     if constexpr (
             counts_bits(nbits, has_trellis, trellis) &&
-            units <= few_units(nbits, has_trellis, true)) {
-        kernels.single[i] =
-                scan_kernel<nbits, trellis, units, 1, false, true, true>;
+            units <= single_units(nbits, has_trellis)) {
+        kernels.single[i] = single_kernel<nbits, trellis, units, false>;
+        if constexpr (!has_trellis) {
+            kernels.single_products[i] =
+                    single_kernel<nbits, trellis, units, true>;
+        }
     }
 }
 
@@ -64,11 +79,11 @@ constexpr ScanKernels make_scan_kernels() {
     add_few<nbits, trellis, 1>(kernels);
     add_few<nbits, trellis, 2>(kernels);
     add_few<nbits, trellis, 4>(kernels);
-    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false, false>;
-    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false, false>;
-    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false, false>;
-    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false, false>;
-    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false, false>;
+    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false>;
+    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false>;
+    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false>;
+    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false>;
+    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false>;
     add_batch<nbits, trellis, 0>(kernels);
     add_batch<nbits, trellis, 1>(kernels);
     return kernels;

@@ -6,6 +6,7 @@
 
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/decode.cuh>
+#include <gpu/kernels/single_kernel.cuh>
 #include <gpu/kernels/top_k.cuh>
 
 namespace faiss_turboquant {
@@ -277,7 +278,8 @@ __global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
     }
 }
 
-/** A row is of interest if, with the bytes x_p of its products with planes,
+/** A row is of interest if, with the byte x_0 of its product and that with the
+ * second plane, x_1, if it is not in the former,
  *
  *   (sum of slopes[p] * x_p + shift + spread * residual) * scale +- offset
  *       <= limit.
@@ -318,7 +320,7 @@ __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
     const DeviceQueryFactors& factors = signs.factors[q];
     const SignStatistics& statistics =
             signs.rows.statistics[signs.n_planes - 1];
-    const QuerySums& sums = signs.products[0].queries[q];
+    const QuerySums& sums = signs.products.queries[q];
     const double multiplier = factors.multiplier; // below 0
     const double squares = sums.squares;
     const float sign = signs.is_l2 ? 1 : -1;
@@ -338,21 +340,14 @@ __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
             (2 * signs.n_planes - 1) * 0x1p-20 * sqrt(signs.d * squares);
     double shift = slope * bound.shift + multiplier * rounding;
     KeyBound result = {};
-    const int n_products = signs.are_joined ? 1 : signs.n_planes;
-#pragma unroll
-    for (int p = 0; p < max_sign_planes; p++) {
-        if (p == n_products) {
-            break;
-        }
-        // <q, u> is <q, s>, or 2 <q, s> + <q, t>
-        const int weight = p + 1 == n_products ? 1 : 2;
-        const int zero = signs.products[p].zero;
-        const double most =
-                double(sums.magnitudes) * signs.products[p].largest_level;
-        const double unit = most / (255 - zero);
-        result.slopes[p] = float(slope * weight * unit);
-        shift += slope * weight * unit * (0.5001 - zero);
-    }
+    // <q, u> is <q, s>, or 2 <q, s> + <q, t>, the one product or the other, or
+    // two of them
+    const bool has_two = signs.n_planes > 1 && !signs.are_joined;
+    const double most = double(sums.magnitudes) * signs.products.largest_level;
+    const double of_byte = slope * (has_two ? 2 : 1) * most / 255;
+    result.slopes[0] = float(of_byte);
+    shift += of_byte * 0.501; // a half, and what rounding may do
+    result.slopes[1] = has_two ? float(slope) : 0;
     result.shift = float(shift);
     result.spread = float(slope * bound.spread);
     result.limit =
@@ -360,34 +355,34 @@ __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
     return result;
 }
 
-/// by all threads of a block. bounds: (max_sign_queries,), which past the last
-/// query no row keeps
+/// by all threads of a block. bounds: (n,), which past the last query no row
+/// keeps
 __device__ void bound_all_keys(
         const SignKeys& signs,
         const Entry* thresholds,
         float last,
-        KeyBound* bounds) {
+        KeyBound* bounds,
+        uint32_t n) {
     const uint32_t q = threadIdx.x;
-    if (q < signs.products[0].nq) {
+    if (q < signs.products.nq) {
         const float threshold = !thresholds ? last
                 : thresholds[q] == no_entry ? FLT_MAX
                                             : entry_key(thresholds[q]);
         bounds[q] = bound_keys(signs, q, threshold);
-    } else if (q < max_sign_queries) {
+    } else if (q < n) {
         bounds[q] = {};
         bounds[q].limit = -INFINITY;
     }
 }
 
-/// rows that a warp finds, which go to a list together
+/// Rows that a warp finds, which go to a list together.
+/// @tparam most  that may be added between two calls of `make_room`
+template <uint32_t most>
 class FoundRows {
-    static constexpr uint32_t size = 1024;
+    static constexpr uint32_t size = 4 * most;
     uint32_t rows_[size], count_;
 
    public:
-    /// that may be added between two calls of `make_room`
-    static constexpr uint32_t most = 256;
-
     __device__ void clear() {
         if (threadIdx.x % 32 == 0) {
             count_ = 0;
@@ -429,20 +424,20 @@ class FoundRows {
     }
 };
 
-/// what a block that lists rows has in shared memory
+/// what a block that lists rows by one product has in shared memory
 struct ListState {
     KeyBound bounds[max_sign_queries];
-    FoundRows found[list_threads / 32]; ///< of each warp
+    FoundRows<256> found[list_threads / 32]; ///< of each warp
 
     /// By all threads: once earlier kernels have ended. @return  of the warp
-    __device__ FoundRows& begin(
+    __device__ FoundRows<256>& begin(
             const SignKeys& signs,
             const Entry* thresholds,
             float last) {
-        FoundRows& of_warp = found[threadIdx.x / 32];
+        auto& of_warp = found[threadIdx.x / 32];
         of_warp.clear();
         wait_for_kernel_before();
-        bound_all_keys(signs, thresholds, last, bounds);
+        bound_all_keys(signs, thresholds, last, bounds, max_sign_queries);
         __syncthreads();
         return of_warp;
     }
@@ -486,7 +481,7 @@ struct RowsOfLane {
         if (row(part, 0) >= signs.n) {
             return;
         }
-        const ProductSink& sink = signs.products[0];
+        const ProductSink& sink = signs.products;
         const int n_pairs = ProductSink::n_pairs(sink.nq);
         const Products* at = reinterpret_cast<const Products*>(sink.bytes) +
                 size_t(part / 2 * n_pairs) * 2 + part % 2;
@@ -515,7 +510,7 @@ struct RowsOfLane {
         if (row(part, 0) >= signs.n) {
             return 0;
         }
-        const int n_pairs = ProductSink::n_pairs(signs.products[0].nq);
+        const int n_pairs = ProductSink::n_pairs(signs.products.nq);
         const float sign = !signs.offsets ? 0 : signs.is_l2 ? 1 : -1;
         uint32_t kept = 0;
 #pragma unroll
@@ -570,13 +565,13 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
     constexpr uint32_t at_once = 16; // tiles whose rows are looked at
     __shared__ ListState state;
     __shared__ uint32_t waiting_by_warp[warps][at_once + 32]; // tiles
-    FoundRows& found = state.begin(signs, thresholds, last);
+    auto& found = state.begin(signs, thresholds, last);
     const KeyBound* bounds = state.bounds;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t* waiting = waiting_by_warp[warp];
 
     const auto may_be_of_interest = [&](uint32_t tile) {
-        const ProductSink& products = signs.products[0];
+        const ProductSink& products = signs.products;
         const uint32_t n_pairs = ProductSink::n_pairs(products.nq);
         const TileRange range =
                 signs.rows.planes[signs.n_planes - 1].ranges[tile];
@@ -635,84 +630,102 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
     found.deliver(list);
 }
 
-/// By both planes, of those rows that the first one has left. pair: likewise
-template <int pair>
-__global__ void __launch_bounds__(list_threads, list_blocks)
-        refine_candidates_kernel(
-                const __grid_constant__ SignKeys signs,
-                const Entry* thresholds,
-                float last,
-                CandidateList list) {
-    __shared__ ListState state;
-    FoundRows& found = state.begin(signs, thresholds, last);
-    const KeyBound* bounds = state.bounds;
-    const auto& products = signs.products;
+/// what a block of a refine_kernel has in shared memory, at its beginning
+struct RefineState {
+    KeyBound bound;
+    FoundRows<32> found[single_warps]; ///< of each warp
+    uint64_t arrivals[single_warps][max_stream_tiles];
+};
+
+/// see refine_candidates
+template <int units>
+__global__ void __launch_bounds__(32 * single_warps, 1) refine_kernel(
+        const __grid_constant__ SignKeys signs,
+        const __grid_constant__ DeviceCodes codes,
+        const uint8_t* image,
+        int stream_tiles,
+        const Entry* thresholds,
+        float last,
+        CandidateList list) {
+    extern __shared__ uint4 shared[];
+    __shared__ RefineState state;
+    const DeviceLayout& layout = codes.layout;
     const SignPlane& plane = signs.rows.planes[1];
-    const int n_pairs = ProductSink::n_pairs(products[0].nq);
-    const float sign = signs.is_l2 ? 1 : -1;
-    const bool is_listed = signs.list.is_complete();
-    const uint32_t n = is_listed ? signs.list.count() : signs.n;
-    constexpr uint32_t half = product_rows / 2;
-    // a thread has the places of either half whose products lie together
-    const auto look_at = [&](uint32_t part) {
-        const uint32_t first = part / half * product_rows + part % half;
-        uint32_t rows[2];
-        float scales[2], residuals[2], offsets[2] = {};
-        bool is_valid[2], is_of_interest[2] = {};
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const uint32_t place = first + h * half;
-            is_valid[h] = place < n;
-            rows[h] = min(place, n - 1);
-            if (is_listed) {
-                rows[h] = signs.list.rows[rows[h]];
-            }
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            scales[h] = plane.scales[rows[h]];
-            residuals[h] = plane.residuals[rows[h]];
-            if (signs.offsets) {
-                offsets[h] = sign * signs.offsets[rows[h]];
-            }
-            if (signs.selected) {
-                is_valid[h] &= signs.selected[rows[h] / 32] >> rows[h] % 32 & 1;
-            }
-        }
-#pragma unroll 4
-        for (int p = 0; p < n_pairs; p++) {
-            const uint32_t second = products[1].word<pair>(first, p);
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const uint32_t row = rows[h];
-                const uint32_t half_of_row = row / half % 2;
-                const uint32_t signs_of_pair = products[0].word<pair>(row, p);
-#pragma unroll
-                for (int j = 0; j < pair; j++) {
-                    const KeyBound& bound = bounds[pair * p + j];
-                    const float of_planes[] = {
-                            float_of_byte(signs_of_pair, 2 * j + half_of_row),
-                            float_of_byte(second, 2 * j + h)};
-                    is_of_interest[h] |= bound.keeps(
-                            of_planes, residuals[h], scales[h], offsets[h]);
-                }
-            }
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            if (is_of_interest[h] && is_valid[h]) {
-                *found.add(1) = rows[h];
-            }
-        }
-    };
-    const uint32_t warp = (blockIdx.x * list_threads + threadIdx.x) / 32;
-    const uint32_t warps = gridDim.x * list_threads / 32;
-    for (uint32_t begin = warp * 64; begin < n; begin += warps * 64) {
-        look_at(begin / 2 + threadIdx.x % 32);
-        found.make_room(list);
+    SingleScan<1, no_trellis, units> scan(
+            codes, shared, stream_tiles, state.arrivals);
+    auto& found = state.found[threadIdx.x / 32];
+    found.clear();
+    wait_for_kernel_before();
+    const bool is_listed = codes.list.is_complete();
+    const uint32_t n = is_listed ? codes.list.count() : codes.n;
+    const uint32_t of_block =
+            round_up(ceil_div(n, gridDim.x), uint32_t(single_rows));
+    const uint32_t begin = min(n, blockIdx.x * of_block);
+    scan.begin(begin, min(n, begin + of_block), is_listed);
+    bound_all_keys(signs, thresholds, last, &state.bound, 1);
+    for (int i = threadIdx.x; i < layout.dims / 16; i += blockDim.x) {
+        shared[i] = reinterpret_cast<const uint4*>(image)[i];
     }
+    __syncthreads();
+
+    const KeyBound bound = state.bound;
+    const uint32_t slope = scan.slope(layout);
+    const uint32_t base = signs.factors[0].base;
+    const float sign = signs.is_l2 ? 1 : -1;
+    struct RowFactors {
+        float scale, residual, offset;
+        uint32_t product; ///< with the first plane
+    };
+    scan.run(
+            [&](uint32_t row, bool is_valid) -> RowFactors {
+                is_valid = is_valid && codes.selects(row);
+                // no comparison with NaN holds
+                return {load_if(is_valid, plane.scales + row, nanf("")),
+                        load_if(is_valid, plane.residuals + row, 0),
+                        load_if(is_valid && codes.offsets,
+                                codes.offsets + row,
+                                0),
+                        is_valid
+                                ? signs.products
+                                          .bytes[ProductSink::place_of_one(row)]
+                                : 0u};
+            },
+            [] {},
+            [&](uint32_t row,
+                uint32_t,
+                bool,
+                int dot,
+                const RowFactors& of_row) {
+                const int product = int(slope * uint32_t(dot) - base);
+                const float products[] = {
+                        float_of_byte(of_row.product, 0), float(product)};
+                if (bound.keeps(
+                            products,
+                            of_row.residual,
+                            of_row.scale,
+                            sign * of_row.offset)) {
+                    *found.add(1) = row;
+                }
+                found.make_room(list);
+            },
+            [] {});
     found.deliver(list);
 }
+
+using RefineKernel = void (*)(
+        const SignKeys,
+        const DeviceCodes,
+        const uint8_t*,
+        int,
+        const Entry*,
+        float,
+        CandidateList);
+
+/// of 1, 2 and 4 units
+constexpr RefineKernel refine_kernels[] = {
+        refine_kernel<1>,
+        refine_kernel<2>,
+        refine_kernel<4>};
 
 } // namespace
 
@@ -781,13 +794,9 @@ void list_candidates(
         float last,
         const CandidateList& found,
         cudaStream_t stream) {
-    const bool is_one = signs.products[0].nq == 1;
-    const auto kernel = signs.n_planes == 1 || signs.are_joined
-            ? (is_one ? list_candidates_kernel<1> : list_candidates_kernel<2>)
-            : is_one ? refine_candidates_kernel<1>
-                     : refine_candidates_kernel<2>;
-    // places for the second plane, and tiles for the first, of which some have
-    // to be looked at row by row
+    const auto kernel = signs.products.nq == 1 ? list_candidates_kernel<1>
+                                               : list_candidates_kernel<2>;
+    // tiles, of which some have to be looked at row by row
     constexpr uint32_t of_block = product_rows / 2 * list_threads;
     const uint32_t blocks = std::min<uint32_t>(
             ceil_div(signs.n, of_block),
@@ -795,6 +804,34 @@ void list_candidates(
     run({blocks, list_threads, 0, stream, early},
         kernel,
         signs,
+        thresholds,
+        last,
+        found);
+}
+
+void refine_candidates(
+        const SignKeys& signs,
+        const DeviceCodes& codes,
+        int units,
+        const uint8_t* image,
+        const Entry* thresholds,
+        float last,
+        const CandidateList& found,
+        cudaStream_t stream) {
+    const RefineKernel kernel = refine_kernels[units / 2];
+    const StreamPlan streams =
+            plan_single(codes.layout, traits_of(kernel).shared_memory);
+    const int threads = 32 * streams.warps;
+    const size_t shared = single_shared(codes.layout, streams);
+    const uint32_t blocks = std::min<uint32_t>(
+            ceil_div(codes.n, uint32_t(threads)),
+            blocks_at_once(kernel, threads, shared));
+    run({blocks, threads, shared, stream, early},
+        kernel,
+        signs,
+        codes,
+        image,
+        streams.tiles,
         thresholds,
         last,
         found);

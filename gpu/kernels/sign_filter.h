@@ -22,13 +22,6 @@ constexpr int max_sign_queries = 8;
 /// together have one
 constexpr uint32_t sign_rows_unit = product_rows;
 
-/// what the factors of the rows whose products lie together are between
-struct TileRange {
-    float least_scale, largest_scale;
-    float largest_residual;
-    float least_offset; ///< with the sign that it has in a key
-};
-
 /// what is held of rows: bits, and what these tell of codes with those of the
 /// planes before, see SignFilter
 struct SignPlane {
@@ -92,14 +85,11 @@ void select_thresholds(
 struct SignKeys {
     int n_planes = 1;        ///< that have been asked
     bool are_joined = false; ///< both, with one product
-    /// of rows with the planes: those of the first one, or of both, by row,
-    /// those of the second one by place in `list`
-    ProductSink products[max_sign_planes];
+    ProductSink products;    ///< with the first plane, or both
     SignRows rows;
     const float* offsets = nullptr;     ///< (n,), of codes; null for zeros
     const uint32_t* selected = nullptr; ///< as in DeviceCodes
     uint32_t n = 0;
-    RowList list; ///< for the second plane: what the first one has left
 
     // how far a row's key may be from what they let expect
     int d = 0;
@@ -108,12 +98,28 @@ struct SignKeys {
     const DeviceQueryFactors* factors = nullptr; ///< (nq,)
 };
 
-/** The rows that may be of interest to any of the queries.
+/** The rows that may be of interest to any of the queries, by their products.
  * @param thresholds  (nq,); null: keys up to `last` are
  * @param found       written, its size, too, which may be more than there is
  *                    room for */
 void list_candidates(
         const SignKeys& signs,
+        const Entry* thresholds,
+        float last,
+        const CandidateList& found,
+        cudaStream_t stream);
+
+/** Those of the rows of a list that may be by their second planes, too, for one
+ * query; otherwise as list_candidates.
+ * @param signs   of both planes, which are not joined
+ * @param codes   the second planes; n and the list are what is to be read
+ * @param units   of the image, see ScanPlan
+ * @param image   of the query */
+void refine_candidates(
+        const SignKeys& signs,
+        const DeviceCodes& codes,
+        int units,
+        const uint8_t* image,
         const Entry* thresholds,
         float last,
         const CandidateList& found,

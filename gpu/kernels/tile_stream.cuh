@@ -21,33 +21,37 @@ class TileStream {
     uint32_t ring_, arrivals_; // addresses in shared memory
     const uint8_t* tiles_;
     int n_tiles_, tile_size_;
+    int copying_lanes_;
     int slot_ = 0;
     uint32_t parity_ = 0;
 
 #if __CUDA_ARCH__ >= 900
-    static constexpr int copying_lanes = 1;
+    static constexpr bool copies_in_bulk = true;
 #else
-    static constexpr int copying_lanes = 32;
+    static constexpr bool copies_in_bulk = false;
 #endif
 
    public:
     /** By all lanes of a warp.
-     * @param tiles     (n_tiles, tile_size) of the warp's own
-     * @param arrivals  (n_tiles,) likewise */
+     * @param tiles      (n_tiles, tile_size) of the warp's own
+     * @param arrivals   (n_tiles,) likewise
+     * @param from_list  whether copy_rows is called */
     __device__ TileStream(
             const uint8_t* tiles,
             const uint64_t* arrivals,
             int n_tiles,
-            int tile_size)
+            int tile_size,
+            bool from_list)
             : ring_(shared_address(tiles)),
               arrivals_(shared_address(arrivals)),
               tiles_(tiles),
               n_tiles_(n_tiles),
-              tile_size_(tile_size) {
+              tile_size_(tile_size),
+              copying_lanes_(copies_in_bulk && !from_list ? 1 : 32) {
         if (threadIdx.x % 32 == 0) {
 #pragma unroll 1
             for (int i = 0; i < n_tiles; i++) {
-                init_barrier(arrivals_ + 8 * i, copying_lanes);
+                init_barrier(arrivals_ + 8 * i, copying_lanes_);
             }
         }
 #if __CUDA_ARCH__ >= 900
@@ -65,57 +69,55 @@ class TileStream {
 #if __CUDA_ARCH__ >= 900
         if (lane == 0) {
             arrive_and_expect(arrival, size);
-            copy_to_shared(to, from, size, arrival);
+            stream_to_shared(to, from, size, arrival);
+        } else if (copying_lanes_ > 1) {
+            arrive(arrival);
         }
 #else
         for (uint32_t i = lane * 16; i < size; i += 32 * 16) {
-            asm volatile(
-                    "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i),
-                    "l"(from + i)
-                    : "memory");
+            copy_16(to + i, from + i);
         }
-        asm volatile(
-                "cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(arrival)
-                : "memory");
+        arrive_after_copies(arrival);
 #endif
     }
 
-    /// The same for n rows, up to 16, from wherever they are.
-    /// row_at: (i) -> the row's address
-    template <class RowAt>
+    /// What will be copied begins to come nearer.
+    __device__ void prefetch(const uint8_t* from, uint32_t size) const {
+#if __CUDA_ARCH__ >= 900
+        if (threadIdx.x % 32 == 0) {
+            prefetch_to_l2(from, size);
+        }
+#endif
+    }
+
+    /** The same for n rows, up to 16, from wherever they are. Four lanes copy a
+     * row: as a copy in one piece each row would take twenty instructions,
+     * because lanes issue those one after another.
+     * @param row  of lane i, and i + 16: the i-th row */
     __device__ void copy_rows(
             int slot,
             uint32_t n,
+            const uint8_t* rows,
             uint32_t row_size,
-            const RowAt& row_at) const {
-        const uint32_t to = ring_ + slot * tile_size_;
+            uint32_t row) const {
         const uint32_t arrival = arrivals_ + 8 * slot;
         const uint32_t lane = threadIdx.x % 32;
-#if __CUDA_ARCH__ >= 900
-        const uint8_t* row = lane < n ? row_at(lane) : nullptr;
+        const uint32_t in_row = lane % 4 * 16;
         __syncwarp();
-        if (lane == 0) {
-            arrive_and_expect(arrival, n * row_size);
-        }
-        __syncwarp();
-        if (lane < n) {
-            copy_to_shared(to + lane * row_size, row, row_size, arrival);
-        }
-#else
-        __syncwarp();
-        for (uint32_t r = 0; r < n; r++) {
-            const uint8_t* row = row_at(r);
-            for (uint32_t i = lane * 16; i < row_size; i += 32 * 16) {
-                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                                     to + r * row_size + i),
-                             "l"(row + i)
-                             : "memory");
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint32_t i = lane / 4 + half * 8;
+            const uint8_t* from =
+                    rows + size_t(__shfl_sync(0xffffffff, row, i)) * row_size;
+            const uint32_t to = ring_ + slot * tile_size_ + i * row_size;
+            if (i < n) {
+#pragma unroll 4
+                for (uint32_t at = in_row; at < row_size; at += 4 * 16) {
+                    copy_16(to + at, from + at);
+                }
             }
         }
-        asm volatile(
-                "cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(arrival)
-                : "memory");
-#endif
+        arrive_after_copies(arrival);
     }
 
     /// until the tile that is next is there
