@@ -245,6 +245,9 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
         return nullptr;
     }
     const ScanPlan sign_plan = plan_scan(layout.signs(), codes.n, nq);
+    if (!sign_plan.by_bits) { // there is no room for the queries
+        return nullptr;
+    }
     const size_t n_reservoirs =
             std::max(plan.n_reservoirs(), sign_plan.n_reservoirs());
     const auto has_room = [&](int n_planes) {
@@ -262,8 +265,7 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     if (may_do_without && nq * sign_plan.n_slices * k > codes.n / 8) {
         return nullptr;
     }
-    // several queries ask both planes by bits only
-    const int most = sign_plan.by_bits && has_room(2) ? 2 : 1;
+    const int most = has_room(2) ? 2 : 1;
     int n_planes = use_sign_filter > 1
             ? most
             : sign_filter_->choose_planes(codes.n, nq, most, may_do_without);

@@ -50,6 +50,35 @@ __device__ inline void count_tile(
         : "r"(a0), "r"(a1), "r"(b));
 }
 
+/// Sums of a unit of Fragment: all tiles of rows by all tiles of queries.
+/// chains: of sums that multiplications go to in turn, lest they wait for each
+/// other
+template <int chains, int n_row_tiles, int n_sums>
+__device__ inline void multiply(
+        int (&sums)[n_row_tiles][n_sums],
+        const uint32_t (&a)[n_row_tiles][2][8],
+        const uint4* image,
+        int fragments) {
+    constexpr int query_tiles = n_sums / 4 / chains;
+#pragma unroll
+    for (int p = 0; p < 8; p += 4, image += 32) {
+#pragma unroll
+        for (int q = 0; q < query_tiles; q++) {
+            const uint4 b = image[q * fragments * 32];
+#pragma unroll
+            for (int m = 0; m < n_row_tiles; m++) {
+                const auto& x = a[m][0];
+                const auto& y = a[m][1];
+                int* c = sums[m] + 4 * q;
+                multiply_tile(c, x[p], y[p], x[p + 1], y[p + 1], b.x, b.y);
+                c += (chains - 1) * 4 * query_tiles;
+                multiply_tile(
+                        c, x[p + 2], y[p + 2], x[p + 3], y[p + 3], b.z, b.w);
+            }
+        }
+    }
+}
+
 #endif // __CUDACC__
 
 } // namespace gpu

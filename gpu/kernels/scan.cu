@@ -53,8 +53,8 @@ const ScanKernel* few_kernels(
                                   : kernels.products[i];
     }
     return plan.is_single           ? kernels.single
-            : plan.uses_wgmma       ? kernels.streamed_wgmma
-            : plan.stream.warps > 0 ? kernels.streamed
+            : plan.uses_wgmma       ? kernels.eight_wgmma
+            : plan.stream.warps > 0 ? kernels.eight
                                     : kernels.few;
 }
 
@@ -81,8 +81,8 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
 int threads_of(const ScanPlan& plan) {
     return plan.is_batch            ? Batch::threads
             : plan.stream.warps > 0 ? 32 * plan.stream.warps
-            : plan.uses_wgmma       ? ScanShape<16, true, false>::threads
-                                    : ScanShape<16, false, false>::threads;
+            : plan.uses_wgmma       ? ScanShape<16, true>::threads
+                                    : ScanShape<16, false>::threads;
 }
 
 unsigned cluster_size(const ScanPlan& plan) {
@@ -91,10 +91,6 @@ unsigned cluster_size(const ScanPlan& plan) {
 
 size_t image_size(const DeviceLayout& layout, int group_tiles) {
     return size_t(8) * group_tiles * layout.dims;
-}
-
-int tile_size(const DeviceLayout& layout) {
-    return tile_rows * layout.row_size();
 }
 
 /** Whether the current device runs the code for compute capability 9.0, which
@@ -109,12 +105,14 @@ size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
     if (plan.is_single) {
         return single_shared(layout, plan.stream);
     }
+    if (plan.stream.warps > 0) {
+        return eight_shared(layout, plan.stream);
+    }
     if (plan.is_batch) {
         return group_number(plan) == 0 ? BatchShape<batch_groups[0]>::ring_size
                                        : BatchShape<batch_groups[1]>::ring_size;
     }
-    return image_size(layout, plan.group_tiles) +
-            size_t(plan.stream.warps) * plan.stream.tiles * tile_size(layout);
+    return image_size(layout, plan.group_tiles);
 }
 
 /// what a block can have
@@ -154,37 +152,36 @@ std::vector<Group> groups_of(const DeviceLayout& layout) {
     return groups;
 }
 
-/// Many warps hide latencies better than many tiles of each.
-StreamPlan plan_stream(const DeviceLayout& layout, const ScanPlan& plan) {
-    ScanPlan streamed = plan;
-    for (const int warps : {16, 8, 4}) {
-        streamed.stream = {warps, 0};
-        const int room = available_shared(layout, streamed) -
-                int(shared_size(layout, streamed));
-        const int tiles = room / (warps * tile_size(layout));
-        if (tiles > 0) {
-            return {warps, std::min(tiles, max_stream_tiles)};
-        }
-    }
-    return {};
-}
-
-/// Whether one query is compared by bits, which such a plan says then
+/// Whether one query is compared by bits, which such a plan says then.
 bool make_single(const DeviceLayout& layout, ScanPlan& plan) {
     if (!counts_bits(layout.nbits, layout.has_trellis(), layout.shipped)) {
         return false;
     }
-    plan.is_single = true;
-    plan.stream = plan_single(layout, available_shared(layout, plan));
-    plan.is_single = plan.stream.warps > 0;
-    plan.by_bits = plan.is_single;
-    return plan.is_single;
+    ScanPlan single = plan;
+    single.is_single = single.by_bits = true;
+    single.stream = plan_single(layout, available_shared(layout, single));
+    if (single.stream.warps == 0) {
+        return false;
+    }
+    plan = single;
+    return true;
+}
+
+/// Makes a plan for up to eight queries one with TileStreams, if there is room.
+void make_eight(const DeviceLayout& layout, ScanPlan& plan) {
+    ScanPlan eight = plan;
+    eight.by_bits = counts_bits_of_eight(layout.nbits, layout.has_trellis());
+    eight.uses_wgmma = eight.by_bits && has_wgmma(layout);
+    eight.stream = {1, 1}; // of any kernel that has some
+    eight.stream = plan_eight(layout, available_shared(layout, eight));
+    if (eight.stream.warps > 0) {
+        plan = eight;
+    }
 }
 
 /** What a plan is besides is_batch and group_tiles.
  * @param most_queries  of codes */
 void complete(const DeviceLayout& layout, size_t most_queries, ScanPlan& plan) {
-    const bool may_use_wgmma = has_wgmma(layout);
     if (plan.is_batch) {
         if (kernels_of(layout).batch[0][1] &&
             layout.dims % (2 * dims_unit) == 0) {
@@ -193,17 +190,14 @@ void complete(const DeviceLayout& layout, size_t most_queries, ScanPlan& plan) {
         return;
     }
     if (plan.group_tiles > 1) {
-        plan.uses_wgmma = plan.group_tiles >= 8 && may_use_wgmma;
+        plan.uses_wgmma = plan.group_tiles >= 8 && has_wgmma(layout);
         return;
     }
     int most_units = few_units(layout.nbits, layout.has_trellis());
     if (most_queries == 1 && make_single(layout, plan)) {
         most_units = single_units(layout.nbits, layout.has_trellis());
     } else {
-        plan.stream = plan_stream(layout, plan);
-        plan.by_bits = plan.stream.warps > 0 &&
-                counts_bits_of_eight(layout.nbits, layout.has_trellis());
-        plan.uses_wgmma = plan.by_bits && may_use_wgmma;
+        make_eight(layout, plan);
     }
     while (2 * plan.units <= most_units &&
            layout.dims % (2 * plan.units * dims_unit) == 0) {
@@ -715,9 +709,7 @@ void scan_products(
     args.reservoirs = reservoirs;
     args.range.last = -INFINITY; // no key is of interest
     ScanPlan of_products = plan;
-    if (plan.stream.warps > 0) {
-        of_products.product_planes = codes.second_planes ? 2 : 1;
-    }
+    of_products.product_planes = codes.second_planes ? 2 : 1;
     launch(args, of_products, stream);
 }
 

@@ -96,7 +96,7 @@ struct ScanPlan {
     int group_tiles = 1; ///< tiles of eight queries in a group
     bool uses_wgmma = false;
     bool is_batch = false;  ///< a cluster of blocks in place of one
-    int product_planes = 0; ///< see scan_kernel
+    int product_planes = 0; ///< of scan_products; 0: another scan
     int n_groups = 0;
     int n_slices = 0;
     uint32_t slice_rows = 0;
@@ -310,6 +310,7 @@ void scan_distances(
         cudaStream_t stream);
 
 /** Products of all rows with codes of one bit, not of inverted files.
+ * @param plan        by bits
  * @param reservoirs  for the k best of each slice besides; k = 0: not wanted */
 void scan_products(
         const DeviceCodes& codes,

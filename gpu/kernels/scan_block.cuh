@@ -174,15 +174,9 @@ struct TileFactors {
     float scale, offset;
 
     TileFactors() = default;
-    __device__ TileFactors(
-            const ProductSink& sink,
-            uint32_t tile,
-            bool is_valid)
-            : scale(
-                      load_if(is_valid,
-                              &sink.ranges[tile].largest_scale,
-                              nanf(""))),
-              offset(load_if(is_valid, &sink.ranges[tile].least_offset, 0)) {}
+    __device__ TileFactors(const TileRange& range, bool is_valid)
+            : scale(load_if(is_valid, &range.largest_scale, nanf(""))),
+              offset(load_if(is_valid, &range.least_offset, 0)) {}
 };
 
 /// ProductSink::best of a block. counts, entries: of its reservoirs

@@ -3,6 +3,7 @@
 /** The kernels of all codecs, each codec's from a file of its own. */
 
 #include <gpu/kernels/batch_kernel.cuh>
+#include <gpu/kernels/eight_kernel.cuh>
 #include <gpu/kernels/scan_kernel.cuh>
 #include <gpu/kernels/single_kernel.cuh>
 
@@ -12,11 +13,11 @@ namespace gpu {
 /// kernels of one codec
 struct ScanKernels {
     // by units of 1, 2 and 4; or null
-    ScanKernel few[3];            ///< one tile of queries
-    ScanKernel streamed[3];       ///< the same, through a TileStream
-    ScanKernel streamed_wgmma[3]; ///< likewise, see counts_bits_of_eight
-    ScanKernel single[3];
-    // for scan_products of all rows, of one plane and of two
+    ScanKernel few[3]; ///< up to eight queries
+    // the same through TileStreams; by matrix instructions of four warps
+    ScanKernel eight[3], eight_wgmma[3];
+    ScanKernel single[3]; ///< one query
+    // for scan_products, of one plane and of two
     ScanKernel products[2][3], products_wgmma[2][3], single_products[3];
     ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
     ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
@@ -25,13 +26,15 @@ struct ScanKernels {
 
 #ifdef __CUDACC__
 
-/// kernels that only keep products of several queries
-template <int nbits, int trellis, int units, int planes>
-constexpr void add_products(ScanKernels& kernels) {
-    kernels.products[planes - 1][units / 2] =
-            scan_kernel<nbits, trellis, units, 1, false, true, planes>;
-    kernels.products_wgmma[planes - 1][units / 2] =
-            scan_kernel<nbits, trellis, units, 1, true, true, planes>;
+/// kernels by bits of up to eight queries
+template <int nbits, int trellis, int units>
+constexpr void add_eight_by_bits(ScanKernels& kernels) {
+    constexpr int i = units / 2;
+    kernels.eight_wgmma[i] = eight_kernel<nbits, trellis, units, true>;
+    kernels.products[0][i] = eight_kernel<nbits, trellis, units, false, 1>;
+    kernels.products[1][i] = eight_kernel<nbits, trellis, units, false, 2>;
+    kernels.products_wgmma[0][i] = eight_kernel<nbits, trellis, units, true, 1>;
+    kernels.products_wgmma[1][i] = eight_kernel<nbits, trellis, units, true, 2>;
 }
 
 /// kernels for one tile of queries, and for one query
@@ -40,14 +43,10 @@ constexpr void add_few(ScanKernels& kernels) {
     constexpr bool has_trellis = trellis != no_trellis;
     constexpr int i = units / 2;
     if constexpr (units <= few_units(nbits, has_trellis)) {
-        kernels.few[i] = scan_kernel<nbits, trellis, units, 1, false, false>;
-        kernels.streamed[i] =
-                scan_kernel<nbits, trellis, units, 1, false, true>;
+        kernels.few[i] = scan_kernel<nbits, trellis, units, 1, false>;
+        kernels.eight[i] = eight_kernel<nbits, trellis, units>;
         if constexpr (counts_bits_of_eight(nbits, has_trellis)) {
-            kernels.streamed_wgmma[i] =
-                    scan_kernel<nbits, trellis, units, 1, true, true>;
-            add_products<nbits, trellis, units, 1>(kernels);
-            add_products<nbits, trellis, units, 2>(kernels);
+            add_eight_by_bits<nbits, trellis, units>(kernels);
         }
     }
     if constexpr (
@@ -79,11 +78,11 @@ constexpr ScanKernels make_scan_kernels() {
     add_few<nbits, trellis, 1>(kernels);
     add_few<nbits, trellis, 2>(kernels);
     add_few<nbits, trellis, 4>(kernels);
-    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false, false>;
-    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false, false>;
-    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false, false>;
-    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true, false>;
-    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true, false>;
+    kernels.many[0] = scan_kernel<nbits, trellis, 1, 4, false>;
+    kernels.many[1] = scan_kernel<nbits, trellis, 1, 8, false>;
+    kernels.many[2] = scan_kernel<nbits, trellis, 1, 16, false>;
+    kernels.wgmma[0] = scan_kernel<nbits, trellis, 1, 8, true>;
+    kernels.wgmma[1] = scan_kernel<nbits, trellis, 1, 16, true>;
     add_batch<nbits, trellis, 0>(kernels);
     add_batch<nbits, trellis, 1>(kernels);
     return kernels;

@@ -633,13 +633,13 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
 /// what a block of a refine_kernel has in shared memory, at its beginning
 struct RefineState {
     KeyBound bound;
-    FoundRows<32> found[single_warps]; ///< of each warp
-    uint64_t arrivals[single_warps][max_stream_tiles];
+    FoundRows<32> found[stream_warps]; ///< of each warp
+    StreamArrivals arrivals;
 };
 
 /// see refine_candidates
 template <int units>
-__global__ void __launch_bounds__(32 * single_warps, 1) refine_kernel(
+__global__ void __launch_bounds__(32 * stream_warps, 1) refine_kernel(
         const __grid_constant__ SignKeys signs,
         const __grid_constant__ DeviceCodes codes,
         const uint8_t* image,
@@ -661,7 +661,7 @@ __global__ void __launch_bounds__(32 * single_warps, 1) refine_kernel(
     const uint32_t of_block =
             round_up(ceil_div(n, gridDim.x), uint32_t(single_rows));
     const uint32_t begin = min(n, blockIdx.x * of_block);
-    scan.begin(begin, min(n, begin + of_block), is_listed);
+    scan.stream().begin(begin, min(n, begin + of_block), is_listed);
     bound_all_keys(signs, thresholds, last, &state.bound, 1);
     for (int i = threadIdx.x; i < layout.dims / 16; i += blockDim.x) {
         shared[i] = reinterpret_cast<const uint4*>(image)[i];
@@ -677,6 +677,7 @@ __global__ void __launch_bounds__(32 * single_warps, 1) refine_kernel(
         uint32_t product; ///< with the first plane
     };
     scan.run(
+            begin,
             [&](uint32_t row, bool is_valid) -> RowFactors {
                 is_valid = is_valid && codes.selects(row);
                 // no comparison with NaN holds

@@ -14,8 +14,8 @@
 
 #include <gpu/kernels/decode.cuh>
 #include <gpu/kernels/mma.cuh>
+#include <gpu/kernels/row_stream.cuh>
 #include <gpu/kernels/scan_block.cuh>
-#include <gpu/kernels/tile_stream.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {
@@ -31,35 +31,26 @@ constexpr int single_units(int nbits, bool has_trellis) {
     return !has_trellis || nbits == 2 ? 4 : 2;
 }
 
-/// tiles of a TileStream that have to be there at a time
+/// tiles that have to be there at a time
 constexpr int single_tiles(bool has_trellis) {
     return has_trellis ? 1 : 2;
 }
 
-constexpr int single_warps = 16;           ///< of a block, at most
 constexpr int single_rows = 2 * tile_rows; ///< of a warp in a round
 
-/// TileStreams for which there is room. available: bytes of shared memory
+/// available: bytes of shared memory of a block
 inline StreamPlan plan_single(const DeviceLayout& layout, size_t available) {
-    const int room = int(available) - layout.dims; // for tiles
-    const int tile_size = tile_rows * layout.row_size();
+    const size_t image = layout.dims;
     const int least = single_tiles(layout.has_trellis());
-    for (int warps = single_warps; warps > 0; warps /= 2) {
-        const int tiles = room / (warps * tile_size);
-        if (tiles >= least) {
-            return {warps, std::min(tiles, max_stream_tiles)};
-        }
-    }
-    return {};
+    return image < available ? plan_streams(layout, available - image, least, 1)
+                             : StreamPlan();
 }
 
 /// bytes of shared memory of a block
 inline size_t single_shared(
         const DeviceLayout& layout,
         const StreamPlan& streams) {
-    return layout.dims +
-            size_t(streams.warps) * streams.tiles * tile_rows *
-            layout.row_size();
+    return layout.dims + streams_size(layout, streams);
 }
 
 #ifdef __CUDACC__
@@ -70,7 +61,7 @@ struct alignas(4 * units) PlaneWords {
     uint32_t words[units];
 };
 
-/** How a warp goes through the rows of its block.
+/** How a warp compares the rows of its block with a query.
  * @tparam trellis  see RowDecoder */
 template <int nbits, int trellis, int units>
 class SingleScan {
@@ -78,18 +69,11 @@ class SingleScan {
     static constexpr int planes = Decoder::bit_planes;
     static constexpr int at_once = single_tiles(Decoder::has_trellis);
 
-    const DeviceCodes& codes_;
+    const DeviceLayout& layout_;
     const uint32_t lane_ = threadIdx.x % 32;
     const uint32_t t_ = lane_ % 4, g_ = lane_ / 4;
-    const uint32_t warp_ = threadIdx.x / 32;
-    const uint32_t round_rows_ = blockDim.x;
     const PlaneWords<units>* const image_; ///< of the lane
-    const int n_tiles_;                    ///< of the stream
-    TileStream stream_;
-    uint32_t begin_ = 0, end_ = 0;
-    bool from_list_ = false; ///< then rows are places in the list
-    uint32_t n_copied_ = 0;  ///< tiles of the warp, two a round
-    uint32_t next_rows_[2];  ///< those of a list to be copied next, by lane
+    RowStream<2> stream_;
 
    public:
     /// as DeviceLayout::slope, of the dot products here
@@ -98,54 +82,28 @@ class SingleScan {
     }
 
     /** By all threads of a block.
-     * @param image     of the query, and behind it the tiles of all warps, in
-     *                  shared memory
-     * @param n_tiles   of a warp, at least single_tiles
-     * @param arrivals  in shared memory */
+     * @param image  of the query, and behind it room for tiles, in shared
+     *               memory */
     __device__ SingleScan(
             const DeviceCodes& codes,
             const uint4* image,
-            int n_tiles,
-            const uint64_t (&arrivals)[single_warps][max_stream_tiles])
-            : codes_(codes),
+            int n_slots,
+            const StreamArrivals& arrivals)
+            : layout_(codes.layout),
               image_(reinterpret_cast<const PlaneWords<units>*>(image) + lane_),
-              n_tiles_(n_tiles),
-              stream_(reinterpret_cast<const uint8_t*>(image) +
-                              codes.layout.dims +
-                              size_t(warp_) * n_tiles * tile_rows *
-                                      codes.layout.row_size(),
-                      arrivals[warp_],
-                      n_tiles,
-                      tile_rows * codes.layout.row_size(),
-                      codes.list.rows != nullptr) {}
+              stream_(codes,
+                      image + codes.layout.dims / 16,
+                      n_slots,
+                      arrivals) {}
 
-    /// Begins to copy rows, or those of a list
-    __device__ void begin(uint32_t begin, uint32_t end, bool from_list) {
-        begin_ = begin;
-        end_ = end;
-        from_list_ = from_list;
-        if (from_list) {
-            next_rows_[0] = row_to_copy(0);
-            next_rows_[1] = row_to_copy(1);
-        }
-        while (n_copied_ < n_tiles_) {
-            copy_next(n_copied_);
-        }
+    __device__ RowStream<2>& stream() {
+        return stream_;
     }
 
-    /// Rows behind these begin to come nearer; not of a list
-    __device__ void prefetch() const {
-        for (int i = 0; i < n_tiles_; i++) {
-            const uint32_t first = first_of_tile(n_copied_ + i);
-            if (first < end_) {
-                stream_.prefetch(row_of_codes(first), size_of_tile(first));
-            }
-        }
-    }
-
-    /** By all threads of a block, once the image is there.
-     * @param load         (row) -> factors, of this lane's row in a round; a
-     *                     round ahead
+    /** From `begin` on, by all threads of a block, when its stream has begun
+     * and the image is there.
+     * @param load         (row, is_valid) -> factors, of this lane's row in a
+     *                     round; a round ahead
      * @param begin_round  (), by all threads
      * @param take         (row, first, is_valid, dot, factors): the row,
      *                     where the warp's rows begin, whether this one is
@@ -154,87 +112,42 @@ class SingleScan {
      * @param end_round    (), by all threads */
     template <class Load, class BeginRound, class Take, class EndRound>
     __device__ void run(
+            uint32_t begin,
             const Load& load,
             const BeginRound& begin_round,
             const Take& take,
             const EndRound& end_round) {
+        const uint32_t end = stream_.end(), round_rows = stream_.round_rows();
         // place of the lane
-        uint32_t place = begin_ + warp_ * single_rows + 8 * t_ + g_;
-        uint32_t row = row_at(place);
-        auto factors = load(row, is_valid(place, row));
-        uint32_t next_row = row_at(place + round_rows_);
-        for (uint32_t round = begin_; round < end_; round += round_rows_) {
+        uint32_t place = stream_.first_row(begin) + 8 * t_ + g_;
+        uint32_t row = stream_.row_at(place);
+        auto factors = load(row, stream_.is_valid(place, row));
+        uint32_t next_row = stream_.row_at(place + round_rows);
+        for (uint32_t round = begin; round < end; round += round_rows) {
             begin_round();
-            const uint32_t first = round + warp_ * single_rows;
-            if (first < end_) {
+            const uint32_t first = stream_.first_row(round);
+            if (first < end) {
                 const uint32_t this_row = row;
                 const auto of_row = factors;
+                const bool is_valid = place < end;
+                place += round_rows;
                 row = next_row;
-                factors = load(row, is_valid(place + round_rows_, row));
-                next_row = row_at(place + 2 * round_rows_);
-                const int dot = next_dot(first + tile_rows < end_);
-                take(this_row, first, place < end_, dot, of_row);
-                place += round_rows_;
+                factors = load(row, stream_.is_valid(place, row));
+                next_row = stream_.row_at(place + round_rows);
+                const int dot = next_dot(first + tile_rows < end);
+                take(this_row, first, is_valid, dot, of_row);
             }
             end_round();
         }
     }
 
    private:
-    __device__ uint32_t row_at(uint32_t place) const {
-        return !from_list_     ? place
-                : place < end_ ? codes_.list.rows[place]
-                               : no_row_of_list;
-    }
-
-    /// row: that of the place
-    __device__ bool is_valid(uint32_t place, uint32_t row) const {
-        return place < end_ && (!from_list_ || row < codes_.n);
-    }
-
-    __device__ uint32_t first_of_tile(uint32_t i) const {
-        return begin_ + warp_ * single_rows + i / 2 * round_rows_ +
-                i % 2 * tile_rows;
-    }
-
-    __device__ const uint8_t* row_of_codes(uint32_t row) const {
-        return codes_.planes + size_t(row) * codes_.layout.row_size();
-    }
-
-    /// first: its row, before the end
-    __device__ uint32_t size_of_tile(uint32_t first) const {
-        return min(uint32_t(tile_rows), end_ - first) *
-                codes_.layout.row_size();
-    }
-
-    __device__ uint32_t row_to_copy(uint32_t tile) const {
-        const uint32_t row = row_at(first_of_tile(tile) + lane_ % tile_rows);
-        return min(row, codes_.n - 1);
-    }
-
-    __device__ void copy_next(int slot) {
-        const uint32_t first = first_of_tile(n_copied_++);
-        if (!from_list_) {
-            if (first < end_) {
-                stream_.copy(slot, row_of_codes(first), size_of_tile(first));
-            }
-            return;
-        }
-        if (first < end_) {
-            const uint32_t n = min(uint32_t(tile_rows), end_ - first);
-            const uint32_t row_size = codes_.layout.row_size();
-            stream_.copy_rows(slot, n, codes_.planes, row_size, next_rows_[0]);
-        }
-        next_rows_[0] = next_rows_[1];
-        next_rows_[1] = row_to_copy(n_copied_ + 1);
-    }
-
     /** What the lane's bits of the query, 2 t and 2 t + 1, give for rows of
      * tiles: [tile][half] for row g of a half. */
     __device__ void parts_of_tiles(
             const uint8_t* const (&tiles)[at_once],
             int (&parts)[at_once][2]) const {
-        const DeviceLayout& layout = codes_.layout;
+        const DeviceLayout& layout = layout_;
         const int row_size = layout.row_size();
         const int steps = layout.dims / (dims_unit * units);
         const uint8_t* rows[at_once][2];
@@ -314,20 +227,13 @@ class SingleScan {
     __device__ int next_dot(bool has_second) {
         int parts[2][2];
         if constexpr (at_once == 2) {
-            const int slot = stream_.slot();
+            int slots[2];
             const uint8_t* tiles[2];
-            stream_.wait();
-            tiles[0] = stream_.tile();
-            stream_.advance();
-            if (has_second) {
-                stream_.wait();
-            }
-            tiles[1] = stream_.tile();
-            const int second_slot = stream_.slot();
-            stream_.advance();
+            tiles[0] = stream_.next(true, slots[0]);
+            tiles[1] = stream_.next(has_second, slots[1]);
             parts_of_tiles(tiles, parts);
-            copy_next(slot);
-            copy_next(second_slot);
+            stream_.copy_next(slots[0]);
+            stream_.copy_next(slots[1]);
         } else {
             int of_tile[1][2] = {};
 #pragma unroll 1
@@ -335,10 +241,9 @@ class SingleScan {
                 parts[0][0] = of_tile[0][0];
                 parts[0][1] = of_tile[0][1];
                 if (m == 0 || has_second) {
-                    stream_.wait();
-                    parts_of_tiles({stream_.tile()}, of_tile);
-                    copy_next(stream_.slot());
-                    stream_.advance();
+                    int slot;
+                    parts_of_tiles({stream_.next(true, slot)}, of_tile);
+                    stream_.copy_next(slot);
                 }
             }
             parts[1][0] = of_tile[0][0];
@@ -391,11 +296,11 @@ __device__ inline uint32_t write_products_of_one(
 
 /// @tparam keeps_products  see scan_products
 template <int nbits, int trellis, int units, bool keeps_products>
-__global__ void __launch_bounds__(32 * single_warps, 1)
+__global__ void __launch_bounds__(32 * stream_warps, 1)
         single_kernel(const __grid_constant__ ScanArgs args) {
     extern __shared__ uint4 image[];
     __shared__ GroupState<1> state;
-    __shared__ uint64_t arrivals[single_warps][max_stream_tiles];
+    __shared__ StreamArrivals arrivals;
     constexpr int group_size = 8; // of the plan
     const DeviceCodes& codes = args.codes;
     const DeviceLayout& layout = codes.layout;
@@ -404,14 +309,14 @@ __global__ void __launch_bounds__(32 * single_warps, 1)
     ScanTask task;
     const auto begin_task = [&](bool from_list) {
         task = task_at(args, group_size, 1, blockIdx.x);
-        scan.begin(task.begin, task.end, from_list);
+        scan.stream().begin(task.begin, task.end, from_list);
     };
     // codes are there, unlike lists
     const bool begins_early =
             keeps_products || (!codes.list.rows && !args.tasks.tasks);
     if (begins_early) {
         begin_task(false);
-        scan.prefetch(); // while queries are prepared
+        scan.stream().prefetch(); // while queries are prepared
     }
     wait_for_kernel_before();
     if (!begins_early) {
@@ -427,7 +332,7 @@ __global__ void __launch_bounds__(32 * single_warps, 1)
     const float sign = layout.is_l2 ? 1 : -1;
     Entry* reservoir = args.reservoirs.entries +
             size_t(task.first_reservoir) * args.reservoirs.capacity;
-    ReservoirChecks<1, single_warps> checks(
+    ReservoirChecks<1, stream_warps> checks(
             args.reservoirs, state, reservoir, blockDim.x);
     const auto begin_round = [&] { checks.begin_round(); };
     const auto end_round = [&] { checks.end_round(); };
@@ -457,9 +362,10 @@ __global__ void __launch_bounds__(32 * single_warps, 1)
         const ProductFactors of_products(
                 args.products, 0, factors, int(slope), int(factors.base));
         scan.run(
+                task.begin,
                 [&](uint32_t row, bool is_valid) {
                     return TileFactors(
-                            args.products, row / tile_rows, is_valid);
+                            args.products.ranges[row / tile_rows], is_valid);
                 },
                 begin_round,
                 [&](uint32_t row,
@@ -480,6 +386,7 @@ __global__ void __launch_bounds__(32 * single_warps, 1)
         const uint32_t offset = sink_offset(args, task, blockIdx.x);
         const uint32_t distances = query_of_sink(args, task.first_slot);
         scan.run(
+                task.begin,
                 load,
                 begin_round,
                 [&](uint32_t row,

@@ -100,20 +100,30 @@ __device__ inline uint64_t operand_descriptor(uint32_t address, int n) {
             TQ_SUMS(96), TQ_SUMS(104), TQ_SUMS(112), TQ_SUMS(120)
 
 /// sums += bits that codes share with queries, of 256 coordinates: of bit b of
-/// eight queries, four sums from 4 b on
+/// eight queries, four sums from 4 b on. adds: otherwise they begin with 0
 __device__ inline void wgmma_of_bits(
         int (&sums)[32],
         uint32_t a0,
         uint32_t a1,
         uint32_t a2,
         uint32_t a3,
-        uint64_t queries) {
+        uint64_t queries,
+        bool adds) {
 #ifdef TQ_HAS_WGMMA
     asm volatile(
+            "{\n"
+            ".reg .pred adds;\n"
+            "setp.ne.u32 adds, %37, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n64k256.s32.b1.b1.and.popc {" TQ_NAMES_32
-            "}, {%32, %33, %34, %35}, %36, 1;"
+            "}, {%32, %33, %34, %35}, %36, adds;\n"
+            "}"
             : TQ_SUMS_32
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(queries));
+            : "r"(a0),
+              "r"(a1),
+              "r"(a2),
+              "r"(a3),
+              "l"(queries),
+              "r"(uint32_t(adds)));
 #endif
 }
 

@@ -1,0 +1,516 @@
+#pragma once
+
+/** The scan for up to eight queries, of codes that come through TileStreams.
+ *
+ * Codes of one bit are compared by bits, as with one query (see
+ * single_kernel.cuh): a matrix instruction of a warp is of a bit of all
+ * queries, one of four warps of all their bits. Besides instructions it is
+ * latencies that bound this: there are registers for sixteen warps only. */
+
+#include <cstdint>
+#include <type_traits>
+
+#include <gpu/kernels/decode.cuh>
+#include <gpu/kernels/mma.cuh>
+#include <gpu/kernels/row_stream.cuh>
+#include <gpu/kernels/scan_block.cuh>
+#include <gpu/kernels/wgmma.cuh>
+
+namespace faiss_turboquant {
+namespace gpu {
+
+/// whether codes are compared by bits
+constexpr bool counts_bits_of_eight(int nbits, bool has_trellis) {
+    return nbits == 1 && !has_trellis;
+}
+
+/// Fragment::units with few queries, at most. Trellises are short of registers.
+constexpr int few_units(int nbits, bool has_trellis) {
+    return has_trellis ? 2 : 4 / fragment_bits(nbits, false);
+}
+
+/// available: bytes of shared memory of a block
+inline StreamPlan plan_eight(const DeviceLayout& layout, size_t available) {
+    const size_t images = size_t(8) * layout.dims;
+    return images < available ? plan_streams(layout, available - images, 1, 4)
+                              : StreamPlan();
+}
+
+/// bytes of shared memory of a block
+inline size_t eight_shared(
+        const DeviceLayout& layout,
+        const StreamPlan& streams) {
+    return size_t(8) * layout.dims + streams_size(layout, streams);
+}
+
+#ifdef __CUDACC__
+
+/** Dot products of the bits of tiles with eight queries.
+ * @tparam uses_wgmma  four warps work together */
+template <int units, bool uses_wgmma>
+class BitDots {
+    using Decoder = RowDecoder<1, no_trellis, units>;
+    static constexpr int step_size = 16 * units; ///< of a row
+    // [4 b + 2 i + j]: of row g + 8 i and bit b of query 2 t + j
+    int sums_[32] = {};
+
+   public:
+    /** The tile's, by a warp.
+     * @param dots  [2 i + j]: of row g + 8 i and query 2 t + j */
+    __device__ void compute(
+            const DeviceLayout& layout,
+            const uint8_t* tile,
+            const uint4* image,
+            int (&dots)[4]) {
+        const uint32_t lane = threadIdx.x % 32;
+        const int steps = layout.dims / (dims_unit * units);
+        const uint8_t* row = tile + lane / 4 * layout.row_size();
+        if constexpr (uses_wgmma) {
+            uint64_t queries = operand_descriptor(shared_address(image), 64);
+            constexpr int at_once = 3; // as many as there are registers for
+            bool adds = false;
+            int step = 0;
+#pragma unroll 1
+            for (; step + at_once <= steps; step += at_once) {
+                count_together<at_once>(layout, row, queries, adds);
+            }
+#pragma unroll 1
+            for (; step < steps; step++) {
+                count_together<1>(layout, row, queries, adds);
+            }
+        } else {
+#pragma unroll
+            for (int& sum : sums_) {
+                sum = 0;
+            }
+            image += lane;
+#pragma unroll 1
+            for (int step = 0; step < steps; step++) {
+                count(layout, row, image);
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            int dot = -sums_[28 + c]; // two's complement
+#pragma unroll
+            for (int b = 6; b >= 0; b--) {
+                dot = 2 * dot + sums_[4 * b + c];
+            }
+            dots[c] = dot;
+        }
+    }
+
+   private:
+    struct Words { ///< of row g, and of row g + 8
+        typename Decoder::Raw x, y;
+    };
+    static __device__ Words
+    load(const DeviceLayout& layout, const uint8_t* row) {
+        const int t = threadIdx.x % 4;
+        return {Decoder::template load<true>(layout, row, 0, t),
+                Decoder::template load<true>(
+                        layout, row + 8 * layout.row_size(), 0, t)};
+    }
+
+    /// a step; row and image are moved on
+    __device__ void count(
+            const DeviceLayout& layout,
+            const uint8_t*& row,
+            const uint4*& image) {
+        const Words words = load(layout, row);
+        const auto& x = words.x.words[0];
+        const auto& y = words.y.words[0];
+        row += step_size;
+#pragma unroll
+        for (int i = 0; i < units; i += 2) {
+#pragma unroll
+            for (int b = 0; b < 8; b += units == 1 ? 4 : 2, image += 32) {
+                const uint4 w = *image;
+                int* c = sums_ + 4 * b;
+                if constexpr (units == 1) {
+                    count_tile(c, x[0], y[0], w.x);
+                    count_tile(c + 4, x[0], y[0], w.y);
+                    count_tile(c + 8, x[0], y[0], w.z);
+                    count_tile(c + 12, x[0], y[0], w.w);
+                } else {
+                    count_tile(c, x[i], y[i], x[i + 1], y[i + 1], w.x, w.y);
+                    count_tile(c + 4, x[i], y[i], x[i + 1], y[i + 1], w.z, w.w);
+                }
+            }
+        }
+    }
+
+    /** n steps by four warps. What these read of codes is all loaded before
+     * the first instruction, into registers that are not written before the
+     * last one has ended: with what comes next loaded meanwhile, ptxas (13.0)
+     * let moves to the registers of codes overtake the wait.
+     * @param row, queries  moved on
+     * @param adds          to sums; set */
+    template <int n>
+    __device__ void count_together(
+            const DeviceLayout& layout,
+            const uint8_t*& row,
+            uint64_t& queries,
+            bool& adds) {
+        constexpr int unit_size = 64; // in units of 16 bytes
+        Words words[n];
+#pragma unroll
+        for (int s = 0; s < n; s++) {
+            words[s] = load(layout, row + s * step_size);
+        }
+        row += n * step_size;
+        begin_wgmma();
+#pragma unroll
+        for (int s = 0; s < n; s++) {
+            const auto& x = words[s].x.words[0];
+            const auto& y = words[s].y.words[0];
+            if constexpr (units == 1) { // of the other half, codes are 0
+                wgmma_of_bits(sums_, x[0], y[0], 0, 0, queries, adds);
+                adds = true;
+            } else {
+#pragma unroll
+                for (int i = 0; i < units; i += 2) {
+                    wgmma_of_bits(
+                            sums_,
+                            x[i],
+                            y[i],
+                            x[i + 1],
+                            y[i + 1],
+                            queries + i * unit_size,
+                            adds);
+                    adds = true;
+                }
+            }
+            queries += units * unit_size;
+        }
+        end_wgmma_group();
+        wait_for_wgmma(sums_);
+    }
+};
+
+/// the same of what the bytes of codes decode to
+template <int nbits, int trellis, int units>
+class ByteDots {
+    using Decoder = RowDecoder<nbits, trellis, units>;
+
+   public:
+    static __device__ void compute(
+            const DeviceLayout& layout,
+            const uint8_t* tile,
+            const uint4* image,
+            int (&dots)[4]) {
+        constexpr int chains = 2;
+        const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
+        const int steps = layout.dims / (dims_unit * units);
+        const auto load = [&](int half, int step) {
+            return Decoder::template load<true>(
+                    layout, tile + (g + 8 * half) * layout.row_size(), step, t);
+        };
+        Decoder decoders[2];
+        typename Decoder::Raw next[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if constexpr (Decoder::has_trellis) {
+                decoders[i].start(load(i, steps - 1));
+            }
+            next[i] = load(i, 0);
+        }
+        int sums[1][4 * chains] = {};
+        image += lane;
+        for (int step = 0; step < steps; step++) {
+            const typename Decoder::Raw raw[2] = {next[0], next[1]};
+            if (step + 1 < steps) {
+                next[0] = load(0, step + 1);
+                next[1] = load(1, step + 1);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                decoders[i].begin_step(raw[i], t);
+            }
+#pragma unroll
+            for (int unit = 0; unit < units; unit++, image += 2 * 32) {
+                uint32_t a[1][2][8];
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    decoders[i].decode(layout, raw[i], unit, a[0][i]);
+                }
+                multiply<chains>(sums, a, image, 0);
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            dots[c] = sums[0][c] + sums[0][4 + c];
+        }
+    }
+};
+
+/** Writes products with tiles of rows to a ProductSink of several queries, by a
+ * warp that goes from tile to tile by a stride. */
+class ProductWriter {
+    uint32_t* bytes_;   ///< of rows g and g + 8 and queries 2 t and 2 t + 1
+    uint16_t* largest_; ///< of these queries
+    const TileRange* range_;
+    const uint32_t stride_, pairs_;
+    const bool has_queries_;
+
+   public:
+    __device__ ProductWriter(
+            const ProductSink& sink,
+            uint32_t tile,
+            uint32_t stride)
+            : range_(sink.ranges + tile),
+              stride_(stride),
+              pairs_(ProductSink::n_pairs(sink.nq)),
+              has_queries_(threadIdx.x % 4 < pairs_) {
+        static_assert(product_rows == tile_rows);
+        const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
+        const size_t pair = size_t(tile) * pairs_ + t;
+        bytes_ = reinterpret_cast<uint32_t*>(sink.bytes) +
+                pair * (tile_rows / 2) + g;
+        largest_ = reinterpret_cast<uint16_t*>(sink.largest) + pair;
+    }
+
+    /// of the next tile
+    __device__ TileFactors load_factors(bool is_valid) {
+        const TileFactors factors(*range_, is_valid);
+        range_ += stride_;
+        return factors;
+    }
+
+    /** The tile's, and on to the next one.
+     * @param dots     [2 i + j]: of row g + 8 i and query 2 t + j
+     * @param factors  of these queries
+     * @return  the largest byte of query 2 t + j, in half j */
+    __device__ uint32_t
+    write(const int (&dots)[4], const ProductFactors (&factors)[2]) {
+        const uint32_t lane = threadIdx.x % 32;
+        uint32_t bytes[4]; // and more above
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            bytes[c] = factors[c % 2].byte(dots[c]);
+        }
+        uint32_t largest = __byte_perm(
+                max(bytes[0], bytes[2]), max(bytes[1], bytes[3]), 0x5410);
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) {
+            largest = __vmaxu2(
+                    largest, __shfl_xor_sync(0xffffffff, largest, lanes));
+        }
+        if (has_queries_) {
+            if (lane < 4) {
+                *largest_ = uint16_t(__byte_perm(largest, 0, 0x0020));
+            }
+            // the lower half of it
+            const auto halves = [&](int j) {
+                return __byte_perm(bytes[j], bytes[2 + j], 0x0040);
+            };
+            __stcs(bytes_, __byte_perm(halves(0), halves(1), 0x5410));
+        }
+        largest_ += stride_ * pairs_;
+        bytes_ += stride_ * pairs_ * (tile_rows / 2);
+        return largest;
+    }
+};
+
+/** @tparam uses_wgmma      by bits
+ *  @tparam product_planes  of scan_products; 0: another scan */
+template <
+        int nbits,
+        int trellis,
+        int units,
+        bool uses_wgmma = false,
+        int product_planes = 0>
+__global__ void __launch_bounds__(32 * stream_warps, 1)
+        eight_kernel(const __grid_constant__ ScanArgs args) {
+    constexpr int group_size = 8;
+    constexpr bool by_bits = counts_bits_of_eight(nbits, trellis != no_trellis);
+    constexpr bool keeps_products = product_planes > 0;
+    constexpr bool has_second_plane = product_planes == 2;
+    extern __shared__ uint4 image[];
+    __shared__ GroupState<group_size> state;
+    __shared__ StreamArrivals arrivals;
+    const DeviceCodes& codes = args.codes;
+    const DeviceLayout& layout = codes.layout;
+    const int images_size = group_size * layout.dims;
+    RowStream<1, 1 + has_second_plane> stream(
+            codes, image + images_size / 16, args.stream_tiles, arrivals);
+    ScanTask task;
+    const auto begin_task = [&](bool from_list) {
+        task = task_at(args, group_size, 1, blockIdx.x);
+        stream.begin(task.begin, task.end, from_list);
+    };
+    // codes are there, unlike lists
+    const bool begins_early =
+            keeps_products || (!codes.list.rows && !args.tasks.tasks);
+    if (begins_early) {
+        begin_task(false);
+        stream.prefetch(); // while queries are prepared
+    }
+    wait_for_kernel_before();
+    if (!begins_early) {
+        begin_task(codes.list.is_complete());
+    }
+    report_rows_left(codes.list);
+    load_images(args, task, images_size, image);
+    begin_group(args, task, state);
+    if constexpr (uses_wgmma) {
+        fence_image();
+    }
+    __syncthreads();
+
+    const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
+    const uint32_t end = task.end, round_rows = stream.round_rows();
+    const uint32_t slope = by_bits ? 127 * layout.slope // DeviceLayout::base_of
+                                   : layout.slope;
+    const float sign = layout.is_l2 ? 1 : -1;
+    Entry* reservoirs = args.reservoirs.entries +
+            size_t(task.first_reservoir) * args.reservoirs.capacity;
+    DeviceQueryFactors factors[2]; // of queries 2 t and 2 t + 1
+    ProductFactors of_products[2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        factors[j] = state.factors[2 * t + j];
+        factors[j].base *= has_second_plane ? 3 : 1; // 2 s + t, levels 3 to -3
+        if constexpr (keeps_products) {
+            of_products[j] = ProductFactors(
+                    args.products,
+                    2 * t + j,
+                    factors[j],
+                    int(slope),
+                    int(factors[j].base));
+        }
+    }
+    const bool has_odd_queries =
+            __any_sync(0xffffffff, !isnan(factors[1].multiplier));
+    struct RowFactors { // of rows g and g + 8
+        float scales[2], offsets[2];
+    };
+    const auto load_factors = [&](uint32_t first) {
+        RowFactors of_rows;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t place = first + 8 * i + g;
+            const uint32_t row = stream.row_at(place);
+            const bool is_valid =
+                    stream.is_valid(place, row) && codes.selects(row);
+            // no comparison with NaN holds
+            of_rows.scales[i] = load_if(is_valid, codes.scales + row, nanf(""));
+            of_rows.offsets[i] = sign *
+                    load_if(is_valid && codes.offsets, codes.offsets + row, 0);
+        }
+        return of_rows;
+    };
+    // f(query, place, key)
+    const auto for_each_key = [&](const int(&dots)[4],
+                                  uint32_t first,
+                                  const RowFactors& of_rows,
+                                  const auto& f) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            if (j == 1 && !has_odd_queries) {
+                break;
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const uint32_t dot = dots[2 * i + j];
+                const float key =
+                        key_of(int(slope * dot - factors[j].base),
+                               of_rows.scales[i],
+                               of_rows.offsets[i],
+                               factors[j]);
+                f(2 * t + j, first + 8 * i + g, key);
+            }
+        }
+    };
+    const auto take = [&](int query, uint32_t place, float key) {
+        if (key <= state.last_key[query]) {
+            take_key(args, state, reservoirs, query, stream.row_at(place), key);
+        }
+    };
+
+    const uint32_t first_of_warp = stream.first_row(task.begin);
+    ProductWriter writer(
+            args.products, first_of_warp / tile_rows, round_rows / tile_rows);
+    TileFactors next_of_tile;
+    RowFactors next_of_rows;
+    const auto load_ahead = [&](uint32_t first) {
+        if constexpr (keeps_products) {
+            next_of_tile = writer.load_factors(first < end);
+        } else {
+            next_of_rows = load_factors(first);
+        }
+    };
+    load_ahead(first_of_warp);
+    const uint32_t offset = sink_offset(args, task, blockIdx.x);
+    std::conditional_t<
+            by_bits,
+            BitDots<units, uses_wgmma>,
+            ByteDots<nbits, trellis, units>>
+            dots_of;
+    ReservoirChecks<group_size, stream_warps> checks(
+            args.reservoirs, state, reservoirs, round_rows);
+    for (uint32_t round = task.begin; round < end; round += round_rows) {
+        checks.begin_round();
+        const uint32_t first = stream.first_row(round);
+        const bool has_rows = first < end;
+        const uint32_t first_of_four = first - threadIdx.x / 32 % 4 * tile_rows;
+        if (uses_wgmma ? first_of_four < end : has_rows) {
+            const TileFactors of_tile = next_of_tile;
+            const RowFactors of_rows = next_of_rows;
+            load_ahead(first + round_rows);
+            int dots[4] = {};
+#pragma unroll 1
+            for (int plane = 0; plane < 1 + has_second_plane; plane++) {
+                int slot, of_plane[4];
+                const uint8_t* tile = stream.next(has_rows, slot);
+                dots_of.compute(layout, tile, image, of_plane);
+                stream.copy_next(slot);
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    dots[c] = 2 * dots[c] + of_plane[c];
+                }
+            }
+            if constexpr (keeps_products) {
+                if (has_rows) {
+                    const uint32_t largest = writer.write(dots, of_products);
+                    bool may_be_best = false;
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        const float least = of_products[j].least_key(
+                                largest >> 16 * j & 0xff,
+                                of_tile.scale,
+                                of_tile.offset);
+                        may_be_best |= least <= state.last_key[2 * t + j];
+                    }
+                    if (__any_sync(0xffffffff, may_be_best)) {
+                        for_each_key(dots, first, load_factors(first), take);
+                    }
+                }
+            } else if (args.all.distances) {
+                for_each_key(
+                        dots,
+                        first,
+                        of_rows,
+                        [&](int query, uint32_t place, float key) {
+                            const uint32_t slot = task.first_slot + query;
+                            write_distances<1>(
+                                    args,
+                                    task,
+                                    offset,
+                                    query_of_sink(args, slot),
+                                    place,
+                                    {key});
+                        });
+            } else {
+                for_each_key(dots, first, of_rows, take);
+            }
+        }
+        checks.end_round();
+    }
+    checks.finish(args, task);
+}
+
+#endif // __CUDACC__
+
+} // namespace gpu
+} // namespace faiss_turboquant
