@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -155,6 +157,25 @@ void run(
 }
 
 #ifdef __CUDACC__
+
+/// What does not change while the kernel runs; without a branch, and without
+/// waiting for what is loaded, which selecting afterwards would.
+template <class T>
+__device__ inline T load_if(bool is_valid, const T* at, T other) {
+    static_assert(sizeof(T) == sizeof(uint32_t));
+    uint32_t bits;
+    memcpy(&bits, &other, sizeof(bits));
+    asm("{\n"
+        ".reg .pred p;\n"
+        "setp.ne.u32 p, %2, 0;\n"
+        "@p ld.global.nc.u32 %0, [%1];\n"
+        "}"
+        : "+r"(bits)
+        : "l"(at), "r"(uint32_t(is_valid)));
+    T result;
+    memcpy(&result, &bits, sizeof(bits));
+    return result;
+}
 
 /// the next kernel's blocks may be put in place
 __device__ inline void let_next_kernel_begin() {

@@ -29,11 +29,14 @@ constexpr int few_units(int nbits, bool has_trellis) {
     return has_trellis ? 2 : 4 / fragment_bits(nbits, false);
 }
 
+constexpr int eight_warps = 16; ///< of a block, at most
+
 /// available: bytes of shared memory of a block
 inline StreamPlan plan_eight(const DeviceLayout& layout, size_t available) {
     const size_t images = size_t(8) * layout.dims;
-    return images < available ? plan_streams(layout, available - images, 1, 4)
-                              : StreamPlan();
+    return images < available
+            ? plan_streams(layout, available - images, {eight_warps, 8, 4}, 1)
+            : StreamPlan();
 }
 
 /// bytes of shared memory of a block
@@ -51,18 +54,18 @@ template <int units, bool uses_wgmma>
 class BitDots {
     using Decoder = RowDecoder<1, no_trellis, units>;
     static constexpr int step_size = 16 * units; ///< of a row
-    // [4 b + 2 i + j]: of row g + 8 i and bit b of query 2 t + j
-    int sums_[32] = {};
 
    public:
     /** The tile's, by a warp.
      * @param dots  [2 i + j]: of row g + 8 i and query 2 t + j */
-    __device__ void compute(
+    static __device__ void compute(
             const DeviceLayout& layout,
             const uint8_t* tile,
             const uint4* image,
             int (&dots)[4]) {
         const uint32_t lane = threadIdx.x % 32;
+        // [4 b + 2 i + j]: of row g + 8 i and bit b of query 2 t + j
+        int sums[32];
         const int steps = layout.dims / (dims_unit * units);
         const uint8_t* row = tile + lane / 4 * layout.row_size();
         if constexpr (uses_wgmma) {
@@ -72,29 +75,29 @@ class BitDots {
             int step = 0;
 #pragma unroll 1
             for (; step + at_once <= steps; step += at_once) {
-                count_together<at_once>(layout, row, queries, adds);
+                count_together<at_once>(sums, layout, row, queries, adds);
             }
 #pragma unroll 1
             for (; step < steps; step++) {
-                count_together<1>(layout, row, queries, adds);
+                count_together<1>(sums, layout, row, queries, adds);
             }
         } else {
 #pragma unroll
-            for (int& sum : sums_) {
+            for (int& sum : sums) {
                 sum = 0;
             }
             image += lane;
 #pragma unroll 1
             for (int step = 0; step < steps; step++) {
-                count(layout, row, image);
+                count(sums, layout, row, image);
             }
         }
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            int dot = -sums_[28 + c]; // two's complement
+            int dot = -sums[28 + c]; // two's complement
 #pragma unroll
             for (int b = 6; b >= 0; b--) {
-                dot = 2 * dot + sums_[4 * b + c];
+                dot = 2 * dot + sums[4 * b + c];
             }
             dots[c] = dot;
         }
@@ -113,7 +116,8 @@ class BitDots {
     }
 
     /// a step; row and image are moved on
-    __device__ void count(
+    static __device__ void count(
+            int (&sums)[32],
             const DeviceLayout& layout,
             const uint8_t*& row,
             const uint4*& image) {
@@ -126,7 +130,7 @@ class BitDots {
 #pragma unroll
             for (int b = 0; b < 8; b += units == 1 ? 4 : 2, image += 32) {
                 const uint4 w = *image;
-                int* c = sums_ + 4 * b;
+                int* c = sums + 4 * b;
                 if constexpr (units == 1) {
                     count_tile(c, x[0], y[0], w.x);
                     count_tile(c + 4, x[0], y[0], w.y);
@@ -147,7 +151,8 @@ class BitDots {
      * @param row, queries  moved on
      * @param adds          to sums; set */
     template <int n>
-    __device__ void count_together(
+    static __device__ void count_together(
+            int (&sums)[32],
             const DeviceLayout& layout,
             const uint8_t*& row,
             uint64_t& queries,
@@ -165,13 +170,13 @@ class BitDots {
             const auto& x = words[s].x.words[0];
             const auto& y = words[s].y.words[0];
             if constexpr (units == 1) { // of the other half, codes are 0
-                wgmma_of_bits(sums_, x[0], y[0], 0, 0, queries, adds);
+                wgmma_of_bits(sums, x[0], y[0], 0, 0, queries, adds);
                 adds = true;
             } else {
 #pragma unroll
                 for (int i = 0; i < units; i += 2) {
                     wgmma_of_bits(
-                            sums_,
+                            sums,
                             x[i],
                             y[i],
                             x[i + 1],
@@ -184,7 +189,7 @@ class BitDots {
             queries += units * unit_size;
         }
         end_wgmma_group();
-        wait_for_wgmma(sums_);
+        wait_for_wgmma(sums);
     }
 };
 
@@ -202,39 +207,46 @@ class ByteDots {
         constexpr int chains = 2;
         const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
         const int steps = layout.dims / (dims_unit * units);
-        const auto load = [&](int half, int step) {
-            return Decoder::template load<true>(
-                    layout, tile + (g + 8 * half) * layout.row_size(), step, t);
+        const uint8_t* const rows[2] = {
+                tile + g * layout.row_size(),
+                tile + (g + 8) * layout.row_size()};
+        typename Decoder::Raw loaded[2];
+        const auto load = [&](int step) {
+            if (step < steps) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    loaded[i] = Decoder::template load<true>(
+                            layout, rows[i], step, t);
+                }
+            }
         };
+        load(0);
         Decoder decoders[2];
-        typename Decoder::Raw next[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             if constexpr (Decoder::has_trellis) {
-                decoders[i].start(load(i, steps - 1));
+                decoders[i].start(Decoder::template load<true>(
+                        layout, rows[i], steps - 1, t));
             }
-            next[i] = load(i, 0);
         }
         int sums[1][4 * chains] = {};
-        image += lane;
+        const uint4* fragment = image + lane;
         for (int step = 0; step < steps; step++) {
-            const typename Decoder::Raw raw[2] = {next[0], next[1]};
-            if (step + 1 < steps) {
-                next[0] = load(0, step + 1);
-                next[1] = load(1, step + 1);
-            }
+            const typename Decoder::Raw raw[2] = {loaded[0], loaded[1]};
+            load(step + 1);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 decoders[i].begin_step(raw[i], t);
             }
 #pragma unroll
-            for (int unit = 0; unit < units; unit++, image += 2 * 32) {
+            for (int unit = 0; unit < units; unit++) {
                 uint32_t a[1][2][8];
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     decoders[i].decode(layout, raw[i], unit, a[0][i]);
                 }
-                multiply<chains>(sums, a, image, 0);
+                multiply<chains>(sums, a, fragment, 0);
+                fragment += 2 * 32;
             }
         }
 #pragma unroll
@@ -244,73 +256,50 @@ class ByteDots {
     }
 };
 
-/** Writes products with tiles of rows to a ProductSink of several queries, by a
- * warp that goes from tile to tile by a stride. */
-class ProductWriter {
-    uint32_t* bytes_;   ///< of rows g and g + 8 and queries 2 t and 2 t + 1
-    uint16_t* largest_; ///< of these queries
-    const TileRange* range_;
-    const uint32_t stride_, pairs_;
-    const bool has_queries_;
-
-   public:
-    __device__ ProductWriter(
-            const ProductSink& sink,
-            uint32_t tile,
-            uint32_t stride)
-            : range_(sink.ranges + tile),
-              stride_(stride),
-              pairs_(ProductSink::n_pairs(sink.nq)),
-              has_queries_(threadIdx.x % 4 < pairs_) {
-        static_assert(product_rows == tile_rows);
-        const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
-        const size_t pair = size_t(tile) * pairs_ + t;
-        bytes_ = reinterpret_cast<uint32_t*>(sink.bytes) +
-                pair * (tile_rows / 2) + g;
-        largest_ = reinterpret_cast<uint16_t*>(sink.largest) + pair;
-    }
-
-    /// of the next tile
-    __device__ TileFactors load_factors(bool is_valid) {
-        const TileFactors factors(*range_, is_valid);
-        range_ += stride_;
-        return factors;
-    }
-
-    /** The tile's, and on to the next one.
-     * @param dots     [2 i + j]: of row g + 8 i and query 2 t + j
-     * @param factors  of these queries
-     * @return  the largest byte of query 2 t + j, in half j */
-    __device__ uint32_t
-    write(const int (&dots)[4], const ProductFactors (&factors)[2]) {
-        const uint32_t lane = threadIdx.x % 32;
-        uint32_t bytes[4]; // and more above
+/** Writes products with a tile of rows, if it has some, to a ProductSink of
+ * several queries, by a warp.
+ * @param dots     [2 i + j]: of row g + 8 i and query 2 t + j
+ * @param factors  of these queries
+ * @return  the largest of query 2 t + j, in half j, see ProductFactors */
+__device__ inline uint32_t write_products(
+        const ProductSink& sink,
+        uint32_t tile,
+        bool has_rows,
+        const int (&dots)[4],
+        const ProductFactors (&factors)[2]) {
+    static_assert(product_rows == tile_rows);
+    const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
+    uint32_t products[4]; // and more above
 #pragma unroll
-        for (int c = 0; c < 4; c++) {
-            bytes[c] = factors[c % 2].byte(dots[c]);
-        }
-        uint32_t largest = __byte_perm(
-                max(bytes[0], bytes[2]), max(bytes[1], bytes[3]), 0x5410);
-#pragma unroll
-        for (int lanes = 4; lanes < 32; lanes *= 2) {
-            largest = __vmaxu2(
-                    largest, __shfl_xor_sync(0xffffffff, largest, lanes));
-        }
-        if (has_queries_) {
-            if (lane < 4) {
-                *largest_ = uint16_t(__byte_perm(largest, 0, 0x0020));
-            }
-            // the lower half of it
-            const auto halves = [&](int j) {
-                return __byte_perm(bytes[j], bytes[2 + j], 0x0040);
-            };
-            __stcs(bytes_, __byte_perm(halves(0), halves(1), 0x5410));
-        }
-        largest_ += stride_ * pairs_;
-        bytes_ += stride_ * pairs_ * (tile_rows / 2);
-        return largest;
+    for (int c = 0; c < 4; c++) {
+        products[c] = factors[c % 2].fixed(dots[c]);
     }
-};
+    uint32_t largest = __byte_perm(
+            max(products[0], products[2]),
+            max(products[1], products[3]),
+            0x5410);
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2) {
+        largest =
+                __vmaxu2(largest, __shfl_xor_sync(0xffffffff, largest, lanes));
+    }
+    const uint32_t n_pairs = ProductSink::n_pairs(sink.nq);
+    if (has_rows && t < n_pairs) {
+        const uint32_t pair = tile * n_pairs + t;
+        if (lane < 4) {
+            reinterpret_cast<uint16_t*>(sink.largest)[pair] =
+                    uint16_t(__byte_perm(largest, 0, 0x0031));
+        }
+        // the lower half of it
+        const auto halves = [&](int j) {
+            return __byte_perm(products[j], products[2 + j], 0x0051);
+        };
+        __stcs(reinterpret_cast<uint32_t*>(sink.bytes) +
+                       size_t(pair) * (tile_rows / 2) + g,
+               __byte_perm(halves(0), halves(1), 0x5410));
+    }
+    return largest;
+}
 
 /** @tparam uses_wgmma      by bits
  *  @tparam product_planes  of scan_products; 0: another scan */
@@ -320,7 +309,7 @@ template <
         int units,
         bool uses_wgmma = false,
         int product_planes = 0>
-__global__ void __launch_bounds__(32 * stream_warps, 1)
+__global__ void __launch_bounds__(32 * eight_warps, 1)
         eight_kernel(const __grid_constant__ ScanArgs args) {
     constexpr int group_size = 8;
     constexpr bool by_bits = counts_bits_of_eight(nbits, trellis != no_trellis);
@@ -332,7 +321,7 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
     const DeviceCodes& codes = args.codes;
     const DeviceLayout& layout = codes.layout;
     const int images_size = group_size * layout.dims;
-    RowStream<1, 1 + has_second_plane> stream(
+    RowStream<1, has_long_rows(nbits), 1 + has_second_plane> stream(
             codes, image + images_size / 16, args.stream_tiles, arrivals);
     ScanTask task;
     const auto begin_task = [&](bool from_list) {
@@ -365,23 +354,30 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
     const float sign = layout.is_l2 ? 1 : -1;
     Entry* reservoirs = args.reservoirs.entries +
             size_t(task.first_reservoir) * args.reservoirs.capacity;
-    DeviceQueryFactors factors[2]; // of queries 2 t and 2 t + 1
+    // of query 2 t + j; where products are kept, few keys are computed
+    const auto query_factors = [&](int j) {
+        DeviceQueryFactors factors = state.factors[2 * t + j];
+        factors.base *= has_second_plane ? 3 : 1; // 2 s + t, levels 3 to -3
+        return factors;
+    };
+    DeviceQueryFactors kept_factors[2];
     ProductFactors of_products[2];
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        factors[j] = state.factors[2 * t + j];
-        factors[j].base *= has_second_plane ? 3 : 1; // 2 s + t, levels 3 to -3
+        const DeviceQueryFactors factors = query_factors(j);
         if constexpr (keeps_products) {
             of_products[j] = ProductFactors(
                     args.products,
                     2 * t + j,
-                    factors[j],
+                    factors,
                     int(slope),
-                    int(factors[j].base));
+                    int(factors.base));
+        } else {
+            kept_factors[j] = factors;
         }
     }
     const bool has_odd_queries =
-            __any_sync(0xffffffff, !isnan(factors[1].multiplier));
+            __any_sync(0xffffffff, !isnan(query_factors(1).multiplier));
     struct RowFactors { // of rows g and g + 8
         float scales[2], offsets[2];
     };
@@ -392,11 +388,11 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
             const uint32_t place = first + 8 * i + g;
             const uint32_t row = stream.row_at(place);
             const bool is_valid =
-                    stream.is_valid(place, row) && codes.selects(row);
+                    is_selected(codes, row, stream.is_valid(place, row));
             // no comparison with NaN holds
             of_rows.scales[i] = load_if(is_valid, codes.scales + row, nanf(""));
-            of_rows.offsets[i] = sign *
-                    load_if(is_valid && codes.offsets, codes.offsets + row, 0);
+            of_rows.offsets[i] = load_if(
+                    is_valid && codes.offsets, codes.offsets + row, 0.0f);
         }
         return of_rows;
     };
@@ -410,14 +406,16 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
             if (j == 1 && !has_odd_queries) {
                 break;
             }
+            const DeviceQueryFactors factors =
+                    keeps_products ? query_factors(j) : kept_factors[j];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const uint32_t dot = dots[2 * i + j];
                 const float key =
-                        key_of(int(slope * dot - factors[j].base),
+                        key_of(int(slope * dot - factors.base),
                                of_rows.scales[i],
-                               of_rows.offsets[i],
-                               factors[j]);
+                               sign * of_rows.offsets[i],
+                               factors);
                 f(2 * t + j, first + 8 * i + g, key);
             }
         }
@@ -428,26 +426,29 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
         }
     };
 
-    const uint32_t first_of_warp = stream.first_row(task.begin);
-    ProductWriter writer(
-            args.products, first_of_warp / tile_rows, round_rows / tile_rows);
+    const uint32_t offset = sink_offset(args, task, blockIdx.x);
+    const auto write = [&](int query, uint32_t place, float key) {
+        const uint32_t slot = task.first_slot + query;
+        write_distances<1>(
+                args, task, offset, query_of_sink(args, slot), place, {key});
+    };
+
     TileFactors next_of_tile;
     RowFactors next_of_rows;
     const auto load_ahead = [&](uint32_t first) {
         if constexpr (keeps_products) {
-            next_of_tile = writer.load_factors(first < end);
+            next_of_tile = TileFactors(
+                    args.products.ranges[first / tile_rows], first < end);
         } else {
             next_of_rows = load_factors(first);
         }
     };
-    load_ahead(first_of_warp);
-    const uint32_t offset = sink_offset(args, task, blockIdx.x);
-    std::conditional_t<
+    load_ahead(stream.first_row(task.begin));
+    using Dots = std::conditional_t<
             by_bits,
             BitDots<units, uses_wgmma>,
-            ByteDots<nbits, trellis, units>>
-            dots_of;
-    ReservoirChecks<group_size, stream_warps> checks(
+            ByteDots<nbits, trellis, units>>;
+    ReservoirChecks<group_size, eight_warps> checks(
             args.reservoirs, state, reservoirs, round_rows);
     for (uint32_t round = task.begin; round < end; round += round_rows) {
         checks.begin_round();
@@ -463,7 +464,7 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
             for (int plane = 0; plane < 1 + has_second_plane; plane++) {
                 int slot, of_plane[4];
                 const uint8_t* tile = stream.next(has_rows, slot);
-                dots_of.compute(layout, tile, image, of_plane);
+                Dots::compute(layout, tile, image, of_plane);
                 stream.copy_next(slot);
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
@@ -471,36 +472,26 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
                 }
             }
             if constexpr (keeps_products) {
-                if (has_rows) {
-                    const uint32_t largest = writer.write(dots, of_products);
-                    bool may_be_best = false;
+                const uint32_t largest = write_products(
+                        args.products,
+                        first / tile_rows,
+                        has_rows,
+                        dots,
+                        of_products);
+                bool may_be_best = false;
 #pragma unroll
-                    for (int j = 0; j < 2; j++) {
-                        const float least = of_products[j].least_key(
-                                largest >> 16 * j & 0xff,
-                                of_tile.scale,
-                                of_tile.offset);
-                        may_be_best |= least <= state.last_key[2 * t + j];
-                    }
-                    if (__any_sync(0xffffffff, may_be_best)) {
-                        for_each_key(dots, first, load_factors(first), take);
-                    }
+                for (int j = 0; j < 2; j++) {
+                    const float least = of_products[j].least_key(
+                            largest >> 16 * j & 0xffff,
+                            of_tile.scale,
+                            of_tile.offset);
+                    may_be_best |= least <= state.last_key[2 * t + j];
+                }
+                if (__any_sync(0xffffffff, may_be_best)) {
+                    for_each_key(dots, first, load_factors(first), take);
                 }
             } else if (args.all.distances) {
-                for_each_key(
-                        dots,
-                        first,
-                        of_rows,
-                        [&](int query, uint32_t place, float key) {
-                            const uint32_t slot = task.first_slot + query;
-                            write_distances<1>(
-                                    args,
-                                    task,
-                                    offset,
-                                    query_of_sink(args, slot),
-                                    place,
-                                    {key});
-                        });
+                for_each_key(dots, first, of_rows, write);
             } else {
                 for_each_key(dots, first, of_rows, take);
             }

@@ -3,8 +3,11 @@
 /** The way of a warp through the rows of its block, of which there is a
  * TileStream. */
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 
+#include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/scan.h>
 #include <gpu/kernels/mma.cuh>
 #include <gpu/kernels/tile_stream.cuh>
@@ -12,19 +15,25 @@
 namespace faiss_turboquant {
 namespace gpu {
 
-constexpr int stream_warps = 16; ///< of a block, at most
+constexpr int most_stream_warps = 16; ///< of a block
 
-/** TileStreams of a block for which there is room.
+/// TileStream::copies_whole_rows, of codes
+constexpr bool has_long_rows(int nbits) {
+    return nbits > 2;
+}
+
+/** TileStreams of a block for which there is room: of many warps, which hide
+ * latencies better than many tiles of each.
  * @param available  bytes of shared memory, without images of queries
- * @param least      tiles of each
- * @param fewest     warps */
+ * @param choices    how many warps there may be, the most first
+ * @param least      tiles of each */
 inline StreamPlan plan_streams(
         const DeviceLayout& layout,
         size_t available,
-        int least,
-        int fewest) {
+        std::initializer_list<int> choices,
+        int least) {
     const int tile_size = tile_rows * layout.row_size();
-    for (int warps = stream_warps; warps >= fewest; warps /= 2) {
+    for (const int warps : choices) {
         const int tiles = int(available) / (warps * tile_size);
         if (tiles >= least) {
             return {warps, std::min(tiles, max_stream_tiles)};
@@ -44,20 +53,22 @@ inline size_t streams_size(
 #ifdef __CUDACC__
 
 /// barriers of a block's TileStreams, in shared memory
-using StreamArrivals = uint64_t[stream_warps][max_stream_tiles];
+using StreamArrivals = uint64_t[most_stream_warps][max_stream_tiles];
 
 /** Of a round of the block, each warp has some tiles of rows that follow each
  * other, and of each tile one plane of codes after the other.
- * @tparam tiles   of a warp in a round
- * @tparam planes  DeviceCodes::planes, and second_planes if it is 2 */
-template <int tiles, int planes = 1>
+ * @tparam tiles              of a warp in a round
+ * @tparam copies_whole_rows  see TileStream
+ * @tparam planes             DeviceCodes::planes, and second_planes if it is
+ *                            2 */
+template <int tiles, bool copies_whole_rows, int planes = 1>
 class RowStream {
     const DeviceCodes& codes_;
     const uint32_t lane_ = threadIdx.x % 32;
     const uint32_t first_of_warp_ = threadIdx.x / 32 * (tiles * tile_rows);
     const uint32_t round_rows_ = blockDim.x / 32 * (tiles * tile_rows);
     const int n_slots_;
-    TileStream stream_;
+    TileStream<copies_whole_rows> stream_;
     uint32_t begin_ = 0, end_ = 0;
     bool from_list_ = false; ///< then rows are places in the list
     uint32_t n_copied_ = 0;  ///< tiles
@@ -80,7 +91,7 @@ class RowStream {
                                       codes.layout.row_size(),
                       arrivals[threadIdx.x / 32],
                       n_slots,
-                      tile_rows * codes.layout.row_size(),
+                      codes.layout.row_size(),
                       codes.list.rows != nullptr) {}
 
     /// Begins to copy rows, or those of a list.
@@ -123,14 +134,15 @@ class RowStream {
 
     /// of a place, which may be past the end
     __device__ uint32_t row_at(uint32_t place) const {
-        return !from_list_     ? place
-                : place < end_ ? codes_.list.rows[place]
-                               : no_row_of_list;
+        return load_if(
+                from_list_ && place < end_,
+                codes_.list.rows + place,
+                from_list_ ? no_row_of_list : place);
     }
 
     /// row: that of the place
     __device__ bool is_valid(uint32_t place, uint32_t row) const {
-        return place < end_ && (!from_list_ || row < codes_.n);
+        return place < end_ & (!from_list_ | row < codes_.n);
     }
 
     /// Until the warp's next tile is there, if it has any rows, and on to the
@@ -155,13 +167,11 @@ class RowStream {
             }
             return;
         }
-        static_assert(tiles == 1 || planes == 1);
         if (first < end_) {
             stream_.copy_rows(
                     slot,
                     min(uint32_t(tile_rows), end_ - first),
                     codes_.planes,
-                    codes_.layout.row_size(),
                     next_rows_[0]);
         }
 #pragma unroll

@@ -622,8 +622,9 @@ ScanPlan plan_sample(const ScanPlan& plan, uint32_t n) {
 size_t reservoir_capacity(const ScanPlan& plan, int k, bool has_sample) {
     const int rows = plan.is_batch ? Batch::part_rows
             : plan.group_tiles > 1 ? max_round_rows
-            // of few queries, more room gains some time
-            : plan.n_groups == 1 ? 2 * early_check_rows
+            // of few queries, more room gains some time: warps wait less for
+            // each other
+            : plan.n_groups == 1 ? 4 * early_check_rows
                                  : early_check_rows;
     return rows +
             (has_sample ? round_up(k + 16, 32) : round_up(2 * k, 32) + 32);

@@ -66,12 +66,6 @@ struct DeviceCodes {
     const uint32_t* selected = nullptr; ///< bitmap of rows; null: all
     uint32_t n = 0;
     RowList list; ///< for up to eight queries, not in inverted files
-
-#ifdef __CUDACC__
-    __device__ bool selects(uint32_t row) const {
-        return !selected || selected[row / 32] >> row % 32 & 1;
-    }
-#endif
 };
 
 /// rows that a block goes through in a round, at most

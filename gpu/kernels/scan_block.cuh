@@ -36,17 +36,16 @@ using ScanKernel = void (*)(ScanArgs);
 
 #ifdef __CUDACC__
 
-/// Without a branch, and without waiting for what is loaded, which selecting
-/// afterwards would.
-__device__ inline float load_if(bool is_valid, const float* at, float other) {
-    asm("{\n"
-        ".reg .pred p;\n"
-        "setp.ne.u32 p, %2, 0;\n"
-        "@p ld.global.nc.f32 %0, [%1];\n"
-        "}"
-        : "+f"(other)
-        : "l"(at), "r"(uint32_t(is_valid)));
-    return other;
+/// of a row that is valid; without a branch
+__device__ inline bool is_selected(
+        const DeviceCodes& codes,
+        uint32_t row,
+        bool is_valid) {
+    const uint32_t word =
+            load_if(is_valid && codes.selected,
+                    codes.selected + row / 32,
+                    ~uint32_t(0));
+    return is_valid & (word >> row % 32 & 1);
 }
 
 /// what a block knows about its queries, in shared memory
@@ -132,10 +131,12 @@ __device__ inline void write_distances(
 }
 
 /** How the dot products of bits with a query become bytes in a ProductSink, and
- * how much a byte tells of keys. */
+ * how much they tell of keys. They become 256 times as much at first, and a
+ * half of a byte more, which is the byte in bits 8 to 15: the largest of a tile
+ * by bytes alone would often seem as good as the best. */
 struct ProductFactors {
     float slope, shift; ///< of dot products
-    float by_byte, bias;
+    float to_key, bias;
 
     ProductFactors() = default;
 
@@ -149,24 +150,28 @@ struct ProductFactors {
         const uint32_t most = query < sink.nq
                 ? sink.largest_level * sink.queries[query].magnitudes
                 : 0;
-        const float bytes = 255.0f / float(most > 0 ? most : 1);
-        slope = float(of_one) * bytes;
-        shift = -float(base) * bytes;
-        by_byte = factors.multiplier / bytes;
+        const float unit = 256 * 255.0f / float(most > 0 ? most : 1);
+        slope = float(of_one) * unit;
+        shift = half - float(base) * unit;
+        to_key = factors.multiplier / unit;
         bias = factors.bias;
     }
 
-    /// rounded, in the lowest bits, not below 0
-    __device__ uint32_t byte(int dot) const {
+    /// in the lowest 16 bits; products below 0 are as 0
+    __device__ uint32_t fixed(int dot) const {
         constexpr float integers = 1 << 23; // what is added to it is rounded
         const float x = fmaxf(fmaf(float(dot), slope, shift), 0.0f);
         return __float_as_uint(x + integers);
     }
 
-    /// about the least key of a tile, of the largest byte and factors in it
-    __device__ float least_key(uint32_t byte, float scale, float offset) const {
-        return fmaf(float(byte) * by_byte, scale, offset + bias);
+    /// about the least key of a tile, of the largest product and factors in it
+    __device__ float least_key(uint32_t fixed, float scale, float offset)
+            const {
+        return fmaf((float(fixed) - half) * to_key, scale, offset + bias);
     }
+
+   private:
+    static constexpr float half = 128;
 };
 
 /// what TileRange tells of keys
@@ -176,7 +181,7 @@ struct TileFactors {
     TileFactors() = default;
     __device__ TileFactors(const TileRange& range, bool is_valid)
             : scale(load_if(is_valid, &range.largest_scale, nanf(""))),
-              offset(load_if(is_valid, &range.least_offset, 0)) {}
+              offset(load_if(is_valid, &range.least_offset, 0.0f)) {}
 };
 
 /// ProductSink::best of a block. counts, entries: of its reservoirs

@@ -138,12 +138,12 @@ __global__ void __launch_bounds__(
                     row = codes.list.rows[row];
                     is_valid = row < codes.n;
                 }
-                is_valid = is_valid && codes.selects(row);
+                is_valid = is_selected(codes, row, is_valid);
                 // no comparison with NaN holds
                 factors.scales[m][i] =
                         load_if(is_valid, codes.scales + row, nanf(""));
                 factors.offsets[m][i] = load_if(
-                        is_valid && codes.offsets, codes.offsets + row, 0);
+                        is_valid && codes.offsets, codes.offsets + row, 0.0f);
             }
         }
         return factors;

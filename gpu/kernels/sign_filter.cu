@@ -633,13 +633,13 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
 /// what a block of a refine_kernel has in shared memory, at its beginning
 struct RefineState {
     KeyBound bound;
-    FoundRows<32> found[stream_warps]; ///< of each warp
+    FoundRows<32> found[single_warps]; ///< of each warp
     StreamArrivals arrivals;
 };
 
 /// see refine_candidates
 template <int units>
-__global__ void __launch_bounds__(32 * stream_warps, 1) refine_kernel(
+__global__ void __launch_bounds__(32 * single_warps, 1) refine_kernel(
         const __grid_constant__ SignKeys signs,
         const __grid_constant__ DeviceCodes codes,
         const uint8_t* image,
@@ -679,13 +679,13 @@ __global__ void __launch_bounds__(32 * stream_warps, 1) refine_kernel(
     scan.run(
             begin,
             [&](uint32_t row, bool is_valid) -> RowFactors {
-                is_valid = is_valid && codes.selects(row);
+                is_valid = is_selected(codes, row, is_valid);
                 // no comparison with NaN holds
                 return {load_if(is_valid, plane.scales + row, nanf("")),
-                        load_if(is_valid, plane.residuals + row, 0),
+                        load_if(is_valid, plane.residuals + row, 0.0f),
                         load_if(is_valid && codes.offsets,
                                 codes.offsets + row,
-                                0),
+                                0.0f),
                         is_valid
                                 ? signs.products
                                           .bytes[ProductSink::place_of_one(row)]

@@ -6,9 +6,11 @@
  * codes and the eight bits. At one bit nothing is decoded then; of a known
  * trellis, planes take half the instructions that bytes do.
  *
- * Signs of 1536 coordinates come from memory as fast as a warp does some 200
- * instructions for two tiles of rows. So it takes two at a time, after which
- * each of its lanes has the product of one row. */
+ * Signs come from memory so fast that a multiprocessor can issue some 1400
+ * instructions for two tiles of 1536 coordinates, and few warps issue half as
+ * many. So a warp takes two tiles at a time, after which each of its lanes has
+ * the product of one row: 400 instructions, where one tile after the other, a
+ * row by four lanes, took 860. */
 
 #include <cstdint>
 
@@ -36,13 +38,18 @@ constexpr int single_tiles(bool has_trellis) {
     return has_trellis ? 1 : 2;
 }
 
+constexpr int single_warps = 16;           ///< of a block, at most
 constexpr int single_rows = 2 * tile_rows; ///< of a warp in a round
 
 /// available: bytes of shared memory of a block
 inline StreamPlan plan_single(const DeviceLayout& layout, size_t available) {
     const size_t image = layout.dims;
     const int least = single_tiles(layout.has_trellis());
-    return image < available ? plan_streams(layout, available - image, least, 1)
+    return image < available ? plan_streams(
+                                       layout,
+                                       available - image,
+                                       {single_warps, 8, 4, 2, 1},
+                                       least)
                              : StreamPlan();
 }
 
@@ -69,11 +76,13 @@ class SingleScan {
     static constexpr int planes = Decoder::bit_planes;
     static constexpr int at_once = single_tiles(Decoder::has_trellis);
 
+    using Stream = RowStream<2, has_long_rows(nbits)>;
+
     const DeviceLayout& layout_;
     const uint32_t lane_ = threadIdx.x % 32;
     const uint32_t t_ = lane_ % 4, g_ = lane_ / 4;
     const PlaneWords<units>* const image_; ///< of the lane
-    RowStream<2> stream_;
+    Stream stream_;
 
    public:
     /// as DeviceLayout::slope, of the dot products here
@@ -96,7 +105,7 @@ class SingleScan {
                       n_slots,
                       arrivals) {}
 
-    __device__ RowStream<2>& stream() {
+    __device__ Stream& stream() {
         return stream_;
     }
 
@@ -269,7 +278,7 @@ class SingleScan {
  * warp.
  * @param first  row of the first tile
  * @param dot    of row first + 8 t + g
- * @return  the largest byte of this row's tile */
+ * @return  the largest of this row's tile, see ProductFactors */
 __device__ inline uint32_t write_products_of_one(
         const ProductSink& sink,
         uint32_t first,
@@ -278,25 +287,25 @@ __device__ inline uint32_t write_products_of_one(
         const ProductFactors& factors) {
     static_assert(product_rows == tile_rows);
     const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
-    const uint32_t byte = factors.byte(dot) & 0xff;
+    const uint32_t product = factors.fixed(dot) & 0xffff;
     uint32_t largest[2];
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        largest[m] = __reduce_max_sync(0xffffffff, t / 2 == m ? byte : 0);
+        largest[m] = __reduce_max_sync(0xffffffff, t / 2 == m ? product : 0);
     }
     if (lane == 0) {
-        const uint32_t both = largest[0] | largest[1] << 8;
+        const uint32_t both = __byte_perm(largest[0], largest[1], 0x0051);
         reinterpret_cast<uint16_t*>(sink.largest)[first / single_rows] = both;
     }
     if (is_valid) {
-        sink.bytes[ProductSink::place_of_one(first + 8 * t + g)] = byte;
+        sink.bytes[ProductSink::place_of_one(first + 8 * t + g)] = product >> 8;
     }
     return t < 2 ? largest[0] : largest[1];
 }
 
 /// @tparam keeps_products  see scan_products
 template <int nbits, int trellis, int units, bool keeps_products>
-__global__ void __launch_bounds__(32 * stream_warps, 1)
+__global__ void __launch_bounds__(32 * single_warps, 1)
         single_kernel(const __grid_constant__ ScanArgs args) {
     extern __shared__ uint4 image[];
     __shared__ GroupState<1> state;
@@ -332,7 +341,7 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
     const float sign = layout.is_l2 ? 1 : -1;
     Entry* reservoir = args.reservoirs.entries +
             size_t(task.first_reservoir) * args.reservoirs.capacity;
-    ReservoirChecks<1, stream_warps> checks(
+    ReservoirChecks<1, single_warps> checks(
             args.reservoirs, state, reservoir, blockDim.x);
     const auto begin_round = [&] { checks.begin_round(); };
     const auto end_round = [&] { checks.end_round(); };
@@ -340,17 +349,14 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
         float scale, offset;
     };
     const auto load = [&](uint32_t row, bool is_valid) -> RowFactors {
-        is_valid = is_valid && codes.selects(row);
+        is_valid = is_selected(codes, row, is_valid);
         // no comparison with NaN holds
         return {load_if(is_valid, codes.scales + row, nanf("")),
-                sign *
-                        load_if(is_valid && codes.offsets,
-                                codes.offsets + row,
-                                0)};
+                load_if(is_valid && codes.offsets, codes.offsets + row, 0.0f)};
     };
     const auto key = [&](int dot, const RowFactors& of_row) {
         const int product = int(slope * uint32_t(dot) - factors.base);
-        return key_of(product, of_row.scale, of_row.offset, factors);
+        return key_of(product, of_row.scale, sign * of_row.offset, factors);
     };
     const auto take = [&](uint32_t row, int dot, const RowFactors& of_row) {
         const float of_this = key(dot, of_row);
