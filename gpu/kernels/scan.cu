@@ -152,7 +152,8 @@ std::vector<Group> groups_of(const DeviceLayout& layout) {
     return groups;
 }
 
-/// Whether one query is compared by bits, which such a plan says then.
+/// Makes a plan for one query one by bits, if there are a kernel and room.
+/// @return  whether it is
 bool make_single(const DeviceLayout& layout, ScanPlan& plan) {
     if (!counts_bits(layout.nbits, layout.has_trellis(), layout.shipped)) {
         return false;
