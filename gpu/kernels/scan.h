@@ -228,7 +228,7 @@ struct ProductSink {
     uint32_t nq = 0;
     int largest_level = 1;
     const QuerySums* queries = nullptr; ///< (nq,)
-    /// [tile][query], of pairs: the largest byte of each tile; null: not wanted
+    /// [tile][query], of pairs: the largest byte of each tile
     uint8_t* largest = nullptr;
     /// (nq, n_slices, k): if given, the rows of the reservoirs, and
     /// no_row_of_list where there are fewer

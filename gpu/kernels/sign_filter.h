@@ -1,56 +1,22 @@
 #pragma once
 
-/** Kernels of DeviceSignFilter: the signs of codes, as codes of one bit, and
- * lists of the rows that a search has to read when it has seen their signs. */
+/** Kernels of a search that asks a DeviceSignFilter: lists of the rows that it
+ * has to read when it has seen their signs. */
 
 #include <cstddef>
 #include <cstdint>
 
 #include <cuda_runtime.h>
 
-#include <faiss_turboquant/kernels/sign_bound.h>
 #include <gpu/kernels/encode.h>
 #include <gpu/kernels/scan.h>
+#include <gpu/kernels/sign_planes.h>
 
 namespace faiss_turboquant {
 namespace gpu {
 
 /// of a search: one tile of matrix instructions
 constexpr int max_sign_queries = 8;
-
-/// arrays of a value for each row are so long that all rows whose products lie
-/// together have one
-constexpr uint32_t sign_rows_unit = product_rows;
-
-/// what is held of rows: bits, and what these tell of codes with those of the
-/// planes before, see SignFilter
-struct SignPlane {
-    uint8_t* bits = nullptr;     ///< (n, dims / 8), as of DeviceLayout::signs
-    float* scales = nullptr;     ///< (n,), of codes times beta
-    float* residuals = nullptr;  ///< (n,), |r| / beta
-    TileRange* ranges = nullptr; ///< (n / product_rows, rounded up)
-};
-
-/// of all rows, for the choice of a bound
-struct SignStatistics {
-    float least_residual, largest_residual;
-    float largest_square; ///< |v|^2 / beta^2
-    float scale, offset;  ///< means of a sample
-};
-
-struct SignRows {
-    int n_planes = 0;
-    SignPlane planes[max_sign_planes];
-    SignStatistics* statistics = nullptr; ///< (n_planes,)
-};
-
-/** Write the planes of rows first .. codes.n - 1. With first = 0, the
- * statistics begin anew. */
-void pack_signs(
-        const DeviceCodes& codes,
-        uint32_t first,
-        const SignRows& signs,
-        cudaStream_t stream);
 
 /// where a RowList is written
 struct CandidateList {
