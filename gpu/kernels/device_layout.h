@@ -58,6 +58,10 @@ struct DeviceLayout {
     TQ_HOST_DEVICE uint32_t base_of(bool weighs_bits) const {
         return weighs_bits && !has_trellis() ? base - 128 * slope : base;
     }
+    /// with base_of, where set bits are counted
+    TQ_HOST_DEVICE uint32_t slope_of(bool weighs_bits) const {
+        return weighs_bits && !has_trellis() ? 127 * slope : slope;
+    }
 
     // as in Trellis and TrellisTables
     int sign_mask = 0;

@@ -29,14 +29,11 @@ constexpr int few_units(int nbits, bool has_trellis) {
     return has_trellis ? 2 : 4 / fragment_bits(nbits, false);
 }
 
-constexpr int eight_warps = 16; ///< of a block, at most
-
 /// available: bytes of shared memory of a block
 inline StreamPlan plan_eight(const DeviceLayout& layout, size_t available) {
     const size_t images = size_t(8) * layout.dims;
-    return images < available
-            ? plan_streams(layout, available - images, {eight_warps, 8, 4}, 1)
-            : StreamPlan();
+    return images < available ? plan_streams(layout, available - images, 1, 4)
+                              : StreamPlan();
 }
 
 /// bytes of shared memory of a block
@@ -309,7 +306,7 @@ template <
         int units,
         bool uses_wgmma = false,
         int product_planes = 0>
-__global__ void __launch_bounds__(32 * eight_warps, 1)
+__global__ void __launch_bounds__(32 * stream_warps, 1)
         eight_kernel(const __grid_constant__ ScanArgs args) {
     constexpr int group_size = 8;
     constexpr bool by_bits = counts_bits_of_eight(nbits, trellis != no_trellis);
@@ -323,23 +320,7 @@ __global__ void __launch_bounds__(32 * eight_warps, 1)
     const int images_size = group_size * layout.dims;
     RowStream<1, has_long_rows(nbits), 1 + has_second_plane> stream(
             codes, image + images_size / 16, args.stream_tiles, arrivals);
-    ScanTask task;
-    const auto begin_task = [&](bool from_list) {
-        task = task_at(args, group_size, 1, blockIdx.x);
-        stream.begin(task.begin, task.end, from_list);
-    };
-    // codes are there, unlike lists
-    const bool begins_early =
-            keeps_products || (!codes.list.rows && !args.tasks.tasks);
-    if (begins_early) {
-        begin_task(false);
-        stream.prefetch(); // while queries are prepared
-    }
-    wait_for_kernel_before();
-    if (!begins_early) {
-        begin_task(codes.list.is_complete());
-    }
-    report_rows_left(codes.list);
+    const ScanTask task = begin_task(args, keeps_products, stream);
     load_images(args, task, images_size, image);
     begin_group(args, task, state);
     if constexpr (uses_wgmma) {
@@ -349,8 +330,7 @@ __global__ void __launch_bounds__(32 * eight_warps, 1)
 
     const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
     const uint32_t end = task.end, round_rows = stream.round_rows();
-    const uint32_t slope = by_bits ? 127 * layout.slope // DeviceLayout::base_of
-                                   : layout.slope;
+    const uint32_t slope = layout.slope_of(by_bits);
     const float sign = layout.is_l2 ? 1 : -1;
     Entry* reservoirs = args.reservoirs.entries +
             size_t(task.first_reservoir) * args.reservoirs.capacity;
@@ -366,12 +346,8 @@ __global__ void __launch_bounds__(32 * eight_warps, 1)
     for (int j = 0; j < 2; j++) {
         const DeviceQueryFactors factors = query_factors(j);
         if constexpr (keeps_products) {
-            of_products[j] = ProductFactors(
-                    args.products,
-                    2 * t + j,
-                    factors,
-                    int(slope),
-                    int(factors.base));
+            of_products[j] =
+                    ProductFactors(args.products, 2 * t + j, factors, slope);
         } else {
             kept_factors[j] = factors;
         }
@@ -448,7 +424,7 @@ __global__ void __launch_bounds__(32 * eight_warps, 1)
             by_bits,
             BitDots<units, uses_wgmma>,
             ByteDots<nbits, trellis, units>>;
-    ReservoirChecks<group_size, eight_warps> checks(
+    ReservoirChecks<group_size, stream_warps> checks(
             args.reservoirs, state, reservoirs, round_rows);
     for (uint32_t round = task.begin; round < end; round += round_rows) {
         checks.begin_round();

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 
 #include <gpu/kernels/cuda_utils.h>
 #include <gpu/kernels/scan.h>
@@ -15,7 +14,7 @@
 namespace faiss_turboquant {
 namespace gpu {
 
-constexpr int most_stream_warps = 16; ///< of a block
+constexpr int stream_warps = 16; ///< of a block, at most
 
 /// TileStream::copies_whole_rows, of codes
 constexpr bool has_long_rows(int nbits) {
@@ -25,15 +24,15 @@ constexpr bool has_long_rows(int nbits) {
 /** TileStreams of a block for which there is room: of many warps, which hide
  * latencies better than many tiles of each.
  * @param available  bytes of shared memory, without images of queries
- * @param choices    how many warps there may be, the most first
- * @param least      tiles of each */
+ * @param least      tiles of each
+ * @param fewest     warps */
 inline StreamPlan plan_streams(
         const DeviceLayout& layout,
         size_t available,
-        std::initializer_list<int> choices,
-        int least) {
+        int least,
+        int fewest) {
     const int tile_size = tile_rows * layout.row_size();
-    for (const int warps : choices) {
+    for (int warps = stream_warps; warps >= fewest; warps /= 2) {
         const int tiles = int(available) / (warps * tile_size);
         if (tiles >= least) {
             return {warps, std::min(tiles, max_stream_tiles)};
@@ -53,7 +52,7 @@ inline size_t streams_size(
 #ifdef __CUDACC__
 
 /// barriers of a block's TileStreams, in shared memory
-using StreamArrivals = uint64_t[most_stream_warps][max_stream_tiles];
+using StreamArrivals = uint64_t[stream_warps][max_stream_tiles];
 
 /** Of a round of the block, each warp has some tiles of rows that follow each
  * other, and of each tile one plane of codes after the other.

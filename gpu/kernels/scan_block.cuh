@@ -83,6 +83,43 @@ __device__ inline ScanTask task_at(
     return {begin, end, first_slot, group_size, first_reservoir};
 }
 
+/// what a search by signs has left goes to the host. By all threads
+__device__ inline void report_rows_left(const RowList& list) {
+    if (list.report && blockIdx.x == 0 && threadIdx.x == 0) {
+        list.report->by_all = list.left->by_all;
+        list.report->by_first = list.left->by_first;
+    }
+}
+
+/** Begins a block's task, of a group of eight slots or less, and the stream of
+ * its rows: while queries are prepared, if all that it reads is there already.
+ * By all threads; kernels before have ended afterwards. */
+template <class Stream>
+__device__ inline ScanTask begin_task(
+        const ScanArgs& args,
+        bool reads_all,
+        Stream& stream) {
+    constexpr int group_size = 8;
+    ScanTask task;
+    const auto begin = [&](bool from_list) {
+        task = task_at(args, group_size, 1, blockIdx.x);
+        stream.begin(task.begin, task.end, from_list);
+    };
+    // codes are there, unlike lists
+    const bool is_early =
+            reads_all || (!args.codes.list.rows && !args.tasks.tasks);
+    if (is_early) {
+        begin(false);
+        stream.prefetch();
+    }
+    wait_for_kernel_before();
+    if (!is_early) {
+        begin(args.codes.list.is_complete());
+    }
+    report_rows_left(args.codes.list);
+    return task;
+}
+
 /// what to add to a row for its place in a DistanceSink, modulo 2^32.
 /// index: of the task
 __device__ inline uint32_t sink_offset(
@@ -140,19 +177,18 @@ struct ProductFactors {
 
     ProductFactors() = default;
 
-    /// A product is of_one * dot - base.
+    /// of_one: DeviceLayout::slope_of
     __device__ ProductFactors(
             const ProductSink& sink,
             uint32_t query,
             const DeviceQueryFactors& factors,
-            int of_one,
-            int base) {
+            uint32_t of_one) {
         const uint32_t most = query < sink.nq
                 ? sink.largest_level * sink.queries[query].magnitudes
                 : 0;
         const float unit = 256 * 255.0f / float(most > 0 ? most : 1);
-        slope = float(of_one) * unit;
-        shift = half - float(base) * unit;
+        slope = float(int(of_one)) * unit;
+        shift = half - float(int(factors.base)) * unit;
         to_key = factors.multiplier / unit;
         bias = factors.bias;
     }
@@ -310,14 +346,6 @@ __device__ inline void load_images(
             args.image + size_t(task.first_slot) * args.codes.layout.dims);
     for (int i = threadIdx.x; i < size / 16; i += blockDim.x) {
         images[i] = from[i];
-    }
-}
-
-/// what a search by signs has left goes to the host. By all threads
-__device__ inline void report_rows_left(const RowList& list) {
-    if (list.report && blockIdx.x == 0 && threadIdx.x == 0) {
-        list.report->by_all = list.left->by_all;
-        list.report->by_first = list.left->by_first;
     }
 }
 

@@ -353,8 +353,7 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
     const auto may_be_of_interest = [&](uint32_t tile) {
         const ProductSink& products = signs.products;
         const uint32_t n_pairs = ProductSink::n_pairs(products.nq);
-        const TileRange range =
-                signs.rows.planes[signs.n_planes - 1].ranges[tile];
+        const TileRange range = products.ranges[tile];
         using Bytes = std::conditional_t<pair == 1, uint8_t, uint16_t>;
         const Bytes* largest =
                 reinterpret_cast<const Bytes*>(products.largest) +
@@ -413,13 +412,13 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
 /// what a block of a refine_kernel has in shared memory, at its beginning
 struct RefineState {
     KeyBound bound;
-    FoundRows<32> found[single_warps]; ///< of each warp
+    FoundRows<32> found[stream_warps]; ///< of each warp
     StreamArrivals arrivals;
 };
 
 /// see refine_candidates
 template <int units>
-__global__ void __launch_bounds__(32 * single_warps, 1) refine_kernel(
+__global__ void __launch_bounds__(32 * stream_warps, 1) refine_kernel(
         const __grid_constant__ SignKeys signs,
         const __grid_constant__ DeviceCodes codes,
         const uint8_t* image,
@@ -449,7 +448,7 @@ __global__ void __launch_bounds__(32 * single_warps, 1) refine_kernel(
     __syncthreads();
 
     const KeyBound bound = state.bound;
-    const uint32_t slope = scan.slope(layout);
+    const uint32_t slope = layout.slope_of(true);
     const uint32_t base = signs.factors[0].base;
     const float sign = signs.is_l2 ? 1 : -1;
     struct RowFactors {

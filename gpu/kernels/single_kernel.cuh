@@ -38,18 +38,13 @@ constexpr int single_tiles(bool has_trellis) {
     return has_trellis ? 1 : 2;
 }
 
-constexpr int single_warps = 16;           ///< of a block, at most
 constexpr int single_rows = 2 * tile_rows; ///< of a warp in a round
 
 /// available: bytes of shared memory of a block
 inline StreamPlan plan_single(const DeviceLayout& layout, size_t available) {
     const size_t image = layout.dims;
     const int least = single_tiles(layout.has_trellis());
-    return image < available ? plan_streams(
-                                       layout,
-                                       available - image,
-                                       {single_warps, 8, 4, 2, 1},
-                                       least)
+    return image < available ? plan_streams(layout, available - image, least, 1)
                              : StreamPlan();
 }
 
@@ -85,11 +80,6 @@ class SingleScan {
     Stream stream_;
 
    public:
-    /// as DeviceLayout::slope, of the dot products here
-    static __device__ uint32_t slope(const DeviceLayout& layout) {
-        return Decoder::has_trellis ? layout.slope : 127 * layout.slope;
-    }
-
     /** By all threads of a block.
      * @param image  of the query, and behind it room for tiles, in shared
      *               memory */
@@ -305,43 +295,26 @@ __device__ inline uint32_t write_products_of_one(
 
 /// @tparam keeps_products  see scan_products
 template <int nbits, int trellis, int units, bool keeps_products>
-__global__ void __launch_bounds__(32 * single_warps, 1)
+__global__ void __launch_bounds__(32 * stream_warps, 1)
         single_kernel(const __grid_constant__ ScanArgs args) {
     extern __shared__ uint4 image[];
     __shared__ GroupState<1> state;
     __shared__ StreamArrivals arrivals;
-    constexpr int group_size = 8; // of the plan
     const DeviceCodes& codes = args.codes;
     const DeviceLayout& layout = codes.layout;
     SingleScan<nbits, trellis, units> scan(
             codes, image, args.stream_tiles, arrivals);
-    ScanTask task;
-    const auto begin_task = [&](bool from_list) {
-        task = task_at(args, group_size, 1, blockIdx.x);
-        scan.stream().begin(task.begin, task.end, from_list);
-    };
-    // codes are there, unlike lists
-    const bool begins_early =
-            keeps_products || (!codes.list.rows && !args.tasks.tasks);
-    if (begins_early) {
-        begin_task(false);
-        scan.stream().prefetch(); // while queries are prepared
-    }
-    wait_for_kernel_before();
-    if (!begins_early) {
-        begin_task(codes.list.is_complete());
-    }
-    report_rows_left(codes.list);
+    const ScanTask task = begin_task(args, keeps_products, scan.stream());
     load_images(args, task, layout.dims, image);
     begin_group(args, task, state);
     __syncthreads();
 
     const DeviceQueryFactors factors = state.factors[0];
-    const uint32_t slope = scan.slope(layout);
+    const uint32_t slope = layout.slope_of(true);
     const float sign = layout.is_l2 ? 1 : -1;
     Entry* reservoir = args.reservoirs.entries +
             size_t(task.first_reservoir) * args.reservoirs.capacity;
-    ReservoirChecks<1, single_warps> checks(
+    ReservoirChecks<1, stream_warps> checks(
             args.reservoirs, state, reservoir, blockDim.x);
     const auto begin_round = [&] { checks.begin_round(); };
     const auto end_round = [&] { checks.end_round(); };
@@ -365,8 +338,7 @@ __global__ void __launch_bounds__(32 * single_warps, 1)
         }
     };
     if constexpr (keeps_products) {
-        const ProductFactors of_products(
-                args.products, 0, factors, int(slope), int(factors.base));
+        const ProductFactors of_products(args.products, 0, factors, slope);
         scan.run(
                 task.begin,
                 [&](uint32_t row, bool is_valid) {
