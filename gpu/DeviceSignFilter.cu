@@ -25,7 +25,7 @@ size_t best_rows(const ScanPlan& sign_plan, size_t nq, int k) {
 
 /// of planes
 int n_scans(size_t nq, int n_planes) {
-    return joins_planes(nq) ? 1 : n_planes;
+    return n_planes / planes_of_scan(nq, n_planes);
 }
 
 } // namespace

@@ -18,6 +18,9 @@ namespace gpu {
 constexpr bool joins_planes(size_t nq) {
     return nq > 1;
 }
+constexpr int planes_of_scan(size_t nq, int n_planes) {
+    return joins_planes(nq) ? n_planes : 1;
+}
 
 /** What a search takes, in bytes that memory gives in the time, measured on an
  * H200. */
@@ -147,7 +150,8 @@ class SignSearch {
     /** @param filter     has n_planes planes of codes.n rows
      *  @param codes      to be searched
      *  @param plan       of a scan of the codes
-     *  @param sign_plan  of a scan of their signs
+     *  @param sign_plan  of a scan of their signs, for products of
+     *                    planes_of_scan
      *  @param nq         up to max_sign_queries
      *  @param k          0: of a range search
      *  @param margin     in standard deviations */

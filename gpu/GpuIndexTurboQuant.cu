@@ -244,7 +244,11 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     if (may_do_without && cost.with_one_plane(codes.n / 16.0) > cost.all) {
         return nullptr;
     }
-    const ScanPlan sign_plan = plan_scan(layout.signs(), codes.n, nq);
+    const auto plan_signs = [&](int n_planes) {
+        const int planes = planes_of_scan(nq, n_planes);
+        return plan_scan(layout.signs(), codes.n, nq, planes);
+    };
+    ScanPlan sign_plan = plan_signs(1);
     if (!sign_plan.by_bits) { // there is no room for the queries
         return nullptr;
     }
@@ -280,6 +284,7 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     } else if (!sign_filter_->try_extend(codes.n, n_planes)) {
         return nullptr;
     }
+    sign_plan = plan_signs(n_planes);
     return std::make_unique<SignSearch>(
             *resources_,
             *sign_filter_,

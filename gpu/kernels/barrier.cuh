@@ -64,7 +64,13 @@ __device__ inline void copy_16(uint32_t to, const void* from) {
                  : "memory");
 }
 
-/// arrives when what the thread has begun to copy by copy_16 is there
+/// likewise 4
+__device__ inline void copy_4(uint32_t to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from)
+                 : "memory");
+}
+
+/// arrives when what the thread has begun to copy by these two is there
 __device__ inline void arrive_after_copies(uint32_t barrier) {
     asm volatile(
             "cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier)

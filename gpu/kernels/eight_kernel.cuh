@@ -29,26 +29,51 @@ constexpr int few_units(int nbits, bool has_trellis) {
     return has_trellis ? 2 : 4 / fragment_bits(nbits, false);
 }
 
+/// bytes that come with a tile. Loads into registers, a tile ahead, would wait
+/// for each other and for those of rows that are of interest.
+constexpr int beside_of_eight(int product_planes) {
+    return product_planes > 0 ? tile_factors_size : 0;
+}
+
+/// of a block, at most
+constexpr int warps_of_eight(int product_planes) {
+    return product_planes == 1 ? product_warps : stream_warps;
+}
+
 /// available: bytes of shared memory of a block
-inline StreamPlan plan_eight(const DeviceLayout& layout, size_t available) {
+inline StreamPlan plan_eight(
+        const DeviceLayout& layout,
+        size_t available,
+        int product_planes) {
     const size_t images = size_t(8) * layout.dims;
-    return images < available ? plan_streams(layout, available - images, 1, 4)
+    const int beside = beside_of_eight(product_planes);
+    return images < available ? plan_streams(
+                                        layout,
+                                        available - images,
+                                        1,
+                                        4,
+                                        warps_of_eight(product_planes),
+                                        beside)
                               : StreamPlan();
 }
 
 /// bytes of shared memory of a block
 inline size_t eight_shared(
         const DeviceLayout& layout,
-        const StreamPlan& streams) {
-    return size_t(8) * layout.dims + streams_size(layout, streams);
+        const StreamPlan& streams,
+        int product_planes) {
+    const int beside = beside_of_eight(product_planes);
+    return size_t(8) * layout.dims + streams_size(layout, streams, beside);
 }
 
 #ifdef __CUDACC__
 
 /** Dot products of the bits of tiles with eight queries.
- * @tparam uses_wgmma  four warps work together */
-template <int units, bool uses_wgmma>
+ * @tparam bits        of queries' integers
+ * @tparam uses_wgmma  four warps work together, and bits is 8 */
+template <int units, int bits, bool uses_wgmma>
 class BitDots {
+    static_assert(!uses_wgmma || bits == 8);
     using Decoder = RowDecoder<1, no_trellis, units>;
     static constexpr int step_size = 16 * units; ///< of a row
 
@@ -62,7 +87,7 @@ class BitDots {
             int (&dots)[4]) {
         const uint32_t lane = threadIdx.x % 32;
         // [4 b + 2 i + j]: of row g + 8 i and bit b of query 2 t + j
-        int sums[32];
+        int sums[4 * bits];
         const int steps = layout.dims / (dims_unit * units);
         const uint8_t* row = tile + lane / 4 * layout.row_size();
         if constexpr (uses_wgmma) {
@@ -91,9 +116,9 @@ class BitDots {
         }
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            int dot = -sums[28 + c]; // two's complement
+            int dot = -sums[4 * (bits - 1) + c]; // two's complement
 #pragma unroll
-            for (int b = 6; b >= 0; b--) {
+            for (int b = bits - 2; b >= 0; b--) {
                 dot = 2 * dot + sums[4 * b + c];
             }
             dots[c] = dot;
@@ -114,7 +139,7 @@ class BitDots {
 
     /// a step; row and image are moved on
     static __device__ void count(
-            int (&sums)[32],
+            int (&sums)[4 * bits],
             const DeviceLayout& layout,
             const uint8_t*& row,
             const uint4*& image) {
@@ -125,7 +150,7 @@ class BitDots {
 #pragma unroll
         for (int i = 0; i < units; i += 2) {
 #pragma unroll
-            for (int b = 0; b < 8; b += units == 1 ? 4 : 2, image += 32) {
+            for (int b = 0; b < bits; b += units == 1 ? 4 : 2, image += 32) {
                 const uint4 w = *image;
                 int* c = sums + 4 * b;
                 if constexpr (units == 1) {
@@ -149,7 +174,7 @@ class BitDots {
      * @param adds          to sums; set */
     template <int n>
     static __device__ void count_together(
-            int (&sums)[32],
+            int (&sums)[4 * bits],
             const DeviceLayout& layout,
             const uint8_t*& row,
             uint64_t& queries,
@@ -253,35 +278,31 @@ class ByteDots {
     }
 };
 
-/** Writes products with a tile of rows, if it has some, to a ProductSink of
- * several queries, by a warp.
- * @param dots     [2 i + j]: of row g + 8 i and query 2 t + j
- * @param factors  of these queries
- * @return  the largest of query 2 t + j, in half j, see ProductFactors */
-__device__ inline uint32_t write_products(
+/** Writes products of a tile of rows with several queries, by a warp.
+ * @param products  [2 i + j]: of row g + 8 i and query 2 t + j
+ * @param units     ProductFactors::unit_of, of these queries */
+__device__ inline void write_products(
         const ProductSink& sink,
         uint32_t tile,
-        bool has_rows,
-        const int (&dots)[4],
-        const ProductFactors (&factors)[2]) {
+        const float (&products)[4],
+        const float (&units)[2]) {
     static_assert(product_rows == tile_rows);
     const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
-    uint32_t products[4]; // and more above
+    uint32_t fixed[4];
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-        products[c] = factors[c % 2].fixed(dots[c]);
+        fixed[c] = ProductFactors::fixed(products[c], units[c % 2]);
     }
+    // of query 2 t + j, in half j
     uint32_t largest = __byte_perm(
-            max(products[0], products[2]),
-            max(products[1], products[3]),
-            0x5410);
+            max(fixed[0], fixed[2]), max(fixed[1], fixed[3]), 0x5410);
 #pragma unroll
     for (int lanes = 4; lanes < 32; lanes *= 2) {
         largest =
                 __vmaxu2(largest, __shfl_xor_sync(0xffffffff, largest, lanes));
     }
     const uint32_t n_pairs = ProductSink::n_pairs(sink.nq);
-    if (has_rows && t < n_pairs) {
+    if (t < n_pairs) {
         const uint32_t pair = tile * n_pairs + t;
         if (lane < 4) {
             reinterpret_cast<uint16_t*>(sink.largest)[pair] =
@@ -289,13 +310,12 @@ __device__ inline uint32_t write_products(
         }
         // the lower half of it
         const auto halves = [&](int j) {
-            return __byte_perm(products[j], products[2 + j], 0x0051);
+            return __byte_perm(fixed[j], fixed[2 + j], 0x0051);
         };
         __stcs(reinterpret_cast<uint32_t*>(sink.bytes) +
                        size_t(pair) * (tile_rows / 2) + g,
                __byte_perm(halves(0), halves(1), 0x5410));
     }
-    return largest;
 }
 
 /** @tparam uses_wgmma      by bits
@@ -306,7 +326,7 @@ template <
         int units,
         bool uses_wgmma = false,
         int product_planes = 0>
-__global__ void __launch_bounds__(32 * stream_warps, 1)
+__global__ void __launch_bounds__(32 * warps_of_eight(product_planes), 1)
         eight_kernel(const __grid_constant__ ScanArgs args) {
     constexpr int group_size = 8;
     constexpr bool by_bits = counts_bits_of_eight(nbits, trellis != no_trellis);
@@ -318,7 +338,8 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
     const DeviceCodes& codes = args.codes;
     const DeviceLayout& layout = codes.layout;
     const int images_size = group_size * layout.dims;
-    RowStream<1, has_long_rows(nbits), 1 + has_second_plane> stream(
+    constexpr int planes = 1 + has_second_plane;
+    RowStream<1, has_long_rows(nbits), planes, keeps_products> stream(
             codes, image + images_size / 16, args.stream_tiles, arrivals);
     const ScanTask task = begin_task(args, keeps_products, stream);
     load_images(args, task, images_size, image);
@@ -334,26 +355,21 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
     const float sign = layout.is_l2 ? 1 : -1;
     Entry* reservoirs = args.reservoirs.entries +
             size_t(task.first_reservoir) * args.reservoirs.capacity;
-    // of query 2 t + j; where products are kept, few keys are computed
-    const auto query_factors = [&](int j) {
-        DeviceQueryFactors factors = state.factors[2 * t + j];
-        factors.base *= has_second_plane ? 3 : 1; // 2 s + t, levels 3 to -3
-        return factors;
-    };
-    DeviceQueryFactors kept_factors[2];
-    ProductFactors of_products[2];
+    // of query 2 t + j
+    DeviceQueryFactors query_factors[2];
+    float product_units[2];
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        const DeviceQueryFactors factors = query_factors(j);
+        query_factors[j] = state.factors[2 * t + j];
+        // 2 s + t, levels 3 to -3
+        query_factors[j].base *= has_second_plane ? 3 : 1;
         if constexpr (keeps_products) {
-            of_products[j] =
-                    ProductFactors(args.products, 2 * t + j, factors, slope);
-        } else {
-            kept_factors[j] = factors;
+            product_units[j] =
+                    ProductFactors::unit_of(args.products, 2 * t + j);
         }
     }
     const bool has_odd_queries =
-            __any_sync(0xffffffff, !isnan(query_factors(1).multiplier));
+            __any_sync(0xffffffff, !isnan(query_factors[1].multiplier));
     struct RowFactors { // of rows g and g + 8
         float scales[2], offsets[2];
     };
@@ -372,6 +388,10 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
         }
         return of_rows;
     };
+    // <q, v> of dots[2 i + j]
+    const auto product_of = [&](const int(&dots)[4], int i, int j) {
+        return int(slope * dots[2 * i + j] - query_factors[j].base);
+    };
     // f(query, place, key)
     const auto for_each_key = [&](const int(&dots)[4],
                                   uint32_t first,
@@ -382,16 +402,13 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
             if (j == 1 && !has_odd_queries) {
                 break;
             }
-            const DeviceQueryFactors factors =
-                    keeps_products ? query_factors(j) : kept_factors[j];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const uint32_t dot = dots[2 * i + j];
                 const float key =
-                        key_of(int(slope * dot - factors.base),
+                        key_of(product_of(dots, i, j),
                                of_rows.scales[i],
                                sign * of_rows.offsets[i],
-                               factors);
+                               query_factors[j]);
                 f(2 * t + j, first + 8 * i + g, key);
             }
         }
@@ -409,22 +426,19 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
                 args, task, offset, query_of_sink(args, slot), place, {key});
     };
 
-    TileFactors next_of_tile;
     RowFactors next_of_rows;
     const auto load_ahead = [&](uint32_t first) {
-        if constexpr (keeps_products) {
-            next_of_tile = TileFactors(
-                    args.products.ranges[first / tile_rows], first < end);
-        } else {
+        if constexpr (!keeps_products) {
             next_of_rows = load_factors(first);
         }
     };
     load_ahead(stream.first_row(task.begin));
+    constexpr int bits = bits_of_products(product_planes, units);
     using Dots = std::conditional_t<
             by_bits,
-            BitDots<units, uses_wgmma>,
+            BitDots<units, bits, uses_wgmma>,
             ByteDots<nbits, trellis, units>>;
-    ReservoirChecks<group_size, stream_warps> checks(
+    ReservoirChecks<group_size, warps_of_eight(product_planes)> checks(
             args.reservoirs, state, reservoirs, round_rows);
     for (uint32_t round = task.begin; round < end; round += round_rows) {
         checks.begin_round();
@@ -432,14 +446,20 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
         const bool has_rows = first < end;
         const uint32_t first_of_four = first - threadIdx.x / 32 % 4 * tile_rows;
         if (uses_wgmma ? first_of_four < end : has_rows) {
-            const TileFactors of_tile = next_of_tile;
-            const RowFactors of_rows = next_of_rows;
+            RowFactors of_rows = next_of_rows;
             load_ahead(first + round_rows);
             int dots[4] = {};
 #pragma unroll 1
-            for (int plane = 0; plane < 1 + has_second_plane; plane++) {
+            for (int plane = 0; plane < planes; plane++) {
                 int slot, of_plane[4];
                 const uint8_t* tile = stream.next(has_rows, slot);
+                if constexpr (keeps_products) {
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        of_rows.scales[i] = stream.scale(tile, g + 8 * i);
+                        of_rows.offsets[i] = stream.offset(tile, g + 8 * i);
+                    }
+                }
                 Dots::compute(layout, tile, image, of_plane);
                 stream.copy_next(slot);
 #pragma unroll
@@ -448,23 +468,33 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
                 }
             }
             if constexpr (keeps_products) {
-                const uint32_t largest = write_products(
+                float products[4], keys[4];
+                bool is_of_interest = false;
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    const int i = c / 2, j = c % 2;
+                    const int product = product_of(dots, i, j);
+                    products[c] = float(product);
+                    keys[c] =
+                            key_of(product,
+                                   of_rows.scales[i],
+                                   sign * of_rows.offsets[i],
+                                   query_factors[j]);
+                    is_of_interest |= keys[c] <= state.last_key[2 * t + j];
+                }
+                write_products(
                         args.products,
                         first / tile_rows,
-                        has_rows,
-                        dots,
-                        of_products);
-                bool may_be_best = false;
+                        products,
+                        product_units);
+                if (__any_sync(0xffffffff, is_of_interest)) {
 #pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    const float least = of_products[j].least_key(
-                            largest >> 16 * j & 0xffff,
-                            of_tile.scale,
-                            of_tile.offset);
-                    may_be_best |= least <= state.last_key[2 * t + j];
-                }
-                if (__any_sync(0xffffffff, may_be_best)) {
-                    for_each_key(dots, first, load_factors(first), take);
+                    for (int c = 0; c < 4; c++) {
+                        const uint32_t row = first + c / 2 * 8 + g;
+                        if (is_selected(codes, row, row < end)) {
+                            take(2 * t + c % 2, row, keys[c]);
+                        }
+                    }
                 }
             } else if (args.all.distances) {
                 for_each_key(dots, first, of_rows, write);

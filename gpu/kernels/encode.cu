@@ -933,8 +933,7 @@ __device__ void write_bit_planes(
         const int8_t* quantized,
         const QueryWords& words) {
     const int lane = threadIdx.x % 32;
-    constexpr int bits = 8;
-    const int units = order.units;
+    const int units = order.units, bits = order.bits;
     const int of_step = 4 * units; // words of a plane
     // where bit b of word i goes
     const auto place = [&](int i, int b) {
@@ -955,7 +954,7 @@ __device__ void write_bit_planes(
         const int value = quantized[c];
         uint32_t word = 0;
 #pragma unroll
-        for (int b = 0; b < 8; b++) {
+        for (int b = 0; b < 8; b++) { // of the upper ones, copies of the sign
             const uint32_t plane = __ballot_sync(0xffffffff, value >> b & 1);
             word = lane == b ? plane : word;
         }
@@ -980,11 +979,11 @@ __device__ void write_image(
     }
 }
 
-/// the greatest integer of a query is this
-constexpr float largest_integer = 127;
+/// of a query
+constexpr float largest_integer = 127; // as ImageOrder() has it
 
 /** Coordinates as integers, in bytes.
- * @param factor  times which they are up to largest_integer */
+ * @param factor  times which they are up to the largest integer */
 __device__ inline uint32_t quantize_four(const float4& x, float factor) {
     // to the nearest integer, in the lowest byte
     const auto quantize = [&](float x) {
@@ -1000,19 +999,18 @@ __device__ inline uint32_t quantize_four(const float4& x, float factor) {
 /// four bytes of 1
 constexpr int ones = 0x01010101;
 
-/** @param length   of the query, which has been divided by it
- *  @param largest  magnitude of a coordinate
- *  @param sum      of the integers
- *  @param bias     of the query's distances */
+/** @param length  of the query, which has been divided by it
+ *  @param step    of a coordinate, which is one of an integer
+ *  @param sum     of the integers
+ *  @param bias    of the query's distances */
 __device__ DeviceQueryFactors query_factors(
         const DeviceLayout& layout,
         const ImageOrder& order,
         double length,
-        float largest,
+        double step,
         int sum,
         double bias) {
-    const double multiplier =
-            length * (double(largest) / largest_integer) * layout.half_level;
+    const double multiplier = length * step * layout.half_level;
     const uint32_t base = order.is_batch ? DeviceLayout().base
                                          : layout.base_of(order.by_bits);
     const float sign = layout.is_l2 ? 1 : -1;
@@ -1039,8 +1037,12 @@ __device__ void write_query(
         DeviceQueryFactors& factors,
         QuerySums* sums) {
     __shared__ float largest_of_warp[query_threads / 32];
-    __shared__ int sum;
-    __shared__ QuerySums sums_of_block;
+    // of integers; with q those of eight bits, w those that are written
+    struct Sums {
+        int sum, magnitudes;
+        int qq, qw, ww; // scalar products
+    };
+    __shared__ Sums total;
     const int d = layout.d, dims = layout.dims;
     float largest = 0;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
@@ -1051,16 +1053,18 @@ __device__ void write_query(
         largest_of_warp[threadIdx.x / 32] = largest;
     }
     if (threadIdx.x == 0) {
-        sum = 0;
-        sums_of_block = {};
+        total = {};
     }
     __syncthreads();
     for (int w = 0; w < blockDim.x / 32; w++) {
         largest = fmaxf(largest, largest_of_warp[w]);
     }
-    const float factor = largest > 0 ? largest_integer / largest : 0;
-    int partial_sum = 0;
-    QuerySums partial = {};
+    const auto factor = [&](int integer) {
+        return largest > 0 ? float(integer) / largest : 0;
+    };
+    const float factor_of_q = factor(largest_integer);
+    const float factor_of_w = factor(order.largest_integer());
+    Sums partial = {};
     for (int i = threadIdx.x; i < dims / 4; i += blockDim.x) {
         const int left = d - 4 * i;
         float4 x = reinterpret_cast<const float4&>(y[4 * i]);
@@ -1068,27 +1072,40 @@ __device__ void write_query(
              left > 1 ? x.y : 0,
              left > 2 ? x.z : 0,
              left > 3 ? x.w : 0};
-        const uint32_t four = quantize_four(x, factor);
-        reinterpret_cast<uint32_t*>(quantized)[i] = four;
-        partial_sum = __dp4a(int(four), ones, partial_sum);
+        const int w = int(quantize_four(x, factor_of_w));
+        reinterpret_cast<int*>(quantized)[i] = w;
+        partial.sum = __dp4a(w, ones, partial.sum);
         if (sums) {
+            const int q = int(quantize_four(x, factor_of_q));
             partial.magnitudes =
-                    __dp4a(__vabs4(four), uint32_t(ones), partial.magnitudes);
-            partial.squares += __dp4a(int(four), int(four), 0);
+                    __dp4a(int(__vabs4(w)), ones, partial.magnitudes);
+            partial.qq = __dp4a(q, q, partial.qq);
+            partial.qw = __dp4a(q, w, partial.qw);
+            partial.ww = __dp4a(w, w, partial.ww);
         }
     }
-    atomicAdd(&sum, partial_sum);
+    atomicAdd(&total.sum, partial.sum);
     if (sums) {
-        atomicAdd(&sums_of_block.magnitudes, partial.magnitudes);
-        atomicAdd(&sums_of_block.squares, partial.squares);
+        atomicAdd(&total.magnitudes, partial.magnitudes);
+        atomicAdd(&total.qq, partial.qq);
+        atomicAdd(&total.qw, partial.qw);
+        atomicAdd(&total.ww, partial.ww);
     }
     __syncthreads();
     write_image(threadIdx.x, blockDim.x, layout, order, quantized, words);
     if (threadIdx.x == 0) {
-        factors = query_factors(layout, order, length, largest, sum, bias);
+        double step = double(largest) / largest_integer;
         if (sums) {
-            *sums = sums_of_block;
+            const double qq = total.qq, qw = total.qw;
+            const bool is_zero = total.qq == 0;
+            step *= is_zero ? 1 : qq / qw;
+            const double squares = is_zero ? 0 : qw * qw / qq;
+            *sums = {
+                    uint32_t(total.magnitudes),
+                    float(squares),
+                    float(sqrt(fmax(total.ww - squares, 0.0)))};
         }
+        factors = query_factors(layout, order, length, step, total.sum, bias);
     }
 }
 
@@ -1282,8 +1299,9 @@ __global__ void __launch_bounds__(residual_threads) prepare_residual_kernel(
         }
         integers = __reduce_add_sync(0xffffffff, integers);
         if (lane == 0) {
+            const double step = double(largest) / largest_integer;
             factors[first_slot + warp] =
-                    query_factors(layout, order, 1, largest, integers, sum);
+                    query_factors(layout, order, 1, step, integers, sum);
         }
     }
     __syncthreads();

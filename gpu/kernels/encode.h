@@ -92,11 +92,21 @@ struct ImageOrder {
     bool is_single = false; ///< likewise
     bool is_batch = false;  ///< likewise
     int group_size = 0;     ///< 0 for the first order
+    int bits = 8;           ///< of integers; by bits maybe fewer
+
+    /// the greatest magnitude of a query's integers
+    TQ_HOST_DEVICE int largest_integer() const {
+        return (1 << (bits - 1)) - 1;
+    }
 };
 
-/// of a query's integers
+/** Of a query whose integers, w, have fewer bits than those that codes' keys
+ * have, q. With c = |q|^2 / <q, w>, the rest q - c w is orthogonal to q, as are
+ * the residuals of codes (see SignApproximation). */
 struct QuerySums {
-    uint32_t magnitudes, squares;
+    uint32_t magnitudes; ///< of w
+    float squares;       ///< |q|^2 / c^2
+    float rest;          ///< |q - c w| / c
 };
 
 /// rows that a search by signs has left; 0: not known

@@ -15,6 +15,9 @@ namespace faiss_turboquant {
 namespace gpu {
 
 constexpr int stream_warps = 16; ///< of a block, at most
+/// the same with products of several queries and one plane, which take fewer
+/// registers
+constexpr int product_warps = 20;
 
 /// TileStream::copies_whole_rows, of codes
 constexpr bool has_long_rows(int nbits) {
@@ -25,14 +28,18 @@ constexpr bool has_long_rows(int nbits) {
  * latencies better than many tiles of each.
  * @param available  bytes of shared memory, without images of queries
  * @param least      tiles of each
- * @param fewest     warps */
+ * @param fewest     warps
+ * @param most       the same
+ * @param beside     bytes that come with a tile */
 inline StreamPlan plan_streams(
         const DeviceLayout& layout,
         size_t available,
         int least,
-        int fewest) {
-    const int tile_size = tile_rows * layout.row_size();
-    for (int warps = stream_warps; warps >= fewest; warps /= 2) {
+        int fewest,
+        int most = stream_warps,
+        int beside = 0) {
+    const int tile_size = tile_rows * layout.row_size() + beside;
+    for (int warps = most; warps >= fewest; warps /= 2) {
         const int tiles = int(available) / (warps * tile_size);
         if (tiles >= least) {
             return {warps, std::min(tiles, max_stream_tiles)};
@@ -44,30 +51,40 @@ inline StreamPlan plan_streams(
 /// bytes of shared memory of a block's TileStreams
 inline size_t streams_size(
         const DeviceLayout& layout,
-        const StreamPlan& streams) {
-    return size_t(streams.warps) * streams.tiles * tile_rows *
-            layout.row_size();
+        const StreamPlan& streams,
+        int beside = 0) {
+    return size_t(streams.warps) * streams.tiles *
+            (tile_rows * layout.row_size() + beside);
 }
 
 #ifdef __CUDACC__
 
 /// barriers of a block's TileStreams, in shared memory
-using StreamArrivals = uint64_t[stream_warps][max_stream_tiles];
+using StreamArrivals = uint64_t[product_warps][max_stream_tiles];
 
 /** Of a round of the block, each warp has some tiles of rows that follow each
  * other, and of each tile one plane of codes after the other.
  * @tparam tiles              of a warp in a round
  * @tparam copies_whole_rows  see TileStream
  * @tparam planes             DeviceCodes::planes, and second_planes if it is
- *                            2 */
-template <int tiles, bool copies_whole_rows, int planes = 1>
+ *                            2
+ * @tparam has_factors        scales and offsets come with tiles, not from
+ *                            lists */
+template <
+        int tiles,
+        bool copies_whole_rows,
+        int planes = 1,
+        bool has_factors = false>
 class RowStream {
+    static constexpr int beside = has_factors ? tile_factors_size : 0;
+    static_assert(tile_factors_size == 32 * sizeof(float));
     const DeviceCodes& codes_;
     const uint32_t lane_ = threadIdx.x % 32;
     const uint32_t first_of_warp_ = threadIdx.x / 32 * (tiles * tile_rows);
     const uint32_t round_rows_ = blockDim.x / 32 * (tiles * tile_rows);
     const int n_slots_;
-    TileStream<copies_whole_rows> stream_;
+    TileStream<copies_whole_rows, has_factors> stream_;
+    const float* factors_ = nullptr; ///< of row 0, for the lane
     uint32_t begin_ = 0, end_ = 0;
     bool from_list_ = false; ///< then rows are places in the list
     uint32_t n_copied_ = 0;  ///< tiles
@@ -86,12 +103,19 @@ class RowStream {
             : codes_(codes),
               n_slots_(n_slots),
               stream_(reinterpret_cast<const uint8_t*>(shared) +
-                              size_t(threadIdx.x / 32) * n_slots * tile_rows *
-                                      codes.layout.row_size(),
+                              size_t(threadIdx.x / 32) * n_slots *
+                                      (tile_rows * codes.layout.row_size() +
+                                       beside),
                       arrivals[threadIdx.x / 32],
                       n_slots,
                       codes.layout.row_size(),
-                      codes.list.rows != nullptr) {}
+                      codes.list.rows != nullptr) {
+        if constexpr (has_factors) {
+            const float* factors =
+                    lane_ < tile_rows ? codes.scales : codes.offsets;
+            factors_ = factors ? factors + lane_ % tile_rows : nullptr;
+        }
+    }
 
     /// Begins to copy rows, or those of a list.
     __device__ void begin(uint32_t begin, uint32_t end, bool from_list) {
@@ -162,7 +186,7 @@ class RowStream {
         const uint32_t first = first_of_tile(i);
         if (!from_list_) {
             if (first < end_) {
-                stream_.copy(slot, tile_of_codes(i), size_of_tile(first));
+                copy_tile(slot, i, first);
             }
             return;
         }
@@ -180,7 +204,26 @@ class RowStream {
         next_rows_[tiles - 1] = row_to_copy(i + tiles);
     }
 
+    /// of row i of a tile, with which they have come
+    __device__ float scale(const uint8_t* tile, uint32_t i) const {
+        return factors(tile)[i];
+    }
+    __device__ float offset(const uint8_t* tile, uint32_t i) const {
+        return codes_.offsets ? factors(tile)[tile_rows + i] : 0;
+    }
+
    private:
+    __device__ const float* factors(const uint8_t* tile) const {
+        return reinterpret_cast<const float*>(
+                tile + tile_rows * codes_.layout.row_size());
+    }
+
+    __device__ void copy_tile(int slot, uint32_t i, uint32_t first) const {
+        const uint8_t* tile = tile_of_codes(i);
+        const uint32_t size = size_of_tile(first);
+        stream_.copy(slot, tile, size, factors_ ? factors_ + first : nullptr);
+    }
+
     /// i: of the warp's tiles, of either plane
     __device__ uint32_t first_of_tile(uint32_t i) const {
         const uint32_t tile = i / planes;

@@ -48,9 +48,7 @@ const ScanKernel* few_kernels(
         const ScanPlan& plan) {
     if (plan.product_planes > 0) {
         const int i = plan.product_planes - 1;
-        return plan.is_single     ? kernels.single_products
-                : plan.uses_wgmma ? kernels.products_wgmma[i]
-                                  : kernels.products[i];
+        return plan.is_single ? kernels.single_products : kernels.products[i];
     }
     return plan.is_single           ? kernels.single
             : plan.uses_wgmma       ? kernels.eight_wgmma
@@ -106,7 +104,7 @@ size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
         return single_shared(layout, plan.stream);
     }
     if (plan.stream.warps > 0) {
-        return eight_shared(layout, plan.stream);
+        return eight_shared(layout, plan.stream, plan.product_planes);
     }
     if (plan.is_batch) {
         return group_number(plan) == 0 ? BatchShape<batch_groups[0]>::ring_size
@@ -172,9 +170,11 @@ bool make_single(const DeviceLayout& layout, ScanPlan& plan) {
 void make_eight(const DeviceLayout& layout, ScanPlan& plan) {
     ScanPlan eight = plan;
     eight.by_bits = counts_bits_of_eight(layout.nbits, layout.has_trellis());
-    eight.uses_wgmma = eight.by_bits && has_wgmma(layout);
+    eight.uses_wgmma =
+            eight.by_bits && has_wgmma(layout) && plan.product_planes == 0;
     eight.stream = {1, 1}; // of any kernel that has some
-    eight.stream = plan_eight(layout, available_shared(layout, eight));
+    eight.stream = plan_eight(
+            layout, available_shared(layout, eight), plan.product_planes);
     if (eight.stream.warps > 0) {
         plan = eight;
     }
@@ -558,8 +558,13 @@ ListScan plan_list_scan(
     return best;
 }
 
-ScanPlan plan_scan(const DeviceLayout& layout, uint32_t n, size_t nq) {
+ScanPlan plan_scan(
+        const DeviceLayout& layout,
+        uint32_t n,
+        size_t nq,
+        int product_planes) {
     ScanPlan plan;
+    plan.product_planes = product_planes;
     const bool may_use_wgmma = has_wgmma(layout);
     if (nq > 64 && may_use_wgmma) {
         plan.is_batch = true;
@@ -710,9 +715,7 @@ void scan_products(
     args.products = sink;
     args.reservoirs = reservoirs;
     args.range.last = -INFINITY; // no key is of interest
-    ScanPlan of_products = plan;
-    of_products.product_planes = codes.second_planes ? 2 : 1;
-    launch(args, of_products, stream);
+    launch(args, plan, stream);
 }
 
 void merge_slices(

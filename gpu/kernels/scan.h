@@ -81,6 +81,17 @@ struct StreamPlan {
 /// their own, see batch_kernel.cuh
 constexpr int batch_parts = 4;
 
+/** Bits of the integers of several queries whose products with codes of one bit
+ * are bounds for others: what takes the time is multiplications, one for each
+ * bit. With two planes, which leave less open, there are more than with one.
+ * @param product_planes  of scan_products; 0: another scan */
+constexpr int bits_of_products(int product_planes, int units) {
+    return product_planes == 0    ? 8
+            : product_planes == 1 ? 4
+            : units == 1          ? 8 // fragments have four bits then
+                                  : 6;
+}
+
 /// how a page of queries is cut into blocks
 struct ScanPlan {
     int units = 1;          ///< of Fragment
@@ -104,7 +115,8 @@ struct ScanPlan {
                 by_bits,
                 is_single,
                 is_batch,
-                uses_wgmma || is_batch ? group_size() : 0};
+                uses_wgmma || is_batch ? group_size() : 0,
+                is_single ? 8 : bits_of_products(product_planes, units)};
     }
     TQ_HOST_DEVICE size_t padded_nq() const {
         return size_t(n_groups) * group_size();
@@ -118,8 +130,12 @@ struct ScanPlan {
     }
 };
 
-/// Plans are for the current device.
-ScanPlan plan_scan(const DeviceLayout& layout, uint32_t n, size_t nq);
+/// Plans are for the current device. product_planes: see ScanPlan
+ScanPlan plan_scan(
+        const DeviceLayout& layout,
+        uint32_t n,
+        size_t nq,
+        int product_planes = 0);
 
 /** How a page is compared with a sample, for bounds of its k best to begin
  * with: n_slices is 0 where that is not worth while. */
@@ -304,7 +320,9 @@ void scan_distances(
         cudaStream_t stream);
 
 /** Products of all rows with codes of one bit, not of inverted files.
- * @param plan        by bits
+ * @param codes       scales, and offsets if there are any, of product_rows more
+ *                    than there are rows, or as many
+ * @param plan        by bits, with its product_planes
  * @param reservoirs  for the k best of each slice besides; k = 0: not wanted */
 void scan_products(
         const DeviceCodes& codes,

@@ -183,21 +183,27 @@ struct ProductFactors {
             uint32_t query,
             const DeviceQueryFactors& factors,
             uint32_t of_one) {
-        const uint32_t most = query < sink.nq
-                ? sink.largest_level * sink.queries[query].magnitudes
-                : 0;
-        const float unit = 256 * 255.0f / float(most > 0 ? most : 1);
+        const float unit = unit_of(sink, query);
         slope = float(int(of_one)) * unit;
         shift = half - float(int(factors.base)) * unit;
         to_key = factors.multiplier / unit;
         bias = factors.bias;
     }
 
+    /// what a product of 1 becomes
+    static __device__ float unit_of(const ProductSink& sink, uint32_t query) {
+        const uint32_t most = query < sink.nq
+                ? sink.largest_level * sink.queries[query].magnitudes
+                : 0;
+        return 256 * 255.0f / float(most > 0 ? most : 1);
+    }
+
     /// in the lowest 16 bits; products below 0 are as 0
     __device__ uint32_t fixed(int dot) const {
-        constexpr float integers = 1 << 23; // what is added to it is rounded
-        const float x = fmaxf(fmaf(float(dot), slope, shift), 0.0f);
-        return __float_as_uint(x + integers);
+        return fixed_of(fmaf(float(dot), slope, shift));
+    }
+    static __device__ uint32_t fixed(float product, float unit) {
+        return fixed_of(fmaf(product, unit, half));
     }
 
     /// about the least key of a tile, of the largest product and factors in it
@@ -208,6 +214,11 @@ struct ProductFactors {
 
    private:
     static constexpr float half = 128;
+
+    static __device__ uint32_t fixed_of(float x) {
+        constexpr float integers = 1 << 23; // what is added to it is rounded
+        return __float_as_uint(fmaxf(x, 0.0f) + integers);
+    }
 };
 
 /// what TileRange tells of keys

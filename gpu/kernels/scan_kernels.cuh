@@ -18,7 +18,7 @@ struct ScanKernels {
     ScanKernel eight[3], eight_wgmma[3];
     ScanKernel single[3]; ///< one query
     // for scan_products, of one plane and of two
-    ScanKernel products[2][3], products_wgmma[2][3], single_products[3];
+    ScanKernel products[2][3], single_products[3];
     ScanKernel many[3];     ///< 4, 8 and 16 tiles; units 1
     ScanKernel wgmma[2];    ///< 8 and 16 tiles; units 1
     ScanKernel batch[2][2]; ///< batch_groups; units 1, 2; or null
@@ -33,8 +33,6 @@ constexpr void add_eight_by_bits(ScanKernels& kernels) {
     kernels.eight_wgmma[i] = eight_kernel<nbits, trellis, units, true>;
     kernels.products[0][i] = eight_kernel<nbits, trellis, units, false, 1>;
     kernels.products[1][i] = eight_kernel<nbits, trellis, units, false, 2>;
-    kernels.products_wgmma[0][i] = eight_kernel<nbits, trellis, units, true, 1>;
-    kernels.products_wgmma[1][i] = eight_kernel<nbits, trellis, units, true, 2>;
 }
 
 /// kernels for one tile of queries, and for one query

@@ -103,12 +103,16 @@ __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
     const QuerySums& sums = signs.products.queries[q];
     const double multiplier = factors.multiplier; // below 0
     const double squares = sums.squares;
+    const double share = sign_share(signs.d, signs.margin);
+    // |u|^2 of the code that has the largest
+    const double most_of_signs = statistics.largest_square +
+            double(statistics.largest_residual) * statistics.largest_residual;
     const float sign = signs.is_l2 ? 1 : -1;
     const double y =
             (double(threshold) - factors.bias - sign * statistics.offset) /
             (multiplier * statistics.scale);
     const SignBound bound = sign_bound(
-            {squares, sign_share(signs.d, signs.margin), 0},
+            {squares, share, share * sums.rest * sqrt(most_of_signs)},
             {statistics.least_residual,
              statistics.largest_residual,
              statistics.largest_square},

@@ -24,11 +24,11 @@ using faiss::METRIC_L2;
 using faiss::gpu::GpuIndexTurboQuant;
 using faiss_turboquant::gpu::CodeStorage;
 using faiss_turboquant::gpu::DeviceCodes;
-using faiss_turboquant::gpu::DeviceLayout;
 using faiss_turboquant::gpu::DeviceQueryFactors;
 using faiss_turboquant::gpu::DeviceSignFilter;
 using faiss_turboquant::gpu::download;
 using faiss_turboquant::gpu::GpuResources;
+using faiss_turboquant::gpu::planes_of_scan;
 using faiss_turboquant::gpu::Refused;
 using faiss_turboquant::gpu::RowsLeft;
 using faiss_turboquant::gpu::ScanPlan;
@@ -347,10 +347,7 @@ TEST(DeviceSignFilter, SecondPlaneLeavesFewRows) {
         const Results best = search(index, xq, 10);
         const float radius = *std::max_element(best.D.begin(), best.D.end());
         const DeviceCodes codes = storage.codes(n, nullptr);
-        const auto plan = [&](const DeviceLayout& layout) {
-            return plan_scan(layout, n, nq);
-        };
-        const ScanPlan of_codes = plan(codes.layout);
+        const ScanPlan of_codes = plan_scan(codes.layout, n, nq);
         std::vector<uint32_t> sizes;
         for (const int n_planes : {1, 2}) {
             const SignSearch search(
@@ -359,7 +356,11 @@ TEST(DeviceSignFilter, SecondPlaneLeavesFewRows) {
                     n_planes,
                     codes,
                     of_codes,
-                    plan(codes.layout.signs()),
+                    plan_scan(
+                            codes.layout.signs(),
+                            n,
+                            nq,
+                            planes_of_scan(nq, n_planes)),
                     nq,
                     0,
                     5.5);
