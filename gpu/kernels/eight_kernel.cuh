@@ -5,7 +5,9 @@
  * Codes of one bit are compared by bits, as with one query (see
  * single_kernel.cuh): a matrix instruction of a warp is of a bit of all
  * queries, one of four warps of all their bits. Besides instructions it is
- * latencies that bound this: there are registers for sixteen warps only. */
+ * latencies that bound this: there are registers for few warps. Where products
+ * are kept, queries have fewer bits than eight (bits_of_products), and warps
+ * work each for itself: four would wait for the slowest at each tile. */
 
 #include <cstdint>
 #include <type_traits>

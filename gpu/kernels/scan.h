@@ -84,7 +84,8 @@ constexpr int batch_parts = 4;
 /** Bits of the integers of several queries whose products with codes of one bit
  * are bounds for others: what takes the time is multiplications, one for each
  * bit. With two planes, which leave less open, there are more than with one.
- * @param product_planes  of scan_products; 0: another scan */
+ * @param product_planes  of scan_products; 0: another scan
+ * @param units           see ScanPlan */
 constexpr int bits_of_products(int product_planes, int units) {
     return product_planes == 0    ? 8
             : product_planes == 1 ? 4
