@@ -284,7 +284,9 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     } else if (!sign_filter_->try_extend(codes.n, n_planes)) {
         return nullptr;
     }
-    sign_plan = plan_signs(n_planes);
+    if (planes_of_scan(nq, n_planes) > 1) {
+        sign_plan = plan_signs(n_planes);
+    }
     return std::make_unique<SignSearch>(
             *resources_,
             *sign_filter_,

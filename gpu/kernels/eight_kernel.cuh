@@ -31,10 +31,10 @@ constexpr int few_units(int nbits, bool has_trellis) {
     return has_trellis ? 2 : 4 / fragment_bits(nbits, false);
 }
 
-/// bytes that come with a tile. Loads into registers, a tile ahead, would wait
-/// for each other and for those of rows that are of interest.
-constexpr int beside_of_eight(int product_planes) {
-    return product_planes > 0 ? tile_factors_size : 0;
+/// whether factors come with a tile: loads into registers, a tile ahead, wait
+/// for each other
+constexpr bool has_factors_of_eight(int product_planes) {
+    return product_planes > 0;
 }
 
 /// of a block, at most
@@ -48,14 +48,13 @@ inline StreamPlan plan_eight(
         size_t available,
         int product_planes) {
     const size_t images = size_t(8) * layout.dims;
-    const int beside = beside_of_eight(product_planes);
     return images < available ? plan_streams(
                                         layout,
                                         available - images,
                                         1,
                                         4,
                                         warps_of_eight(product_planes),
-                                        beside)
+                                        has_factors_of_eight(product_planes))
                               : StreamPlan();
 }
 
@@ -64,8 +63,8 @@ inline size_t eight_shared(
         const DeviceLayout& layout,
         const StreamPlan& streams,
         int product_planes) {
-    const int beside = beside_of_eight(product_planes);
-    return size_t(8) * layout.dims + streams_size(layout, streams, beside);
+    const bool has_factors = has_factors_of_eight(product_planes);
+    return size_t(8) * layout.dims + streams_size(layout, streams, has_factors);
 }
 
 #ifdef __CUDACC__
@@ -341,7 +340,8 @@ __global__ void __launch_bounds__(32 * warps_of_eight(product_planes), 1)
     const DeviceLayout& layout = codes.layout;
     const int images_size = group_size * layout.dims;
     constexpr int planes = 1 + has_second_plane;
-    RowStream<1, has_long_rows(nbits), planes, keeps_products> stream(
+    constexpr bool has_factors = has_factors_of_eight(product_planes);
+    RowStream<1, has_long_rows(nbits), planes, has_factors> stream(
             codes, image + images_size / 16, args.stream_tiles, arrivals);
     const ScanTask task = begin_task(args, keeps_products, stream);
     load_images(args, task, images_size, image);
@@ -394,6 +394,14 @@ __global__ void __launch_bounds__(32 * warps_of_eight(product_planes), 1)
     const auto product_of = [&](const int(&dots)[4], int i, int j) {
         return int(slope * dots[2 * i + j] - query_factors[j].base);
     };
+    const auto key_at =
+            [&](int product, const RowFactors& of_rows, int i, int j) {
+                return key_of(
+                        product,
+                        of_rows.scales[i],
+                        sign * of_rows.offsets[i],
+                        query_factors[j]);
+            };
     // f(query, place, key)
     const auto for_each_key = [&](const int(&dots)[4],
                                   uint32_t first,
@@ -406,11 +414,7 @@ __global__ void __launch_bounds__(32 * warps_of_eight(product_planes), 1)
             }
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const float key =
-                        key_of(product_of(dots, i, j),
-                               of_rows.scales[i],
-                               sign * of_rows.offsets[i],
-                               query_factors[j]);
+                const float key = key_at(product_of(dots, i, j), of_rows, i, j);
                 f(2 * t + j, first + 8 * i + g, key);
             }
         }
@@ -477,11 +481,7 @@ __global__ void __launch_bounds__(32 * warps_of_eight(product_planes), 1)
                     const int i = c / 2, j = c % 2;
                     const int product = product_of(dots, i, j);
                     products[c] = float(product);
-                    keys[c] =
-                            key_of(product,
-                                   of_rows.scales[i],
-                                   sign * of_rows.offsets[i],
-                                   query_factors[j]);
+                    keys[c] = key_at(product, of_rows, i, j);
                     is_of_interest |= keys[c] <= state.last_key[2 * t + j];
                 }
                 write_products(

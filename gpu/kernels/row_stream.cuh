@@ -26,21 +26,21 @@ constexpr bool has_long_rows(int nbits) {
 
 /** TileStreams of a block for which there is room: of many warps, which hide
  * latencies better than many tiles of each.
- * @param available  bytes of shared memory, without images of queries
- * @param least      tiles of each
- * @param fewest     warps
- * @param most       the same
- * @param beside     bytes that come with a tile */
+ * @param available    bytes of shared memory, without images of queries
+ * @param least        tiles of each
+ * @param fewest       warps
+ * @param most         the same
+ * @param has_factors  see RowStream */
 inline StreamPlan plan_streams(
         const DeviceLayout& layout,
         size_t available,
         int least,
         int fewest,
         int most = stream_warps,
-        int beside = 0) {
-    const int tile_size = tile_rows * layout.row_size() + beside;
+        bool has_factors = false) {
+    const int slot_size = int(tile_slot_size(layout.row_size(), has_factors));
     for (int warps = most; warps >= fewest; warps /= 2) {
-        const int tiles = int(available) / (warps * tile_size);
+        const int tiles = int(available) / (warps * slot_size);
         if (tiles >= least) {
             return {warps, std::min(tiles, max_stream_tiles)};
         }
@@ -52,9 +52,9 @@ inline StreamPlan plan_streams(
 inline size_t streams_size(
         const DeviceLayout& layout,
         const StreamPlan& streams,
-        int beside = 0) {
+        bool has_factors = false) {
     return size_t(streams.warps) * streams.tiles *
-            (tile_rows * layout.row_size() + beside);
+            tile_slot_size(layout.row_size(), has_factors);
 }
 
 #ifdef __CUDACC__
@@ -76,7 +76,6 @@ template <
         int planes = 1,
         bool has_factors = false>
 class RowStream {
-    static constexpr int beside = has_factors ? tile_factors_size : 0;
     static_assert(tile_factors_size == 32 * sizeof(float));
     const DeviceCodes& codes_;
     const uint32_t lane_ = threadIdx.x % 32;
@@ -104,8 +103,9 @@ class RowStream {
               n_slots_(n_slots),
               stream_(reinterpret_cast<const uint8_t*>(shared) +
                               size_t(threadIdx.x / 32) * n_slots *
-                                      (tile_rows * codes.layout.row_size() +
-                                       beside),
+                                      tile_slot_size(
+                                              codes.layout.row_size(),
+                                              has_factors),
                       arrivals[threadIdx.x / 32],
                       n_slots,
                       codes.layout.row_size(),

@@ -715,6 +715,7 @@ void scan_products(
     args.products = sink;
     args.reservoirs = reservoirs;
     args.range.last = -INFINITY; // no key is of interest
+    FAISS_THROW_IF_NOT(plan.product_planes == (codes.second_planes ? 2 : 1));
     launch(args, plan, stream);
 }
 

@@ -175,8 +175,6 @@ struct ProductFactors {
     float slope, shift; ///< of dot products
     float to_key, bias;
 
-    ProductFactors() = default;
-
     /// of_one: DeviceLayout::slope_of
     __device__ ProductFactors(
             const ProductSink& sink,
@@ -225,7 +223,6 @@ struct ProductFactors {
 struct TileFactors {
     float scale, offset;
 
-    TileFactors() = default;
     __device__ TileFactors(const TileRange& range, bool is_valid)
             : scale(load_if(is_valid, &range.largest_scale, nanf(""))),
               offset(load_if(is_valid, &range.least_offset, 0.0f)) {}

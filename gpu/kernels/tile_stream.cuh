@@ -19,6 +19,13 @@ constexpr int max_stream_tiles = 8; ///< of a ring
 /// scales and offsets of a tile, which may come with it
 constexpr int tile_factors_size = 2 * tile_rows * sizeof(float);
 
+/// bytes of a tile and what comes with it
+TQ_HOST_DEVICE constexpr uint32_t tile_slot_size(
+        uint32_t row_size,
+        bool has_factors) {
+    return tile_rows * row_size + (has_factors ? tile_factors_size : 0);
+}
+
 #ifdef __CUDACC__
 
 /** @tparam copies_whole_rows  how rows of lists are copied, on compute
@@ -48,7 +55,7 @@ class TileStream {
         return tile_rows * row_size_;
     }
     __device__ uint32_t slot_size() const {
-        return tile_size() + (has_factors ? tile_factors_size : 0);
+        return tile_slot_size(row_size_, has_factors);
     }
 
 #if __CUDA_ARCH__ >= 900
