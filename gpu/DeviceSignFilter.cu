@@ -20,7 +20,7 @@ uint32_t list_capacity(size_t n) {
 }
 
 size_t best_rows(const ScanPlan& sign_plan, size_t nq, int k) {
-    return nq * sign_plan.n_slices * k;
+    return nq * sign_plan.n_slices * best_of_block(sign_plan, k);
 }
 
 /// of planes
@@ -276,6 +276,7 @@ SignSearch::SignSearch(
           products_(resources, ProductSink::size(codes.n, nq)),
           largest_(resources, ProductSink::largest_size(codes.n, nq)),
           left_(resources, 1),
+          next_round_(resources, 1),
           best_rows_(resources, best_rows(sign_plan_, nq, k)),
           best_keys_(resources, nq * best_rows_.size()) {
     image_ = {
@@ -285,7 +286,8 @@ SignSearch::SignSearch(
             factors_.data(),
             sums_.data(),
             nullptr,
-            left_.data()};
+            left_.data(),
+            next_round_.data()};
     for (int p = 0; p < n_scans_; p++) {
         candidates_[p] =
                 DeviceArray<uint32_t>(resources, list_capacity(codes.n));
@@ -312,15 +314,16 @@ DeviceCodes SignSearch::plane(int p) const {
     return signs;
 }
 
-void SignSearch::scan(const Reservoirs& reservoirs) const {
+void SignSearch::scan(bool finds_best) const {
     DeviceCodes signs = plane(0);
     if (are_joined()) {
         signs.second_planes = rows_.planes[1].bits;
         signs.scales = rows_.planes[1].scales;
     }
     ProductSink sink = products();
-    if (reservoirs.k > 0) {
+    if (finds_best) {
         sink.best = best_rows_.data();
+        sink.n_best = best_of_block(sign_plan_, k_);
     }
     scan_products(
             signs,
@@ -328,34 +331,41 @@ void SignSearch::scan(const Reservoirs& reservoirs) const {
             image_.image,
             image_.factors,
             sink,
-            reservoirs,
             resources_.stream());
 }
 
 ProductSink SignSearch::products() const {
-    return {products_.data(),
-            uint32_t(nq_),
-            are_joined() ? 3 : 1,
-            sums_.data(),
-            largest_.data(),
-            nullptr,
-            rows_.planes[are_joined() ? 1 : 0].ranges};
+    ProductSink sink;
+    sink.products = products_.data();
+    sink.nq = uint32_t(nq_);
+    sink.largest_level = are_joined() ? 3 : 1;
+    sink.queries = sums_.data();
+    sink.largest = largest_.data();
+    sink.next_round = next_round_.data();
+    sink.ranges = rows_.planes[are_joined() ? 1 : 0].ranges;
+    return sink;
 }
 
 RowList SignSearch::find_candidates(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
-        const Reservoirs& reservoirs) const {
+        Entry* thresholds) const {
     const cudaStream_t stream = resources_.stream();
-    Entry* thresholds = reservoirs.thresholds;
-    scan(reservoirs);
+    scan(true);
     const uint32_t n_best = uint32_t(best_rows_.size());
     DeviceCodes best = codes_;
     best.list.rows = best_rows_.data();
     best.list.capacity = n_best;
+    // each block has few of these rows; with fewer warps it leaves room for one
+    // of the next kernel, which is there at once then
+    ScanPlan best_plan = plan_;
+    constexpr int warps = 8, tiles = 2;
+    if (best_plan.stream.warps > warps) {
+        best_plan.stream = {warps, std::min(tiles, best_plan.stream.tiles)};
+    }
     scan_distances(
             best,
-            plan_,
+            best_plan,
             {},
             image,
             factors,
@@ -374,7 +384,7 @@ RowList SignSearch::find_candidates(
 }
 
 RowList SignSearch::find_candidates(float last) const {
-    scan({});
+    scan(false);
     return list_candidates(nullptr, last);
 }
 

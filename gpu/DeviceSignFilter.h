@@ -138,7 +138,7 @@ class DeviceSignFilter {
  * it in the order of the stream, without waiting:
  *
  * 1. the signs of all rows are read, which gives their products with queries
- * and the best of each slice by the keys that these let expect;
+ * and rows that may be the best by the keys that these let expect;
  * 2. the codes of these are read: the k-th best of their keys is a threshold;
  * 3. rows whose key may be below it are listed;
  * 4. with a second plane, that of these rows is read, and those that may be
@@ -179,20 +179,14 @@ class SignSearch {
         return image_;
     }
 
-    /// of all scans
-    size_t n_reservoirs() const {
-        return std::max(plan_.n_reservoirs(), sign_plan_.n_reservoirs());
-    }
-
     /** The rows that a search for the k best has to read.
      * @param image       of the queries, for codes
      * @param factors     likewise
-     * @param reservoirs  n_reservoirs() of them, which it works in; thresholds
-     *                    are written */
+     * @param thresholds  (nq,), written */
     RowList find_candidates(
             const uint8_t* image,
             const DeviceQueryFactors* factors,
-            const Reservoirs& reservoirs) const;
+            Entry* thresholds) const;
 
     /// those that a search for keys up to `last` has to read
     RowList find_candidates(float last) const;
@@ -200,9 +194,8 @@ class SignSearch {
    private:
     RowList list_candidates(const Entry* thresholds, float last) const;
     DeviceCodes plane(int p) const;
-    /// products of all rows; for the k best of each slice besides, where the
-    /// reservoirs' k is not 0
-    void scan(const Reservoirs& reservoirs) const;
+    /// products of all rows. finds_best: and rows that may be the best
+    void scan(bool finds_best) const;
     ProductSink products() const;
     bool are_joined() const {
         return n_planes_ > n_scans_;
@@ -229,6 +222,7 @@ class SignSearch {
     /// (list_capacity,) of each scan
     DeviceArray<uint32_t> candidates_[max_sign_planes];
     DeviceArray<RowsLeft> left_;
+    DeviceArray<uint32_t> next_round_; ///< see ProductSink
 
     DeviceArray<uint32_t> best_rows_; ///< by their signs, see ProductSink
     DeviceArray<float> best_keys_;    ///< (nq, best_rows)

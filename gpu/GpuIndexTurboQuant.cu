@@ -252,12 +252,10 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
     if (!sign_plan.by_bits) { // there is no room for the queries
         return nullptr;
     }
-    const size_t n_reservoirs =
-            std::max(plan.n_reservoirs(), sign_plan.n_reservoirs());
     const auto has_room = [&](int n_planes) {
         const size_t bytes =
                 SignSearch::workspace(sign_plan, n_planes, codes.n, nq, k) +
-                (k > 0 ? n_reservoirs * reservoir_capacity(plan, k) *
+                (k > 0 ? plan.n_reservoirs() * reservoir_capacity(plan, k) *
                                  sizeof(Entry)
                        : 0);
         return bytes <= resources_->workspace_limit;
@@ -266,7 +264,8 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
         return nullptr;
     }
     // the codes that are read for a threshold may be as many as are left
-    if (may_do_without && nq * sign_plan.n_slices * k > codes.n / 8) {
+    const size_t n_best = sign_plan.n_slices * best_of_block(sign_plan, k);
+    if (may_do_without && nq * n_best > codes.n / 8) {
         return nullptr;
     }
     const int most = has_room(2) ? 2 : 1;
@@ -353,9 +352,7 @@ void GpuIndexTurboQuant::search(
         Output<float> page_distances(
                 resources, distances + first * k, page * k);
         Output<idx_t> page_labels(resources, labels + first * k, page * k);
-        const size_t n_reservoirs = queries.signs
-                ? queries.signs->n_reservoirs()
-                : plan.n_reservoirs();
+        const size_t n_reservoirs = plan.n_reservoirs();
         const size_t capacity = reservoir_capacity(plan, k_found);
         const DeviceArray<Entry> entries(resources, n_reservoirs * capacity);
         const DeviceArray<uint32_t> counts(resources, n_reservoirs);
@@ -371,7 +368,7 @@ void GpuIndexTurboQuant::search(
                 of_interest.list = queries.signs->find_candidates(
                         queries.image.data(),
                         queries.factors.data(),
-                        reservoirs);
+                        thresholds.data());
             } else {
                 begin_thresholds(
                         resources, codes, plan, queries, k_found, thresholds);

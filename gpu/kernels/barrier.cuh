@@ -64,25 +64,23 @@ __device__ inline void copy_16(uint32_t to, const void* from) {
                  : "memory");
 }
 
-/// likewise 4
-__device__ inline void copy_4(uint32_t to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from)
-                 : "memory");
-}
-
-/// arrives when what the thread has begun to copy by these two is there
+/// arrives when what the thread has begun to copy so is there
 __device__ inline void arrive_after_copies(uint32_t barrier) {
     asm volatile(
             "cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier)
             : "memory");
 }
 
-#if __CUDA_ARCH__ >= 900
-
 __device__ inline void arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier)
-                 : "memory");
+    asm volatile(
+            "{\n"
+            ".reg .b64 state;\n"
+            "mbarrier.arrive.shared.b64 state, [%0];\n"
+            "}" ::"r"(barrier)
+            : "memory");
 }
+
+#if __CUDA_ARCH__ >= 900
 
 /// an arrival after which `bytes` of copies are expected, too
 __device__ inline void arrive_and_expect(uint32_t barrier, uint32_t bytes) {
@@ -188,6 +186,10 @@ __device__ inline void synchronize_cluster() {
 template <int threads>
 __device__ inline void synchronize_warps(int id) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(threads) : "memory");
+}
+
+__device__ inline void synchronize_warps(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 /// the same; whether the condition holds for any thread

@@ -177,6 +177,15 @@ __device__ inline T load_if(bool is_valid, const T* at, T other) {
     return result;
 }
 
+/// four numbers that start on 16 bytes
+__device__ inline void load4(const float* from, float (&to)[4]) {
+    const float4 x = *reinterpret_cast<const float4*>(from);
+    to[0] = x.x;
+    to[1] = x.y;
+    to[2] = x.z;
+    to[3] = x.w;
+}
+
 /// the next kernel's blocks may be put in place
 __device__ inline void let_next_kernel_begin() {
 #if __CUDA_ARCH__ >= 900

@@ -941,11 +941,13 @@ __device__ void write_bit_planes(
         if (order.is_single) {
             return (step * bits + b) * of_step + in_step;
         }
-        const int t = in_step / units, unit = in_step % units;
-        const int width = units == 1 || order.group_size ? 1 : 2; // of a pair
-        // of the lane
-        const int word = ((step * units + unit) / width * bits + b) * width +
-                unit % width;
+        const int t = in_step / units, unit = step * units + in_step % units;
+        int word; // of the lane
+        if (order.group_size || units == 1) {
+            word = unit * bits + b;
+        } else {
+            word = unit / 2 * (2 * bits) + b / 2 * 4 + unit % 2 * 2 + b % 2;
+        }
         return (word / 4 * 4 + t) * 4 + word % 4;
     };
     for (int i = thread / 32; i < layout.dims / 32; i += threads / 32) {
@@ -1084,12 +1086,18 @@ __device__ void write_query(
             partial.ww = __dp4a(w, w, partial.ww);
         }
     }
-    atomicAdd(&total.sum, partial.sum);
+    const auto add = [](int& total, int of_lane) {
+        const int of_warp = __reduce_add_sync(0xffffffff, of_lane);
+        if (threadIdx.x % 32 == 0) {
+            atomicAdd(&total, of_warp);
+        }
+    };
+    add(total.sum, partial.sum);
     if (sums) {
-        atomicAdd(&total.magnitudes, partial.magnitudes);
-        atomicAdd(&total.qq, partial.qq);
-        atomicAdd(&total.qw, partial.qw);
-        atomicAdd(&total.ww, partial.ww);
+        add(total.magnitudes, partial.magnitudes);
+        add(total.qq, partial.qq);
+        add(total.qw, partial.qw);
+        add(total.ww, partial.ww);
     }
     __syncthreads();
     write_image(threadIdx.x, blockDim.x, layout, order, quantized, words);
@@ -1134,6 +1142,9 @@ __global__ void __launch_bounds__(query_threads) prepare_queries_kernel(
         }
         if (image.left && q == 0) {
             *image.left = {};
+        }
+        if (image.next_round && q == 0) {
+            *image.next_round = 0;
         }
     }
     if (q >= nq) {

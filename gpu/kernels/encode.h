@@ -84,8 +84,9 @@ struct DeviceQueryFactors {
  * [group][fragment][lane of the row][query][word]. By bits, a query is eight
  * codes of one bit, those of bit b of its integers, in the order in which lanes
  * read codes: [query][step][b][lane of the row][word of `units`], or, of eight
- * queries, the words of a lane in fragments [step][pair of units][b][unit of
- * the pair], which are one unit where four warps work together. */
+ * queries, the words of a lane in fragments [step][unit][b], or [step][pair of
+ * units][pair of bits][unit of the pair][bit of the pair] where a matrix
+ * instruction of a warp takes two units. */
 struct ImageOrder {
     int units = 1;          ///< of Fragment
     bool by_bits = false;   ///< see ScanPlan
@@ -124,8 +125,9 @@ struct QueryImage {
     uint8_t* image = nullptr;              ///< (padded_nq, dims)
     DeviceQueryFactors* factors = nullptr; ///< (padded_nq,)
     QuerySums* sums = nullptr;             ///< (padded_nq,)
-    Entry* thresholds = nullptr; ///< (padded_nq,): which exclude nothing
-    RowsLeft* left = nullptr;    ///< (1,): none
+    Entry* thresholds = nullptr;    ///< (padded_nq,): which exclude nothing
+    RowsLeft* left = nullptr;       ///< (1,): none
+    uint32_t* next_round = nullptr; ///< (1,): 0, see ProductSink
 };
 
 /** Rotate and quantize queries. Queries past nq are such that nothing is ever

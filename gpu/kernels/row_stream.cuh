@@ -15,9 +15,6 @@ namespace faiss_turboquant {
 namespace gpu {
 
 constexpr int stream_warps = 16; ///< of a block, at most
-/// the same with products of several queries and one plane, which take fewer
-/// registers
-constexpr int product_warps = 20;
 
 /// TileStream::copies_whole_rows, of codes
 constexpr bool has_long_rows(int nbits) {
@@ -26,21 +23,17 @@ constexpr bool has_long_rows(int nbits) {
 
 /** TileStreams of a block for which there is room: of many warps, which hide
  * latencies better than many tiles of each.
- * @param available    bytes of shared memory, without images of queries
- * @param least        tiles of each
- * @param fewest       warps
- * @param most         the same
- * @param has_factors  see RowStream */
+ * @param available  bytes of shared memory, without images of queries
+ * @param least      tiles of each
+ * @param fewest     warps */
 inline StreamPlan plan_streams(
         const DeviceLayout& layout,
         size_t available,
         int least,
-        int fewest,
-        int most = stream_warps,
-        bool has_factors = false) {
-    const int slot_size = int(tile_slot_size(layout.row_size(), has_factors));
-    for (int warps = most; warps >= fewest; warps /= 2) {
-        const int tiles = int(available) / (warps * slot_size);
+        int fewest) {
+    const int tile_size = tile_rows * layout.row_size();
+    for (int warps = stream_warps; warps >= fewest; warps /= 2) {
+        const int tiles = int(available) / (warps * tile_size);
         if (tiles >= least) {
             return {warps, std::min(tiles, max_stream_tiles)};
         }
@@ -51,39 +44,28 @@ inline StreamPlan plan_streams(
 /// bytes of shared memory of a block's TileStreams
 inline size_t streams_size(
         const DeviceLayout& layout,
-        const StreamPlan& streams,
-        bool has_factors = false) {
-    return size_t(streams.warps) * streams.tiles *
-            tile_slot_size(layout.row_size(), has_factors);
+        const StreamPlan& streams) {
+    return size_t(streams.warps) * streams.tiles * tile_rows *
+            layout.row_size();
 }
 
 #ifdef __CUDACC__
 
 /// barriers of a block's TileStreams, in shared memory
-using StreamArrivals = uint64_t[product_warps][max_stream_tiles];
+using StreamArrivals = uint64_t[stream_warps][max_stream_tiles];
 
 /** Of a round of the block, each warp has some tiles of rows that follow each
- * other, and of each tile one plane of codes after the other.
+ * other.
  * @tparam tiles              of a warp in a round
- * @tparam copies_whole_rows  see TileStream
- * @tparam planes             DeviceCodes::planes, and second_planes if it is
- *                            2
- * @tparam has_factors        scales and offsets come with tiles, not from
- *                            lists */
-template <
-        int tiles,
-        bool copies_whole_rows,
-        int planes = 1,
-        bool has_factors = false>
+ * @tparam copies_whole_rows  see TileStream */
+template <int tiles, bool copies_whole_rows>
 class RowStream {
-    static_assert(tile_factors_size == 32 * sizeof(float));
     const DeviceCodes& codes_;
     const uint32_t lane_ = threadIdx.x % 32;
     const uint32_t first_of_warp_ = threadIdx.x / 32 * (tiles * tile_rows);
     const uint32_t round_rows_ = blockDim.x / 32 * (tiles * tile_rows);
     const int n_slots_;
-    TileStream<copies_whole_rows, has_factors> stream_;
-    const float* factors_ = nullptr; ///< of row 0, for the lane
+    TileStream<copies_whole_rows> stream_;
     uint32_t begin_ = 0, end_ = 0;
     bool from_list_ = false; ///< then rows are places in the list
     uint32_t n_copied_ = 0;  ///< tiles
@@ -102,20 +84,12 @@ class RowStream {
             : codes_(codes),
               n_slots_(n_slots),
               stream_(reinterpret_cast<const uint8_t*>(shared) +
-                              size_t(threadIdx.x / 32) * n_slots *
-                                      tile_slot_size(
-                                              codes.layout.row_size(),
-                                              has_factors),
+                              size_t(threadIdx.x / 32) * n_slots * tile_rows *
+                                      codes.layout.row_size(),
                       arrivals[threadIdx.x / 32],
                       n_slots,
                       codes.layout.row_size(),
-                      codes.list.rows != nullptr) {
-        if constexpr (has_factors) {
-            const float* factors =
-                    lane_ < tile_rows ? codes.scales : codes.offsets;
-            factors_ = factors ? factors + lane_ % tile_rows : nullptr;
-        }
-    }
+                      codes.list.rows != nullptr) {}
 
     /// Begins to copy rows, or those of a list.
     __device__ void begin(uint32_t begin, uint32_t end, bool from_list) {
@@ -138,8 +112,7 @@ class RowStream {
         for (int i = 0; i < n_slots_; i++) {
             const uint32_t first = first_of_tile(n_copied_ + i);
             if (first < end_) {
-                stream_.prefetch(
-                        tile_of_codes(n_copied_ + i), size_of_tile(first));
+                stream_.prefetch(tile_of_codes(first), size_of_tile(first));
             }
         }
     }
@@ -186,7 +159,7 @@ class RowStream {
         const uint32_t first = first_of_tile(i);
         if (!from_list_) {
             if (first < end_) {
-                copy_tile(slot, i, first);
+                stream_.copy(slot, tile_of_codes(first), size_of_tile(first));
             }
             return;
         }
@@ -204,41 +177,19 @@ class RowStream {
         next_rows_[tiles - 1] = row_to_copy(i + tiles);
     }
 
-    /// of row i of a tile, with which they have come
-    __device__ float scale(const uint8_t* tile, uint32_t i) const {
-        return factors(tile)[i];
-    }
-    __device__ float offset(const uint8_t* tile, uint32_t i) const {
-        return codes_.offsets ? factors(tile)[tile_rows + i] : 0;
-    }
-
    private:
-    __device__ const float* factors(const uint8_t* tile) const {
-        return reinterpret_cast<const float*>(
-                tile + tile_rows * codes_.layout.row_size());
-    }
-
-    __device__ void copy_tile(int slot, uint32_t i, uint32_t first) const {
-        const uint8_t* tile = tile_of_codes(i);
-        const uint32_t size = size_of_tile(first);
-        stream_.copy(slot, tile, size, factors_ ? factors_ + first : nullptr);
-    }
-
-    /// i: of the warp's tiles, of either plane
+    /// i: of the warp's tiles
     __device__ uint32_t first_of_tile(uint32_t i) const {
-        const uint32_t tile = i / planes;
-        return begin_ + first_of_warp_ + tile / tiles * round_rows_ +
-                tile % tiles * tile_rows;
+        return begin_ + first_of_warp_ + i / tiles * round_rows_ +
+                i % tiles * tile_rows;
     }
 
-    __device__ const uint8_t* tile_of_codes(uint32_t i) const {
-        const uint8_t* of_plane = planes == 2 && i % 2 == 1
-                ? codes_.second_planes
-                : codes_.planes;
-        return of_plane + size_t(first_of_tile(i)) * codes_.layout.row_size();
+    /// first: its row
+    __device__ const uint8_t* tile_of_codes(uint32_t first) const {
+        return codes_.planes + size_t(first) * codes_.layout.row_size();
     }
 
-    /// first: its row, before the end
+    /// likewise, before the end
     __device__ uint32_t size_of_tile(uint32_t first) const {
         return min(uint32_t(tile_rows), end_ - first) *
                 codes_.layout.row_size();

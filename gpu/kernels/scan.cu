@@ -46,7 +46,7 @@ const ScanKernels& kernels_of(const DeviceLayout& layout) {
 const ScanKernel* few_kernels(
         const ScanKernels& kernels,
         const ScanPlan& plan) {
-    if (plan.product_planes > 0) {
+    if (plan.takes_rounds()) {
         const int i = plan.product_planes - 1;
         return plan.is_single ? kernels.single_products : kernels.products[i];
     }
@@ -78,6 +78,7 @@ ScanKernel kernel_of(const DeviceLayout& layout, const ScanPlan& plan) {
 
 int threads_of(const ScanPlan& plan) {
     return plan.is_batch            ? Batch::threads
+            : plan.takes_rounds()   ? threads_of_products(plan.stream.warps)
             : plan.stream.warps > 0 ? 32 * plan.stream.warps
             : plan.uses_wgmma       ? ScanShape<16, true>::threads
                                     : ScanShape<16, false>::threads;
@@ -100,11 +101,14 @@ bool has_wgmma(const DeviceLayout& layout) {
 
 /// of a block
 size_t shared_size(const DeviceLayout& layout, const ScanPlan& plan) {
+    if (plan.takes_rounds()) {
+        return products_shared(layout, plan.stream, plan.is_single);
+    }
     if (plan.is_single) {
         return single_shared(layout, plan.stream);
     }
     if (plan.stream.warps > 0) {
-        return eight_shared(layout, plan.stream, plan.product_planes);
+        return eight_shared(layout, plan.stream);
     }
     if (plan.is_batch) {
         return group_number(plan) == 0 ? BatchShape<batch_groups[0]>::ring_size
@@ -158,7 +162,10 @@ bool make_single(const DeviceLayout& layout, ScanPlan& plan) {
     }
     ScanPlan single = plan;
     single.is_single = single.by_bits = true;
-    single.stream = plan_single(layout, available_shared(layout, single));
+    const int available = available_shared(layout, single);
+    single.stream = single.takes_rounds()
+            ? plan_products(layout, available, 1, true)
+            : plan_single(layout, available);
     if (single.stream.warps == 0) {
         return false;
     }
@@ -173,8 +180,10 @@ void make_eight(const DeviceLayout& layout, ScanPlan& plan) {
     eight.uses_wgmma =
             eight.by_bits && has_wgmma(layout) && plan.product_planes == 0;
     eight.stream = {1, 1}; // of any kernel that has some
-    eight.stream = plan_eight(
-            layout, available_shared(layout, eight), plan.product_planes);
+    const int available = available_shared(layout, eight);
+    eight.stream = plan.takes_rounds()
+            ? plan_products(layout, available, plan.product_planes, false)
+            : plan_eight(layout, available);
     if (eight.stream.warps > 0) {
         plan = eight;
     }
@@ -583,6 +592,14 @@ ScanPlan plan_scan(
     }
     complete(layout, nq, plan);
     plan.n_groups = int(ceil_div(nq, size_t(plan.group_size())));
+    if (plan.takes_rounds()) {
+        const int round_rows = std::max(1, plan.stream.warps) *
+                tiles_of_products(plan.is_single) * tile_rows;
+        plan.n_slices = std::min<int>(
+                blocks_at_once(layout, plan),
+                std::max(1u, ceil_div(n, uint32_t(round_rows))));
+        return plan;
+    }
     // Blocks come in waves of all that run at once. Until a block's thresholds
     // are good, it works for longer: as if it had so many rows more.
     constexpr double start = 8192;
@@ -608,6 +625,14 @@ ScanPlan plan_scan(
     plan.n_slices = int(ceil_div(n, plan.slice_rows));
     plan.slice_stride = plan.slice_rows;
     return plan;
+}
+
+int best_of_block(const ScanPlan& plan, int k) {
+    // the k best may all be of one block; the best by signs alone is not always
+    // the best
+    const int least = k > 0 ? 8 : 0;
+    const int most = best_of_warp(plan.is_single) * plan.stream.warps;
+    return std::min(std::max(k, least), most);
 }
 
 ScanPlan plan_sample(const ScanPlan& plan, uint32_t n) {
@@ -709,13 +734,11 @@ void scan_products(
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const ProductSink& sink,
-        const Reservoirs& reservoirs,
         cudaStream_t stream) {
+    FAISS_THROW_IF_NOT(plan.product_planes == (codes.second_planes ? 2 : 1));
+    FAISS_THROW_IF_NOT(plan.is_single == (sink.nq == 1));
     ScanArgs args = make_args(codes, plan, {}, image, factors);
     args.products = sink;
-    args.reservoirs = reservoirs;
-    args.range.last = -INFINITY; // no key is of interest
-    FAISS_THROW_IF_NOT(plan.product_planes == (codes.second_planes ? 2 : 1));
     launch(args, plan, stream);
 }
 

@@ -71,10 +71,11 @@ struct DeviceCodes {
 /// rows that a block goes through in a round, at most
 constexpr int max_round_rows = 256;
 
-/// TileStreams of a block; no warps: lanes load rows into registers
+/// TileStreams of a block, or a RoundStream; no warps: lanes load rows into
+/// registers
 struct StreamPlan {
     int warps = 0;
-    int tiles = 0; ///< of each
+    int tiles = 0; ///< of each, on their way
 };
 
 /// of a cluster of blocks with many queries: those that have reservoirs of
@@ -104,12 +105,17 @@ struct ScanPlan {
     bool is_batch = false;  ///< a cluster of blocks in place of one
     int product_planes = 0; ///< of scan_products; 0: another scan
     int n_groups = 0;
-    int n_slices = 0;
+    int n_slices = 0; ///< with rounds, blocks
     uint32_t slice_rows = 0;
     uint32_t slice_stride = 0; ///< from one's begin to the next one's
 
     TQ_HOST_DEVICE int group_size() const {
         return 8 * group_tiles;
+    }
+    /// whether blocks take rounds of rows as they come to them, in place of
+    /// slices, see RoundStream
+    bool takes_rounds() const {
+        return product_planes > 0;
     }
     ImageOrder image_order() const {
         return {units,
@@ -137,6 +143,10 @@ ScanPlan plan_scan(
         uint32_t n,
         size_t nq,
         int product_planes = 0);
+
+/// rows that a block has in ProductSink::best of each query, for the k best of
+/// all; of none, 0
+int best_of_block(const ScanPlan& plan, int k);
 
 /** How a page is compared with a sample, for bounds of its k best to begin
  * with: n_slices is 0 where that is not worth while. */
@@ -230,49 +240,45 @@ struct TileRange {
 /// a row that no code has
 constexpr uint32_t no_row_of_list = ~uint32_t(0);
 
+/// of a search by signs: one tile of matrix instructions
+constexpr int max_sign_queries = 8;
+
 /** Dot products of the integers of up to eight queries with codes of one bit,
- * whose levels are 1 and -1, or two, a byte each: with M the sum of the
- * magnitudes of the query's integers times the largest level, what no product
- * exceeds, a byte x is of a product up to
+ * whose levels are 1 and -1, or two. They are kept as bytes: with M the sum of
+ * the magnitudes of the query's integers times the largest level, what no
+ * product exceeds, a byte x is of a product up to
  *
  *   (x + 1/2) * M / 255
  *
  * and more than this less M / 255, unless x is 0. */
 struct ProductSink {
-    /// [tile of product_rows][pair of queries][row g of half a tile][query of
-    /// the pair][half]; of one query, without the other of the pair
-    uint8_t* bytes = nullptr;
+    /// [tile of product_rows][query][row]: bytes
+    uint8_t* products = nullptr;
     uint32_t nq = 0;
     int largest_level = 1;
     const QuerySums* queries = nullptr; ///< (nq,)
-    /// [tile][query], of pairs: the largest byte of each tile
+    /// [tile][query], of one or max_sign_queries: the largest byte
     uint8_t* largest = nullptr;
-    /// (nq, n_slices, k): if given, the rows of the reservoirs, and
-    /// no_row_of_list where there are fewer
+    /// (nq, n_slices, n_best): if given, rows that may be the best that a block
+    /// has come by, by the keys that products let expect, and no_row_of_list
+    /// where there are fewer
     uint32_t* best = nullptr;
+    uint32_t n_best = 0; ///< see best_of_block
+    /// (1,), 0 before: the rounds that have been taken
+    uint32_t* next_round = nullptr;
     const TileRange* ranges = nullptr; ///< of tiles
 
-    /// queries whose products of a row lie together
-    TQ_HOST_DEVICE static constexpr uint32_t pair(size_t nq) {
-        return nq > 1 ? 2 : 1;
+    /// of n rows; tiles are written in twos
+    static constexpr size_t n_tiles(size_t n) {
+        return 2 * ((n + 2 * product_rows - 1) / (2 * product_rows));
     }
-    TQ_HOST_DEVICE static constexpr uint32_t n_pairs(size_t nq) {
-        return uint32_t(nq + 1) / 2;
-    }
-    /// where a row's byte of one query is
-    TQ_HOST_DEVICE static constexpr size_t place_of_one(uint32_t row) {
-        constexpr uint32_t half = product_rows / 2;
-        return row / product_rows * product_rows + row % half * 2 +
-                row / half % 2;
-    }
-    /// bytes of each tile's largest, of n rows; tiles are written in twos
+    /// bytes of `largest`, of n rows
     static constexpr size_t largest_size(size_t n, size_t nq) {
-        const size_t tiles = (n + 2 * product_rows - 1) / (2 * product_rows);
-        return 2 * tiles * n_pairs(nq) * pair(nq);
+        return n_tiles(n) * (nq > 1 ? max_sign_queries : 1);
     }
-    /// of all products
+    /// of `products`
     static constexpr size_t size(size_t n, size_t nq) {
-        return product_rows * largest_size(n, nq);
+        return n_tiles(n) * product_rows * nq;
     }
 };
 
@@ -323,15 +329,14 @@ void scan_distances(
 /** Products of all rows with codes of one bit, not of inverted files.
  * @param codes       scales, and offsets if there are any, of product_rows more
  *                    than there are rows, or as many
- * @param plan        by bits, with its product_planes
- * @param reservoirs  for the k best of each slice besides; k = 0: not wanted */
+ * @param plan        by bits, with its product_planes; of one query, is_single
+ */
 void scan_products(
         const DeviceCodes& codes,
         const ScanPlan& plan,
         const uint8_t* image,
         const DeviceQueryFactors* factors,
         const ProductSink& sink,
-        const Reservoirs& reservoirs,
         cudaStream_t stream);
 
 /** The k best of all slices.

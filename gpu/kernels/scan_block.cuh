@@ -95,10 +95,7 @@ __device__ inline void report_rows_left(const RowList& list) {
  * its rows: while queries are prepared, if all that it reads is there already.
  * By all threads; kernels before have ended afterwards. */
 template <class Stream>
-__device__ inline ScanTask begin_task(
-        const ScanArgs& args,
-        bool reads_all,
-        Stream& stream) {
+__device__ inline ScanTask begin_task(const ScanArgs& args, Stream& stream) {
     constexpr int group_size = 8;
     ScanTask task;
     const auto begin = [&](bool from_list) {
@@ -106,8 +103,7 @@ __device__ inline ScanTask begin_task(
         stream.begin(task.begin, task.end, from_list);
     };
     // codes are there, unlike lists
-    const bool is_early =
-            reads_all || (!args.codes.list.rows && !args.tasks.tasks);
+    const bool is_early = !args.codes.list.rows && !args.tasks.tasks;
     if (is_early) {
         begin(false);
         stream.prefetch();
@@ -164,82 +160,6 @@ __device__ inline void write_distances(
                            : args.codes.layout.is_l2 ? fmaxf(keys[i], 0.0f)
                                                      : 0.0f - keys[i]);
         }
-    }
-}
-
-/** How the dot products of bits with a query become bytes in a ProductSink, and
- * how much they tell of keys. They become 256 times as much at first, and a
- * half of a byte more, which is the byte in bits 8 to 15: the largest of a tile
- * by bytes alone would often seem as good as the best. */
-struct ProductFactors {
-    float slope, shift; ///< of dot products
-    float to_key, bias;
-
-    /// of_one: DeviceLayout::slope_of
-    __device__ ProductFactors(
-            const ProductSink& sink,
-            uint32_t query,
-            const DeviceQueryFactors& factors,
-            uint32_t of_one) {
-        const float unit = unit_of(sink, query);
-        slope = float(int(of_one)) * unit;
-        shift = half - float(int(factors.base)) * unit;
-        to_key = factors.multiplier / unit;
-        bias = factors.bias;
-    }
-
-    /// what a product of 1 becomes
-    static __device__ float unit_of(const ProductSink& sink, uint32_t query) {
-        const uint32_t most = query < sink.nq
-                ? sink.largest_level * sink.queries[query].magnitudes
-                : 0;
-        return 256 * 255.0f / float(most > 0 ? most : 1);
-    }
-
-    /// in the lowest 16 bits; products below 0 are as 0
-    __device__ uint32_t fixed(int dot) const {
-        return fixed_of(fmaf(float(dot), slope, shift));
-    }
-    static __device__ uint32_t fixed(float product, float unit) {
-        return fixed_of(fmaf(product, unit, half));
-    }
-
-    /// about the least key of a tile, of the largest product and factors in it
-    __device__ float least_key(uint32_t fixed, float scale, float offset)
-            const {
-        return fmaf((float(fixed) - half) * to_key, scale, offset + bias);
-    }
-
-   private:
-    static constexpr float half = 128;
-
-    static __device__ uint32_t fixed_of(float x) {
-        constexpr float integers = 1 << 23; // what is added to it is rounded
-        return __float_as_uint(fmaxf(x, 0.0f) + integers);
-    }
-};
-
-/// what TileRange tells of keys
-struct TileFactors {
-    float scale, offset;
-
-    __device__ TileFactors(const TileRange& range, bool is_valid)
-            : scale(load_if(is_valid, &range.largest_scale, nanf(""))),
-              offset(load_if(is_valid, &range.least_offset, 0.0f)) {}
-};
-
-/// ProductSink::best of a block. counts, entries: of its reservoirs
-__device__ inline void write_best(
-        const ScanArgs& args,
-        const int* counts,
-        const Entry* entries) {
-    const uint32_t k = args.reservoirs.k;
-    for (uint32_t i = threadIdx.x; i < args.products.nq * k; i += blockDim.x) {
-        const uint32_t q = i / k, rank = i % k;
-        args.products.best[(q * gridDim.x + blockIdx.x) * k + rank] =
-                rank < counts[q]
-                ? uint32_t(entries[q * args.reservoirs.capacity + rank])
-                : no_row_of_list;
     }
 }
 
@@ -465,9 +385,6 @@ class ReservoirChecks {
         const int n = min(group_size, int(task.n_slots));
         for (int q = threadIdx.x; q < n; q += blockDim.x) {
             reservoirs_.counts[task.first_reservoir + q] = state_.counts[q];
-        }
-        if (args.products.best) {
-            write_best(args, state_.counts, entries_);
         }
     }
 };

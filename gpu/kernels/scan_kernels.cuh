@@ -4,6 +4,7 @@
 
 #include <gpu/kernels/batch_kernel.cuh>
 #include <gpu/kernels/eight_kernel.cuh>
+#include <gpu/kernels/products_kernel.cuh>
 #include <gpu/kernels/scan_kernel.cuh>
 #include <gpu/kernels/single_kernel.cuh>
 
@@ -31,8 +32,9 @@ template <int nbits, int trellis, int units>
 constexpr void add_eight_by_bits(ScanKernels& kernels) {
     constexpr int i = units / 2;
     kernels.eight_wgmma[i] = eight_kernel<nbits, trellis, units, true>;
-    kernels.products[0][i] = eight_kernel<nbits, trellis, units, false, 1>;
-    kernels.products[1][i] = eight_kernel<nbits, trellis, units, false, 2>;
+    kernels.products[0][i] = products_kernel<units, 1>;
+    kernels.products[1][i] = products_kernel<units, 2>;
+    kernels.single_products[i] = products_kernel<units, 1, true>;
 }
 
 /// kernels for one tile of queries, and for one query
@@ -50,11 +52,7 @@ constexpr void add_few(ScanKernels& kernels) {
     if constexpr (
             counts_bits(nbits, has_trellis, trellis) &&
             units <= single_units(nbits, has_trellis)) {
-        kernels.single[i] = single_kernel<nbits, trellis, units, false>;
-        if constexpr (!has_trellis) {
-            kernels.single_products[i] =
-                    single_kernel<nbits, trellis, units, true>;
-        }
+        kernels.single[i] = single_kernel<nbits, trellis, units>;
     }
 }
 

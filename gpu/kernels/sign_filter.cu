@@ -234,111 +234,132 @@ __device__ float float_of_byte(uint32_t word, uint32_t byte) {
     return __uint_as_float(bits) - integers;
 }
 
-/// four numbers that start on 16 bytes
-__device__ void load4(const float* from, float (&to)[4]) {
-    const float4 x = *reinterpret_cast<const float4*>(from);
-    to[0] = x.x;
-    to[1] = x.y;
-    to[2] = x.z;
-    to[3] = x.w;
-}
+/// the largest bytes of a tile's products
+template <int max_queries>
+class LargestOfTile {
+    using Bytes = std::conditional_t<max_queries == 1, uint8_t, uint2>;
+    static_assert(sizeof(Bytes) == max_queries);
+    uint32_t words_[(max_queries + 3) / 4] = {};
 
-/// What a lane knows of the rows whose products it loads at a time: two lanes
-/// share those that lie together, each has four of either half.
-template <int pair>
-struct RowsOfLane {
-    static constexpr uint32_t half = product_rows / 2;
-    static constexpr int max_pairs = max_sign_queries / pair;
-    // [pair of queries][lane of the two][row][query][half]
-    using Products = std::conditional_t<pair == 1, uint2, uint4>;
-
-    Products products[pair == 1 ? 1 : max_pairs];
-    float scales[2][4], residuals[2][4], offsets[2][4];
-
-    /// row w of half h
-    static __device__ uint32_t row(uint32_t part, int h, int w = 0) {
-        return part / 2 * product_rows + part % 2 * 4 + h * half + w;
+   public:
+    __device__ void load(const ProductSink& sink, uint32_t tile) {
+        const Bytes bytes = reinterpret_cast<const Bytes*>(sink.largest)[tile];
+        memcpy(words_, &bytes, sizeof(bytes));
     }
-
-    /// part: of all rows
-    __device__ void load(const SignKeys& signs, uint32_t part) {
-        if (row(part, 0) >= signs.n) {
-            return;
-        }
-        const ProductSink& sink = signs.products;
-        const int n_pairs = ProductSink::n_pairs(sink.nq);
-        const Products* at = reinterpret_cast<const Products*>(sink.bytes) +
-                size_t(part / 2 * n_pairs) * 2 + part % 2;
-#pragma unroll
-        for (int p = 0; p < int(std::size(products)); p++) {
-            if (p < n_pairs) {
-                products[p] = __ldcs(at + 2 * p);
-            }
-        }
-        const SignPlane& plane = signs.rows.planes[signs.n_planes - 1];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            load4(plane.scales + row(part, h), scales[h]);
-            load4(plane.residuals + row(part, h), residuals[h]);
-            if (signs.offsets) {
-                load4(signs.offsets + row(part, h), offsets[h]);
-            }
-        }
-    }
-
-    /// bit 4 h + w: whether any query keeps row w of half h
-    __device__ uint32_t of_interest(
-            const SignKeys& signs,
-            uint32_t part,
-            const KeyBound* bounds) const {
-        if (row(part, 0) >= signs.n) {
-            return 0;
-        }
-        const int n_pairs = ProductSink::n_pairs(signs.products.nq);
-        const float sign = !signs.offsets ? 0 : signs.is_l2 ? 1 : -1;
-        uint32_t kept = 0;
-#pragma unroll
-        for (int p = 0; p < int(std::size(products)); p++) {
-            if (p >= n_pairs) {
-                break;
-            }
-            uint32_t words[2 * pair];
-            memcpy(words, &products[p], sizeof(words));
-#pragma unroll
-            for (int j = 0; j < pair; j++) {
-                const KeyBound bound = bounds[pair * p + j];
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    const int h = i / 4, w = i % 4;
-                    const int byte = (w * pair + j) * 2 + h;
-                    const float product[] = {
-                            float_of_byte(words[byte / 4], byte % 4)};
-                    const bool is_kept = bound.keeps(
-                            product,
-                            residuals[h][w],
-                            scales[h][w],
-                            signs.offsets ? sign * offsets[h][w] : 0);
-                    kept |= uint32_t(is_kept) << i;
-                }
-            }
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const uint32_t first = row(part, h);
-            uint32_t valid = first >= signs.n ? 0
-                    : signs.n - first < 4     ? (1u << (signs.n - first)) - 1
-                                              : 0xf;
-            if (signs.selected && valid) {
-                valid &= signs.selected[first / 32] >> first % 32;
-            }
-            kept &= ~(0xfu << 4 * h) | valid << 4 * h;
-        }
-        return kept;
+    __device__ float of_query(int q) const {
+        return float_of_byte(words_[q / 4], q % 4);
     }
 };
 
-/// by one product a row. pair: queries whose products lie together
-template <int pair>
+/// What a lane knows of half the rows of a tile.
+class RowsOfLane {
+    static constexpr int n = product_rows / 2;
+
+    const uint32_t half_; ///< of those of all tiles
+    uint32_t queries_;    ///< bits
+    uint2 products_;      ///< of the first of them, a byte each row
+    float scales_[n], residuals_[n], offsets_[n];
+
+   public:
+    /** @param half     maybe past the end
+     *  @param queries  bits of those to which the tile may be of interest */
+    __device__ RowsOfLane(
+            const SignKeys& signs,
+            uint32_t half,
+            uint32_t queries)
+            : half_(half), queries_(row(0) < signs.n ? queries : 0) {
+        if (queries_ == 0) {
+            return;
+        }
+        load_products(signs.products);
+        const SignPlane& plane = signs.rows.planes[signs.n_planes - 1];
+        load8(plane.scales + row(0), scales_);
+        load8(plane.residuals + row(0), residuals_);
+        if (signs.offsets) {
+            load8(signs.offsets + row(0), offsets_);
+        }
+    }
+
+    __device__ uint32_t row(int i) const {
+        return half_ * n + i;
+    }
+
+    /// bit i: whether any of the queries keeps row i. Once
+    __device__ uint32_t
+    of_interest(const SignKeys& signs, const KeyBound* bounds) {
+        const float sign = !signs.offsets ? 0 : signs.is_l2 ? 1 : -1;
+        uint32_t kept = 0;
+        while (queries_) {
+            const KeyBound bound = bounds[__ffs(queries_) - 1];
+            const uint2 bytes = products_;
+            queries_ &= queries_ - 1;
+            if (queries_) {
+                load_products(signs.products);
+            }
+#pragma unroll
+            for (int i = 0; i < n; i++) {
+                const float product[] = {
+                        float_of_byte(i < 4 ? bytes.x : bytes.y, i % 4)};
+                const bool is_kept = bound.keeps(
+                        product,
+                        residuals_[i],
+                        scales_[i],
+                        signs.offsets ? sign * offsets_[i] : 0);
+                kept |= uint32_t(is_kept) << i;
+            }
+        }
+        if (kept == 0) {
+            return 0;
+        }
+        const uint32_t left = signs.n - row(0);
+        kept &= left < n ? (1u << left) - 1 : 0xff;
+        if (signs.selected) {
+            kept &= signs.selected[row(0) / 32] >> row(0) % 32;
+        }
+        return kept;
+    }
+
+   private:
+    __device__ void load_products(const ProductSink& sink) {
+        const size_t place =
+                size_t(half_ / 2) * sink.nq + (__ffs(queries_) - 1);
+        products_ =
+                __ldcs(reinterpret_cast<const uint2*>(sink.products) +
+                       2 * place + half_ % 2);
+    }
+
+    static __device__ void load8(const float* from, float (&to)[n]) {
+        load4(from, reinterpret_cast<float(&)[4]>(to[0]));
+        load4(from + 4, reinterpret_cast<float(&)[4]>(to[4]));
+    }
+};
+
+struct TileOfInterest {
+    uint32_t tile;
+    uint32_t queries; ///< bits
+};
+
+/// What is known of some tiles, up to 32, comes nearer, by a warp.
+template <int max_queries>
+__device__ void prefetch_tiles(
+        const ProductSink& sink,
+        uint32_t first,
+        uint32_t n) {
+    constexpr uint32_t line = 128;
+    const uint32_t at = threadIdx.x % 32 * line;
+    const auto prefetch = [&](const void* of_tiles, uint32_t size) {
+        if (at < n * size) {
+            const uint8_t* from = static_cast<const uint8_t*>(of_tiles) +
+                    size_t(first) * size + at;
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+        }
+    };
+    prefetch(sink.ranges, sizeof(TileRange));
+    prefetch(sink.largest, max_queries);
+}
+
+/// by one product a row
+template <int max_queries>
 __global__ void __launch_bounds__(list_threads, list_blocks)
         list_candidates_kernel(
                 const __grid_constant__ SignKeys signs,
@@ -348,60 +369,59 @@ __global__ void __launch_bounds__(list_threads, list_blocks)
     constexpr int warps = list_threads / 32;
     constexpr uint32_t at_once = 16; // tiles whose rows are looked at
     __shared__ ListState state;
-    __shared__ uint32_t waiting_by_warp[warps][at_once + 32]; // tiles
+    __shared__ TileOfInterest waiting_by_warp[warps][at_once + 32];
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t n_tiles = ceil_div(signs.n, product_rows);
+    const uint32_t first = (blockIdx.x * warps + warp) * 32;
+    const uint32_t stride = gridDim.x * list_threads;
+    for (uint32_t begin = first; begin < n_tiles; begin += stride) {
+        prefetch_tiles<max_queries>(
+                signs.products, begin, min(32u, n_tiles - begin));
+    }
     auto& found = state.begin(signs, thresholds, last);
     const KeyBound* bounds = state.bounds;
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t* waiting = waiting_by_warp[warp];
+    TileOfInterest* waiting = waiting_by_warp[warp];
 
-    const auto may_be_of_interest = [&](uint32_t tile) {
-        const ProductSink& products = signs.products;
-        const uint32_t n_pairs = ProductSink::n_pairs(products.nq);
-        const TileRange range = products.ranges[tile];
-        using Bytes = std::conditional_t<pair == 1, uint8_t, uint16_t>;
-        const Bytes* largest =
-                reinterpret_cast<const Bytes*>(products.largest) +
-                size_t(tile) * n_pairs;
-        bool is_kept = false;
-        for (uint32_t p = 0; p < n_pairs; p++) {
-            const uint32_t bytes = largest[p];
+    // to which queries a tile may be of interest
+    const auto queries_of = [&](uint32_t tile) {
+        const TileRange range = signs.products.ranges[tile];
+        LargestOfTile<max_queries> largest;
+        largest.load(signs.products, tile);
+        uint32_t queries = 0;
 #pragma unroll
-            for (int j = 0; j < pair; j++) {
-                is_kept |= bounds[pair * p + j].may_keep(
-                        float_of_byte(bytes, j), range);
+        for (int q = 0; q < max_queries; q++) {
+            if (q < signs.products.nq) {
+                const bool may_keep =
+                        bounds[q].may_keep(largest.of_query(q), range);
+                queries |= uint32_t(may_keep) << q;
             }
         }
-        return is_kept;
+        return queries;
     };
     // by all lanes, two of which share a tile
-    const auto look_at = [&](const uint32_t* tiles, uint32_t n) {
+    const auto look_at = [&](const TileOfInterest* tiles, uint32_t n) {
         if (lane / 2 < n) {
-            using Rows = RowsOfLane<pair>;
-            const uint32_t part = 2 * tiles[lane / 2] + lane % 2;
-            Rows rows;
-            rows.load(signs, part);
-            uint32_t kept = rows.of_interest(signs, part, bounds);
+            const TileOfInterest& of_lane = tiles[lane / 2];
+            RowsOfLane rows(
+                    signs, 2 * of_lane.tile + lane % 2, of_lane.queries);
+            uint32_t kept = rows.of_interest(signs, bounds);
             if (kept) {
                 uint32_t* to = found.add(__popc(kept));
                 for (; kept; kept &= kept - 1) {
-                    const uint32_t bit = __ffs(kept) - 1;
-                    *to++ = Rows::row(part, bit / 4, bit % 4);
+                    *to++ = rows.row(__ffs(kept) - 1);
                 }
             }
         }
         found.make_room(list);
     };
-    const uint32_t n_tiles = ceil_div(signs.n, product_rows);
-    const uint32_t stride = gridDim.x * list_threads;
     uint32_t n_waiting = 0;
-    for (uint32_t begin = (blockIdx.x * warps + warp) * 32; begin < n_tiles;
-         begin += stride) {
+    for (uint32_t begin = first; begin < n_tiles; begin += stride) {
         const uint32_t tile = begin + lane;
-        const bool is_kept = tile < n_tiles && may_be_of_interest(tile);
-        const uint32_t keepers = __ballot_sync(0xffffffff, is_kept);
-        if (is_kept) {
+        const uint32_t queries = tile < n_tiles ? queries_of(tile) : 0;
+        const uint32_t keepers = __ballot_sync(0xffffffff, queries != 0);
+        if (queries) {
             const uint32_t before = keepers & ((1u << lane) - 1);
-            waiting[n_waiting + __popc(before)] = tile;
+            waiting[n_waiting + __popc(before)] = {tile, queries};
         }
         n_waiting += __popc(keepers);
         __syncwarp();
@@ -469,17 +489,10 @@ __global__ void __launch_bounds__(32 * stream_warps, 1) refine_kernel(
                         load_if(is_valid && codes.offsets,
                                 codes.offsets + row,
                                 0.0f),
-                        is_valid
-                                ? signs.products
-                                          .bytes[ProductSink::place_of_one(row)]
-                                : 0u};
+                        is_valid ? signs.products.products[row] : 0u};
             },
             [] {},
-            [&](uint32_t row,
-                uint32_t,
-                bool,
-                int dot,
-                const RowFactors& of_row) {
+            [&](uint32_t row, uint32_t, int dot, const RowFactors& of_row) {
                 const int product = int(slope * uint32_t(dot) - base);
                 const float products[] = {
                         float_of_byte(of_row.product, 0), float(product)};
@@ -536,8 +549,9 @@ void list_candidates(
         float last,
         const CandidateList& found,
         cudaStream_t stream) {
-    const auto kernel = signs.products.nq == 1 ? list_candidates_kernel<1>
-                                               : list_candidates_kernel<2>;
+    const auto kernel = signs.products.nq == 1
+            ? list_candidates_kernel<1>
+            : list_candidates_kernel<max_sign_queries>;
     // tiles, of which some have to be looked at row by row
     constexpr uint32_t of_block = product_rows / 2 * list_threads;
     const uint32_t blocks = std::min<uint32_t>(

@@ -15,9 +15,6 @@
 namespace faiss_turboquant {
 namespace gpu {
 
-/// of a search: one tile of matrix instructions
-constexpr int max_sign_queries = 8;
-
 /// where a RowList is written
 struct CandidateList {
     uint32_t* rows = nullptr; ///< (capacity,)

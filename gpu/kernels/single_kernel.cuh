@@ -14,10 +14,9 @@
 
 #include <cstdint>
 
-#include <gpu/kernels/decode.cuh>
-#include <gpu/kernels/mma.cuh>
 #include <gpu/kernels/row_stream.cuh>
 #include <gpu/kernels/scan_block.cuh>
+#include <gpu/kernels/single_dots.cuh>
 
 namespace faiss_turboquant {
 namespace gpu {
@@ -32,13 +31,6 @@ constexpr bool counts_bits(int nbits, bool has_trellis, int trellis) {
 constexpr int single_units(int nbits, bool has_trellis) {
     return !has_trellis || nbits == 2 ? 4 : 2;
 }
-
-/// tiles that have to be there at a time
-constexpr int single_tiles(bool has_trellis) {
-    return has_trellis ? 1 : 2;
-}
-
-constexpr int single_rows = 2 * tile_rows; ///< of a warp in a round
 
 /// available: bytes of shared memory of a block
 inline StreamPlan plan_single(const DeviceLayout& layout, size_t available) {
@@ -57,19 +49,12 @@ inline size_t single_shared(
 
 #ifdef __CUDACC__
 
-/// what a lane has of a bit plane of a query in a step
-template <int units>
-struct alignas(4 * units) PlaneWords {
-    uint32_t words[units];
-};
-
 /** How a warp compares the rows of its block with a query.
  * @tparam trellis  see RowDecoder */
 template <int nbits, int trellis, int units>
 class SingleScan {
-    using Decoder = RowDecoder<nbits, trellis, units>;
-    static constexpr int planes = Decoder::bit_planes;
-    static constexpr int at_once = single_tiles(Decoder::has_trellis);
+    using Dots = SingleDots<nbits, trellis, units>;
+    static constexpr int at_once = Dots::at_once;
 
     using Stream = RowStream<2, has_long_rows(nbits)>;
 
@@ -104,9 +89,8 @@ class SingleScan {
      * @param load         (row, is_valid) -> factors, of this lane's row in a
      *                     round; a round ahead
      * @param begin_round  (), by all threads
-     * @param take         (row, first, is_valid, dot, factors): the row,
-     *                     where the warp's rows begin, whether this one is
-     *                     before the end, and the dot product of its grid
+     * @param take         (row, first, dot, factors): the row, where the
+     *                     warp's rows begin, and the dot product of its grid
      *                     positions, or bits, with the query
      * @param end_round    (), by all threads */
     template <class Load, class BeginRound, class Take, class EndRound>
@@ -128,100 +112,18 @@ class SingleScan {
             if (first < end) {
                 const uint32_t this_row = row;
                 const auto of_row = factors;
-                const bool is_valid = place < end;
                 place += round_rows;
                 row = next_row;
                 factors = load(row, stream_.is_valid(place, row));
                 next_row = stream_.row_at(place + round_rows);
                 const int dot = next_dot(first + tile_rows < end);
-                take(this_row, first, is_valid, dot, of_row);
+                take(this_row, first, dot, of_row);
             }
             end_round();
         }
     }
 
    private:
-    /** What the lane's bits of the query, 2 t and 2 t + 1, give for rows of
-     * tiles: [tile][half] for row g of a half. */
-    __device__ void parts_of_tiles(
-            const uint8_t* const (&tiles)[at_once],
-            int (&parts)[at_once][2]) const {
-        const DeviceLayout& layout = layout_;
-        const int row_size = layout.row_size();
-        const int steps = layout.dims / (dims_unit * units);
-        const uint8_t* rows[at_once][2];
-        Decoder decoders[at_once][2];
-        int sums[at_once][planes][4] = {};
-#pragma unroll
-        for (int m = 0; m < at_once; m++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                rows[m][i] = tiles[m] + g_ * row_size + i * (8 * row_size);
-                if constexpr (Decoder::has_trellis) {
-                    decoders[m][i].start(Decoder::template load<true>(
-                            layout, rows[m][i], steps - 1, t_));
-                }
-            }
-        }
-        constexpr int step_size = 16 * Decoder::plane_words; // of a plane
-        const PlaneWords<units>* image = image_;
-#pragma unroll 1
-        for (int step = 0; step < steps; step++, image += 32) {
-            const auto& query = image->words;
-#pragma unroll
-            for (int m = 0; m < at_once; m++) {
-                uint32_t bits[2][units][planes];
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const auto raw = Decoder::template load<true>(
-                            layout, rows[m][i], 0, t_);
-                    rows[m][i] += step_size;
-                    decoders[m][i].begin_step(raw, t_);
-#pragma unroll
-                    for (int unit = 0; unit < units; unit++) {
-                        decoders[m][i].decode_bits(
-                                layout, raw, unit, bits[i][unit]);
-                    }
-                }
-                const auto& x = bits[0];
-                const auto& y = bits[1];
-#pragma unroll
-                for (int u = 0; u < units; u += 2) {
-#pragma unroll
-                    for (int p = 0; p < planes; p++) {
-                        int* c = sums[m][p];
-                        if constexpr (units == 1) {
-                            count_tile(c, x[0][p], y[0][p], query[0]);
-                        } else {
-                            count_tile(
-                                    c,
-                                    x[u][p],
-                                    y[u][p],
-                                    x[u + 1][p],
-                                    y[u + 1][p],
-                                    query[u],
-                                    query[u + 1]);
-                        }
-                    }
-                }
-            }
-        }
-        // two's complement: the highest bit is worth -128
-        const int low = 1 << 2 * t_, high = t_ == 3 ? -128 : 2 << 2 * t_;
-#pragma unroll
-        for (int m = 0; m < at_once; m++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                parts[m][i] = 0;
-#pragma unroll
-                for (int p = 0; p < planes; p++) {
-                    const int* c = sums[m][p] + 2 * i;
-                    parts[m][i] += (c[0] * low + c[1] * high) << p;
-                }
-            }
-        }
-    }
-
     /// the dot product of row 8 t + g of the next two tiles, or of one
     __device__ int next_dot(bool has_second) {
         int parts[2][2];
@@ -230,7 +132,7 @@ class SingleScan {
             const uint8_t* tiles[2];
             tiles[0] = stream_.next(true, slots[0]);
             tiles[1] = stream_.next(has_second, slots[1]);
-            parts_of_tiles(tiles, parts);
+            Dots::compute_parts(layout_, image_, tiles, parts);
             stream_.copy_next(slots[0]);
             stream_.copy_next(slots[1]);
         } else {
@@ -241,60 +143,22 @@ class SingleScan {
                 parts[0][1] = of_tile[0][1];
                 if (m == 0 || has_second) {
                     int slot;
-                    parts_of_tiles({stream_.next(true, slot)}, of_tile);
+                    Dots::compute_parts(
+                            layout_,
+                            image_,
+                            {stream_.next(true, slot)},
+                            of_tile);
                     stream_.copy_next(slot);
                 }
             }
             parts[1][0] = of_tile[0][0];
             parts[1][1] = of_tile[0][1];
         }
-        // the four lanes of a row each sum up one of their four
-        const bool upper = t_ & 2, odd = t_ & 1;
-        int halves[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            halves[i] =
-                    (upper ? parts[1][i] : parts[0][i]) +
-                    __shfl_xor_sync(
-                            0xffffffff, upper ? parts[0][i] : parts[1][i], 2);
-        }
-        const int dot = (odd ? halves[1] : halves[0]) +
-                __shfl_xor_sync(0xffffffff, odd ? halves[0] : halves[1], 1);
-        return dot;
+        return Dots::dot_of_row(parts);
     }
 };
 
-/** Writes products of one query with two tiles of rows to a ProductSink, by a
- * warp.
- * @param first  row of the first tile
- * @param dot    of row first + 8 t + g
- * @return  the largest of this row's tile, see ProductFactors */
-__device__ inline uint32_t write_products_of_one(
-        const ProductSink& sink,
-        uint32_t first,
-        bool is_valid,
-        int dot,
-        const ProductFactors& factors) {
-    static_assert(product_rows == tile_rows);
-    const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
-    const uint32_t product = factors.fixed(dot) & 0xffff;
-    uint32_t largest[2];
-#pragma unroll
-    for (int m = 0; m < 2; m++) {
-        largest[m] = __reduce_max_sync(0xffffffff, t / 2 == m ? product : 0);
-    }
-    if (lane == 0) {
-        const uint32_t both = __byte_perm(largest[0], largest[1], 0x0051);
-        reinterpret_cast<uint16_t*>(sink.largest)[first / single_rows] = both;
-    }
-    if (is_valid) {
-        sink.bytes[ProductSink::place_of_one(first + 8 * t + g)] = product >> 8;
-    }
-    return t < 2 ? largest[0] : largest[1];
-}
-
-/// @tparam keeps_products  see scan_products
-template <int nbits, int trellis, int units, bool keeps_products>
+template <int nbits, int trellis, int units>
 __global__ void __launch_bounds__(32 * stream_warps, 1)
         single_kernel(const __grid_constant__ ScanArgs args) {
     extern __shared__ uint4 image[];
@@ -304,7 +168,7 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
     const DeviceLayout& layout = codes.layout;
     SingleScan<nbits, trellis, units> scan(
             codes, image, args.stream_tiles, arrivals);
-    const ScanTask task = begin_task(args, keeps_products, scan.stream());
+    const ScanTask task = begin_task(args, scan.stream());
     load_images(args, task, layout.dims, image);
     begin_group(args, task, state);
     __syncthreads();
@@ -316,8 +180,6 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
             size_t(task.first_reservoir) * args.reservoirs.capacity;
     ReservoirChecks<1, stream_warps> checks(
             args.reservoirs, state, reservoir, blockDim.x);
-    const auto begin_round = [&] { checks.begin_round(); };
-    const auto end_round = [&] { checks.end_round(); };
     struct RowFactors {
         float scale, offset;
     };
@@ -337,57 +199,31 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
             take_key(args, state, reservoir, 0, row, of_this);
         }
     };
-    if constexpr (keeps_products) {
-        const ProductFactors of_products(args.products, 0, factors, slope);
-        scan.run(
-                task.begin,
-                [&](uint32_t row, bool is_valid) {
-                    return TileFactors(
-                            args.products.ranges[row / tile_rows], is_valid);
-                },
-                begin_round,
-                [&](uint32_t row,
-                    uint32_t first,
-                    bool is_valid,
-                    int dot,
-                    const TileFactors& of_tile) {
-                    const uint32_t largest = write_products_of_one(
-                            args.products, first, is_valid, dot, of_products);
-                    const float least = of_products.least_key(
-                            largest, of_tile.scale, of_tile.offset);
-                    if (least <= state.last_key[0]) {
-                        take(row, dot, load(row, is_valid));
-                    }
-                },
-                end_round);
-    } else {
-        const uint32_t offset = sink_offset(args, task, blockIdx.x);
-        const uint32_t distances = query_of_sink(args, task.first_slot);
-        scan.run(
-                task.begin,
-                load,
-                begin_round,
-                [&](uint32_t row,
-                    uint32_t first,
-                    bool,
-                    int dot,
-                    const RowFactors& of_row) {
-                    if (!args.all.distances) {
-                        take(row, dot, of_row);
-                        return;
-                    }
-                    const uint32_t lane = threadIdx.x % 32;
-                    const uint32_t place = first + lane % 4 * 8 + lane / 4;
-                    write_distances<1>(
-                            args,
-                            task,
-                            offset,
-                            distances,
-                            place,
-                            {key(dot, of_row)});
-                },
-                end_round);
-    }
+    const uint32_t offset = sink_offset(args, task, blockIdx.x);
+    const uint32_t distances = query_of_sink(args, task.first_slot);
+    scan.run(
+            task.begin,
+            load,
+            [&] { checks.begin_round(); },
+            [&](uint32_t row,
+                uint32_t first,
+                int dot,
+                const RowFactors& of_row) {
+                if (!args.all.distances) {
+                    take(row, dot, of_row);
+                    return;
+                }
+                const uint32_t lane = threadIdx.x % 32;
+                const uint32_t place = first + lane % 4 * 8 + lane / 4;
+                write_distances<1>(
+                        args,
+                        task,
+                        offset,
+                        distances,
+                        place,
+                        {key(dot, of_row)});
+            },
+            [&] { checks.end_round(); });
     checks.finish(args, task);
 }
 

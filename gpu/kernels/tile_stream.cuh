@@ -16,26 +16,14 @@ namespace gpu {
 
 constexpr int max_stream_tiles = 8; ///< of a ring
 
-/// scales and offsets of a tile, which may come with it
-constexpr int tile_factors_size = 2 * tile_rows * sizeof(float);
-
-/// bytes of a tile and what comes with it
-TQ_HOST_DEVICE constexpr uint32_t tile_slot_size(
-        uint32_t row_size,
-        bool has_factors) {
-    return tile_rows * row_size + (has_factors ? tile_factors_size : 0);
-}
-
 #ifdef __CUDACC__
 
 /** @tparam copies_whole_rows  how rows of lists are copied, on compute
  *                             capability 9.0: a copy of a row takes twenty
  *                             instructions, because lanes issue those one after
  *                             another; in pieces of 16 bytes, long rows take
- *                             more time
- * @tparam has_factors         scales and offsets of a tile's rows come with it;
- *                             not of lists */
-template <bool copies_whole_rows, bool has_factors>
+ *                             more time */
+template <bool copies_whole_rows>
 class TileStream {
     uint32_t ring_, arrivals_; // addresses in shared memory
     const uint8_t* tiles_;
@@ -54,9 +42,6 @@ class TileStream {
     __device__ uint32_t tile_size() const {
         return tile_rows * row_size_;
     }
-    __device__ uint32_t slot_size() const {
-        return tile_slot_size(row_size_, has_factors);
-    }
 
 #if __CUDA_ARCH__ >= 900
     /// row: of the lane
@@ -68,7 +53,7 @@ class TileStream {
         }
         __syncwarp();
         if (lane < n) {
-            const uint32_t to = ring_ + slot * slot_size() + lane * row_size_;
+            const uint32_t to = ring_ + slot * tile_size() + lane * row_size_;
             copy_to_shared(to, row, row_size_, arrival);
         }
     }
@@ -86,7 +71,7 @@ class TileStream {
             const uint32_t i = lane / 4 + half * 8;
             const uint8_t* from =
                     rows + size_t(__shfl_sync(0xffffffff, row, i)) * row_size_;
-            const uint32_t to = ring_ + slot * slot_size() + i * row_size_;
+            const uint32_t to = ring_ + slot * tile_size() + i * row_size_;
             if (i < n) {
 #pragma unroll 4
                 for (uint32_t at = lane % 4 * 16; at < row_size_;
@@ -100,8 +85,7 @@ class TileStream {
 
    public:
     /** By all lanes of a warp.
-     * @param tiles      n_tiles slots of the warp's own: (16, row_size), and
-     *                   (2, 16) factors
+     * @param tiles      (n_tiles, 16, row_size), the warp's own
      * @param arrivals   (n_tiles,) likewise
      * @param from_list  whether copy_rows is called */
     __device__ TileStream(
@@ -117,7 +101,6 @@ class TileStream {
               row_size_(row_size),
               copying_lanes_(
                       !copies_in_bulk                           ? 32
-                              : has_factors                     ? 1 + 32
                               : copies_whole_rows || !from_list ? 1
                                                                 : 32) {
         if (threadIdx.x % 32 == 0) {
@@ -132,34 +115,17 @@ class TileStream {
     }
 
     /** Begins to copy into a slot that the warp has read, or not used yet.
-     * @param size    a multiple of 16, as is the address
-     * @param factor  if these come behind the tile, the one that is this
-     *                lane's; null: it has none */
-    __device__ void copy(
-            int slot,
-            const uint8_t* from,
-            uint32_t size,
-            const float* factor = nullptr) const {
-        const uint32_t to = ring_ + slot * slot_size();
+     * @param size  a multiple of 16, as is the address */
+    __device__ void copy(int slot, const uint8_t* from, uint32_t size) const {
+        const uint32_t to = ring_ + slot * tile_size();
         const uint32_t arrival = arrivals_ + 8 * slot;
         const int lane = threadIdx.x % 32;
         __syncwarp();
-        if (has_factors && factor) {
-            copy_4(to + tile_size() + 4 * lane, factor);
-        }
 #if __CUDA_ARCH__ >= 900
-        if (has_factors) {
-            arrive_after_copies(arrival);
-        }
         if (lane == 0) {
             arrive_and_expect(arrival, size);
-            // beside products that are written, 2 % slower as a stream
-            if (has_factors) {
-                copy_to_shared(to, from, size, arrival);
-            } else {
-                stream_to_shared(to, from, size, arrival);
-            }
-        } else if (!has_factors && !copies_whole_rows && copying_lanes_ > 1) {
+            stream_to_shared(to, from, size, arrival);
+        } else if (!copies_whole_rows && copying_lanes_ > 1) {
             arrive(arrival);
         }
 #else
@@ -204,7 +170,7 @@ class TileStream {
     }
 
     __device__ const uint8_t* tile() const {
-        return tiles_ + slot_ * slot_size();
+        return tiles_ + slot_ * tile_size();
     }
 
     __device__ int slot() const {

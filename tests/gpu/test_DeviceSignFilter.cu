@@ -27,9 +27,13 @@ using faiss_turboquant::gpu::DeviceCodes;
 using faiss_turboquant::gpu::DeviceQueryFactors;
 using faiss_turboquant::gpu::DeviceSignFilter;
 using faiss_turboquant::gpu::download;
+using faiss_turboquant::gpu::Entry;
+using faiss_turboquant::gpu::entry_key;
 using faiss_turboquant::gpu::GpuResources;
+using faiss_turboquant::gpu::no_entry;
 using faiss_turboquant::gpu::planes_of_scan;
 using faiss_turboquant::gpu::Refused;
+using faiss_turboquant::gpu::RowList;
 using faiss_turboquant::gpu::RowsLeft;
 using faiss_turboquant::gpu::ScanPlan;
 using faiss_turboquant::gpu::SignPlane;
@@ -333,71 +337,143 @@ TEST(DeviceSignFilter, PassesOverCodes) {
 
 // Of vectors that are all about equally far, the second plane leaves few of
 // those that signs leave.
+namespace {
+
+/// codes with the signs of both planes
+struct SignsOfCodes {
+    const size_t n;
+    CodeStorage storage;
+    DeviceSignFilter filter;
+
+    explicit SignsOfCodes(const IndexTurboQuant& index)
+            : n(index.ntotal),
+              storage(*resources(), index.tq),
+              filter(storage) {
+        storage.reserve(n, 0);
+        storage.import(index.codes.data(), n, index.code_size, 0);
+        filter.extend(n, 2);
+    }
+
+    struct Left {
+        uint32_t size;              ///< rows
+        std::vector<uint32_t> rows; ///< empty if there is no room for them
+        float last;                 ///< key of interest, of the first query
+    };
+
+    /** Rows that a search has to read.
+     * @param k     0: keys up to `last` are of interest, else the k best */
+    Left left(int n_planes, const std::vector<float>& xq, int k, float last) {
+        const DeviceCodes codes = storage.codes(n, nullptr);
+        const size_t nq = xq.size() / codes.layout.d;
+        const ScanPlan of_codes = plan_scan(codes.layout, codes.n, nq);
+        const ScanPlan of_signs = plan_scan(
+                codes.layout.signs(),
+                codes.n,
+                nq,
+                planes_of_scan(nq, n_planes));
+        const SignSearch search(
+                *resources(),
+                filter,
+                n_planes,
+                codes,
+                of_codes,
+                of_signs,
+                nq,
+                k,
+                5.5);
+        const size_t padded_nq = of_codes.padded_nq();
+        const OnDevice<float> x(xq);
+        const OnDevice<uint8_t> image(
+                std::vector<uint8_t>(padded_nq * codes.layout.dims));
+        const OnDevice<DeviceQueryFactors> factors{
+                std::vector<DeviceQueryFactors>(padded_nq)};
+        const OnDevice<Entry> thresholds(
+                std::vector<Entry>(padded_nq, no_entry));
+        const OnDevice<Refused> refused(std::vector<Refused>(1));
+        prepare_queries(
+                storage.encoder,
+                x.data,
+                nq,
+                0,
+                padded_nq,
+                {codes.layout,
+                 of_codes.image_order(),
+                 image.data,
+                 factors.data},
+                &search.image(),
+                refused.data,
+                resources()->stream());
+        const RowList found = k == 0
+                ? search.find_candidates(last)
+                : search.find_candidates(
+                          image.data, factors.data, thresholds.data);
+        Left result;
+        result.last = k == 0
+                ? last
+                : entry_key(download(*resources(), thresholds.data, 1)[0]);
+        result.size = download(*resources(), found.size, 1)[0];
+        if (result.size <= found.capacity) {
+            result.rows = download(*resources(), found.rows, result.size);
+        }
+        return result;
+    }
+};
+
+} // namespace
+
 TEST(DeviceSignFilter, SecondPlaneLeavesFewRows) {
     const size_t d = 512, n = 100000;
     IndexTurboQuant index = make_index(d, 4, METRIC_INNER_PRODUCT);
     index.add(n, gaussian(n, d, 1).data());
-    CodeStorage storage(*resources(), index.tq);
-    storage.reserve(n, 0);
-    storage.import(index.codes.data(), n, index.code_size, 0);
-    DeviceSignFilter filter(storage);
-    filter.extend(n, 2);
+    SignsOfCodes signs(index);
     for (const size_t nq : {1, 2, 5, 8}) {
         const auto xq = gaussian(nq, d, 2);
         const Results best = search(index, xq, 10);
         const float radius = *std::max_element(best.D.begin(), best.D.end());
-        const DeviceCodes codes = storage.codes(n, nullptr);
-        const ScanPlan of_codes = plan_scan(codes.layout, n, nq);
         std::vector<uint32_t> sizes;
         for (const int n_planes : {1, 2}) {
-            const SignSearch search(
-                    *resources(),
-                    filter,
-                    n_planes,
-                    codes,
-                    of_codes,
-                    plan_scan(
-                            codes.layout.signs(),
-                            n,
-                            nq,
-                            planes_of_scan(nq, n_planes)),
-                    nq,
-                    0,
-                    5.5);
-            const OnDevice<float> x(xq);
-            const OnDevice<uint8_t> image(
-                    std::vector<uint8_t>(of_codes.padded_nq() * d));
-            const OnDevice<DeviceQueryFactors> factors(
-                    std::vector<DeviceQueryFactors>(of_codes.padded_nq()));
-            const OnDevice<Refused> refused(std::vector<Refused>(1));
-            prepare_queries(
-                    storage.encoder,
-                    x.data,
-                    nq,
-                    0,
-                    of_codes.padded_nq(),
-                    {codes.layout,
-                     of_codes.image_order(),
-                     image.data,
-                     factors.data},
-                    &search.image(),
-                    refused.data,
-                    resources()->stream());
-            const auto found = search.find_candidates(-radius);
-            const uint32_t size = download(*resources(), found.size, 1)[0];
-            sizes.push_back(size);
-            if (size > found.capacity) {
+            const auto left = signs.left(n_planes, xq, 0, -radius);
+            sizes.push_back(left.size);
+            if (left.rows.empty()) {
                 continue; // as many as that is no list
             }
-            const auto rows = download(*resources(), found.rows, size);
-            const std::set<uint32_t> left(rows.begin(), rows.end());
-            EXPECT_EQ(left.size(), size);
+            const std::set<uint32_t> rows(left.rows.begin(), left.rows.end());
+            EXPECT_EQ(rows.size(), left.size);
             for (size_t i = 0; i < best.D.size(); i++) {
-                EXPECT_TRUE(best.D[i] < radius || left.count(best.I[i]));
+                EXPECT_TRUE(best.D[i] < radius || rows.count(best.I[i]));
             }
         }
         EXPECT_LT(sizes[0], nq == 1 ? 2 * n / 3 : n + 1);
         EXPECT_LT(sizes[1], sizes[0] / 5) << nq;
+    }
+}
+
+TEST(DeviceSignFilter, ThresholdsAreNearlyThoseOfTheKBest) {
+    const size_t d = 512, n = 100000, nq = 5;
+    auto x = gaussian(n, d, 1);
+    const auto xq = gaussian(nq, d, 2);
+    // those next to the first query follow each other
+    for (size_t i = 0; i < 3000; i++) {
+        for (size_t j = 0; j < d; j++) {
+            x[(40000 + i) * d + j] += xq[j];
+        }
+    }
+    IndexTurboQuant index = make_index(d, 4, METRIC_INNER_PRODUCT);
+    index.add(n, x.data());
+    SignsOfCodes signs(index);
+    for (const int k : {1, 10, 100}) {
+        uint32_t of_all = 0;
+        for (size_t q = 0; q < nq; q++) {
+            const std::vector<float> one(
+                    xq.data() + q * d, xq.data() + (q + 1) * d);
+            const float last = -search(index, one, k).D.back();
+            const uint32_t least = signs.left(2, one, 0, last).size;
+            const auto left = signs.left(2, one, k, 0);
+            EXPECT_GE(left.last, last) << k << " " << q;
+            EXPECT_LE(left.size, least + least / 2 + 100) << k << " " << q;
+            of_all += least;
+        }
+        EXPECT_LE(signs.left(2, xq, k, 0).size, of_all + of_all / 2) << k;
     }
 }
 
