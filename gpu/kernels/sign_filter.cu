@@ -61,12 +61,12 @@ __global__ void __launch_bounds__(radix_size) select_thresholds_kernel(
 /** A row is of interest if, with the byte x_0 of its product and that with the
  * second plane, x_1, if it is not in the former,
  *
- *   (sum of slopes[p] * x_p + shift + spread * residual) * scale +- offset
- *       <= limit.
+ *   (slope * x_0 + second_slope * x_1 + shift + spread * residual) * scale
+ *       +- offset <= limit.
  */
-struct KeyBound {
-    float slopes[max_sign_planes];
-    float shift, spread, limit;
+struct alignas(16) KeyBound { // most need four of these, one load
+    float slope, shift, spread, limit;
+    float second_slope;
 
     /// offset: with its sign
     template <int n>
@@ -75,22 +75,21 @@ struct KeyBound {
             float residual,
             float scale,
             float offset) const {
+        static_assert(n <= 2);
         float sum = fmaf(spread, residual, shift);
-#pragma unroll
-        for (int p = 0; p < n; p++) {
-            sum = fmaf(slopes[p], products[p], sum);
+        sum = fmaf(slope, products[0], sum);
+        if constexpr (n > 1) {
+            sum = fmaf(second_slope, products[1], sum);
         }
         return fmaf(sum, scale, offset) <= limit;
     }
 
     /// Whether it keeps any row of a tile, or maybe none; of one product a row.
     /// product: the largest. Each step is no more than with any of the rows,
-    /// because slopes and spread are not above 0.
+    /// because slope and spread are not above 0.
     __device__ bool may_keep(float product, const TileRange& range) const {
-        const float least =
-                fmaf(slopes[0],
-                     product,
-                     fmaf(spread, range.largest_residual, shift));
+        const float least = fmaf(
+                slope, product, fmaf(spread, range.largest_residual, shift));
         const float scale = least < 0 ? range.largest_scale : range.least_scale;
         return fmaf(least, scale, range.least_offset) <= limit;
     }
@@ -129,9 +128,9 @@ __device__ KeyBound bound_keys(const SignKeys& signs, int q, float threshold) {
     const bool has_two = signs.n_planes > 1 && !signs.are_joined;
     const double most = double(sums.magnitudes) * signs.products.largest_level;
     const double of_byte = slope * (has_two ? 2 : 1) * most / 255;
-    result.slopes[0] = float(of_byte);
+    result.slope = float(of_byte);
     shift += of_byte * 0.501; // a half, and what rounding may do
-    result.slopes[1] = has_two ? float(slope) : 0;
+    result.second_slope = has_two ? float(slope) : 0;
     result.shift = float(shift);
     result.spread = float(slope * bound.spread);
     result.limit =
