@@ -147,7 +147,9 @@ class RoundStream {
         }
     }
 
-    /// Until the next stage is there, as is what follows, by the other warps
+    // by the other warps
+
+    /// Until the next stage is there.
     /// @return  the first row of the warp; past the end where there is none
     __device__ uint32_t wait() const {
         wait_for(shared_address(&state_.full[stage_]), parity_);

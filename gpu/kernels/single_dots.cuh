@@ -1,6 +1,12 @@
 #pragma once
 
-/** Dot products of tiles of rows with one query, by bits, by a warp. */
+/** Dot products of tiles of rows with one query, by bits, by a warp.
+ *
+ * Signs come from memory so fast that a multiprocessor can issue some 1400
+ * instructions for two tiles of 1536 coordinates, and few warps issue half as
+ * many. So a warp takes two tiles at a time, after which each of its lanes has
+ * the product of one row: 400 instructions, where one tile after the other, a
+ * row by four lanes, took 860. */
 
 #include <cstdint>
 

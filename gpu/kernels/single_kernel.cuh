@@ -4,13 +4,7 @@
  * its bits, each of which counts set bits of the code, or, times a power of
  * two, of a plane of its grid positions. A matrix instruction does so for 16
  * codes and the eight bits. At one bit nothing is decoded then; of a known
- * trellis, planes take half the instructions that bytes do.
- *
- * Signs come from memory so fast that a multiprocessor can issue some 1400
- * instructions for two tiles of 1536 coordinates, and few warps issue half as
- * many. So a warp takes two tiles at a time, after which each of its lanes has
- * the product of one row: 400 instructions, where one tile after the other, a
- * row by four lanes, took 860. */
+ * trellis, planes take half the instructions that bytes do. */
 
 #include <cstdint>
 
