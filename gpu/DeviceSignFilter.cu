@@ -19,10 +19,6 @@ uint32_t list_capacity(size_t n) {
     return uint32_t(std::max<size_t>(1, 3 * n / 4));
 }
 
-size_t best_rows(const ScanPlan& sign_plan, size_t nq, int k) {
-    return nq * sign_plan.n_slices * best_of_block(sign_plan, k);
-}
-
 /// of planes
 int n_scans(size_t nq, int n_planes) {
     return n_planes / planes_of_scan(nq, n_planes);
@@ -294,6 +290,10 @@ SignSearch::SignSearch(
     }
 }
 
+size_t SignSearch::best_rows(const ScanPlan& sign_plan, size_t nq, int k) {
+    return nq * sign_plan.n_slices * best_of_block(sign_plan, k);
+}
+
 size_t SignSearch::workspace(
         const ScanPlan& sign_plan,
         int n_planes,
@@ -314,23 +314,18 @@ DeviceCodes SignSearch::plane(int p) const {
     return signs;
 }
 
-void SignSearch::scan(bool finds_best) const {
+void SignSearch::scan() const {
     DeviceCodes signs = plane(0);
     if (are_joined()) {
         signs.second_planes = rows_.planes[1].bits;
         signs.scales = rows_.planes[1].scales;
-    }
-    ProductSink sink = products();
-    if (finds_best) {
-        sink.best = best_rows_.data();
-        sink.n_best = best_of_block(sign_plan_, k_);
     }
     scan_products(
             signs,
             sign_plan_,
             image_.image,
             image_.factors,
-            sink,
+            products(),
             resources_.stream());
 }
 
@@ -341,6 +336,10 @@ ProductSink SignSearch::products() const {
     sink.largest_level = are_joined() ? 3 : 1;
     sink.queries = sums_.data();
     sink.largest = largest_.data();
+    if (k_ > 0) {
+        sink.best = best_rows_.data();
+        sink.n_best = best_of_block(sign_plan_, k_);
+    }
     sink.next_round = next_round_.data();
     sink.ranges = rows_.planes[are_joined() ? 1 : 0].ranges;
     return sink;
@@ -351,7 +350,7 @@ RowList SignSearch::find_candidates(
         const DeviceQueryFactors* factors,
         Entry* thresholds) const {
     const cudaStream_t stream = resources_.stream();
-    scan(true);
+    scan();
     const uint32_t n_best = uint32_t(best_rows_.size());
     DeviceCodes best = codes_;
     best.list.rows = best_rows_.data();
@@ -384,7 +383,7 @@ RowList SignSearch::find_candidates(
 }
 
 RowList SignSearch::find_candidates(float last) const {
-    scan(false);
+    scan();
     return list_candidates(nullptr, last);
 }
 

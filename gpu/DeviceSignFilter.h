@@ -166,6 +166,9 @@ class SignSearch {
             int k,
             double margin);
 
+    /// whose codes are read for thresholds
+    static size_t best_rows(const ScanPlan& sign_plan, size_t nq, int k);
+
     /// bytes that one works in, besides reservoirs
     static size_t workspace(
             const ScanPlan& sign_plan,
@@ -194,8 +197,8 @@ class SignSearch {
    private:
     RowList list_candidates(const Entry* thresholds, float last) const;
     DeviceCodes plane(int p) const;
-    /// products of all rows. finds_best: and rows that may be the best
-    void scan(bool finds_best) const;
+    /// products of all rows, and for the k best rows that may be among them
+    void scan() const;
     ProductSink products() const;
     bool are_joined() const {
         return n_planes_ > n_scans_;

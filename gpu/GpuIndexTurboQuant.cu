@@ -264,8 +264,8 @@ std::unique_ptr<SignSearch> GpuIndexTurboQuant::make_sign_search(
         return nullptr;
     }
     // the codes that are read for a threshold may be as many as are left
-    const size_t n_best = sign_plan.n_slices * best_of_block(sign_plan, k);
-    if (may_do_without && nq * n_best > codes.n / 8) {
+    if (may_do_without &&
+        SignSearch::best_rows(sign_plan, nq, k) > codes.n / 8) {
         return nullptr;
     }
     const int most = has_room(2) ? 2 : 1;

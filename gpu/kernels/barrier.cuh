@@ -25,6 +25,15 @@ __device__ inline void store_shared(uint32_t to, uint4 x) {
                  : "memory");
 }
 
+/// The thread's stores to shared memory, and barriers that it has made, become
+/// visible to what works in the background there, copies and matrix
+/// instructions of four warps.
+__device__ inline void fence_shared() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 /// arrivals: of a phase
 __device__ inline void init_barrier(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier),

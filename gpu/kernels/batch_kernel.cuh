@@ -328,7 +328,7 @@ __device__ __forceinline__ void decode_batch(
                         {words[p], words[p + 1], words[p + 2], words[p + 3]});
             }
         }
-        fence_image();
+        fence_shared();
         __syncwarp();
         if (lane == 0) {
             ring.arrive_filled();

@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(32 * stream_warps, 1)
     load_images(args, task, images_size, image);
     begin_group(args, task, state);
     if constexpr (uses_wgmma) {
-        fence_image();
+        fence_shared();
     }
     __syncthreads();
 

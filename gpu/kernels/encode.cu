@@ -981,8 +981,8 @@ __device__ void write_image(
     }
 }
 
-/// of a query
-constexpr float largest_integer = 127; // as ImageOrder() has it
+/// of a query, for keys of codes
+constexpr float largest_integer = ImageOrder().largest_integer();
 
 /** Coordinates as integers, in bytes.
  * @param factor  times which they are up to the largest integer */

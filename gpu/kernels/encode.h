@@ -96,7 +96,7 @@ struct ImageOrder {
     int bits = 8;           ///< of integers; by bits maybe fewer
 
     /// the greatest magnitude of a query's integers
-    TQ_HOST_DEVICE int largest_integer() const {
+    TQ_HOST_DEVICE constexpr int largest_integer() const {
         return (1 << (bits - 1)) - 1;
     }
 };

@@ -1,7 +1,7 @@
 #pragma once
 
 /** The scan of signs for up to eight queries, which keeps products. Several
- * queries have fewer bits than eight (bits_of_products), so that a warp can do
+ * queries have fewer bits than eight (bits_of_queries), so that a warp can do
  * its multiplications alone: four together would wait for the slowest at each
  * tile. Warps do not wait for each other until the end: instead of reservoirs,
  * each lane has the best of its rows. */
@@ -85,18 +85,14 @@ struct ProductFactors {
             uint32_t query,
             const DeviceQueryFactors& factors,
             uint32_t of_one) {
-        const float unit = unit_of(sink, query);
-        slope = float(int(of_one)) * unit;
-        shift = zero - float(int(factors.base)) * unit;
-        to_key = factors.multiplier / unit;
-    }
-
-    /// what a product of 1 becomes
-    static __device__ float unit_of(const ProductSink& sink, uint32_t query) {
+        // what a product of 1 becomes
         const uint32_t most = query < sink.nq
                 ? sink.largest_level * sink.queries[query].magnitudes
                 : 0;
-        return 256 * 255.0f / float(most > 0 ? most : 1);
+        const float unit = 256 * 255.0f / float(most > 0 ? most : 1);
+        slope = float(int(of_one)) * unit;
+        shift = zero - float(int(factors.base)) * unit;
+        to_key = factors.multiplier / unit;
     }
 
     /// A float whose lowest 16 bits are it; products below 0 are as 0.
@@ -146,22 +142,23 @@ __device__ inline void write_products(
     }
 }
 
-/// those of two tiles with one query, each lane that of SingleBitDots
+/// those of two tiles with one query, each lane that of RowOfTwoTiles
 __device__ inline void write_products(
         const ProductSink& sink,
         uint32_t first,
         const uint32_t (&fixed)[1]) {
-    const uint32_t lane = threadIdx.x % 32, t = lane % 4, g = lane / 4;
+    const uint32_t row = RowOfTwoTiles::row(0);
     uint32_t largest[2];
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        largest[m] = __reduce_max_sync(0xffffffff, t / 2 == m ? fixed[0] : 0);
+        const bool is_of_tile = row / tile_rows == m;
+        largest[m] = __reduce_max_sync(0xffffffff, is_of_tile ? fixed[0] : 0);
     }
-    if (lane == 0) {
+    if (threadIdx.x % 32 == 0) {
         reinterpret_cast<uint16_t*>(sink.largest)[first / single_rows] =
                 uint16_t(__byte_perm(largest[0], largest[1], 0x0051));
     }
-    sink.products[first + 8 * t + g] = uint8_t(fixed[0] >> 8);
+    sink.products[first + row] = uint8_t(fixed[0] >> 8);
 }
 
 /** The row of a lane that may be the best for its query, by the key that its
@@ -249,7 +246,7 @@ template <int units, int planes, bool is_single>
 using ProductDots = std::conditional_t<
         is_single,
         SingleBitDots<units>,
-        BitDots<units, bits_of_products(planes, units)>>;
+        BitDots<units, bits_of_queries(planes, false, units)>>;
 
 /** @tparam planes     of codes, see scan_products
  *  @tparam is_single  of one query */
@@ -260,7 +257,7 @@ __global__ void __launch_bounds__(
     using Dots = ProductDots<units, planes, is_single>;
     constexpr int n_rows = Dots::n_rows; // of a lane
     constexpr int tiles = tiles_of_products(is_single);
-    constexpr int bits = is_single ? 8 : bits_of_products(planes, units);
+    constexpr int bits = bits_of_queries(planes, is_single, units);
     constexpr int image_bits = is_single ? bits : 8 * bits; // of a coordinate
     extern __shared__ uint4 image[];
     __shared__ StageState stages;
@@ -276,10 +273,7 @@ __global__ void __launch_bounds__(
     }
     wait_for_kernel_before();
     const int threads = blockDim.x - 32;
-    for (int i = threadIdx.x; i < image_bits * layout.dims / 128;
-         i += threads) {
-        image[i] = reinterpret_cast<const uint4*>(args.image)[i];
-    }
+    load_images(args.image, image_bits * layout.dims / 8, image, threads);
     const uint32_t query = Dots::query(0);
     DeviceQueryFactors factors = args.factors[query];
     factors.base *= planes == 2 ? 3 : 1; // 2 s + t, levels 3 to -3

@@ -99,9 +99,7 @@ class RoundStream {
                 init_barrier(
                         shared_address(&state.empty[i]), blockDim.x / 32 - 1);
             }
-#if __CUDA_ARCH__ >= 900
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
+            fence_shared();
         }
         __syncthreads();
     }

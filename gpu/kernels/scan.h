@@ -82,16 +82,17 @@ struct StreamPlan {
 /// their own, see batch_kernel.cuh
 constexpr int batch_parts = 4;
 
-/** Bits of the integers of several queries whose products with codes of one bit
- * are bounds for others: what takes the time is multiplications, one for each
- * bit. With two planes, which leave less open, there are more than with one.
- * @param product_planes  of scan_products; 0: another scan
- * @param units           see ScanPlan */
-constexpr int bits_of_products(int product_planes, int units) {
-    return product_planes == 0    ? 8
-            : product_planes == 1 ? 4
-            : units == 1          ? 8 // fragments have four bits then
-                                  : 6;
+/** Bits of the integers of queries. Products of several with codes of one bit
+ * are bounds for others, and what takes the time is multiplications, one for
+ * each bit. With two planes, which leave less open, there are more than with
+ * one.
+ * @param product_planes    of scan_products; 0: another scan
+ * @param is_single, units  see ScanPlan */
+constexpr int bits_of_queries(int product_planes, bool is_single, int units) {
+    return product_planes == 0 || is_single ? 8
+            : product_planes == 1           ? 4
+            : units == 1                    ? 8 // of fragments with four
+                                            : 6;
 }
 
 /// how a page of queries is cut into blocks
@@ -123,7 +124,7 @@ struct ScanPlan {
                 is_single,
                 is_batch,
                 uses_wgmma || is_batch ? group_size() : 0,
-                is_single ? 8 : bits_of_products(product_planes, units)};
+                bits_of_queries(product_planes, is_single, units)};
     }
     TQ_HOST_DEVICE size_t padded_nq() const {
         return size_t(n_groups) * group_size();

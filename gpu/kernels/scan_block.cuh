@@ -264,17 +264,28 @@ __device__ inline void begin_group(
     }
 }
 
-/// likewise. size: of the images of a group in shared memory
+/** Images of queries, by some threads of a block, which meet before they read
+ * any of it.
+ * @param size     bytes
+ * @param threads  the first ones, which call this */
+__device__ inline void load_images(
+        const uint8_t* from,
+        int size,
+        uint4* images,
+        uint32_t threads) {
+    for (int i = threadIdx.x; i < size / 16; i += threads) {
+        images[i] = reinterpret_cast<const uint4*>(from)[i];
+    }
+}
+
+/// Those of a task's slots, by all threads, likewise.
 __device__ inline void load_images(
         const ScanArgs& args,
         const ScanTask& task,
         int size,
         uint4* images) {
-    const uint4* from = reinterpret_cast<const uint4*>(
-            args.image + size_t(task.first_slot) * args.codes.layout.dims);
-    for (int i = threadIdx.x; i < size / 16; i += blockDim.x) {
-        images[i] = from[i];
-    }
+    const size_t first = size_t(task.first_slot) * args.codes.layout.dims;
+    load_images(args.image + first, size, images, blockDim.x);
 }
 
 /// A row's key: all kernels compute it by these steps, as the CPU does.

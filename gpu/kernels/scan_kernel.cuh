@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(
     load_images(args, task, group_size * layout.dims, image);
     begin_group(args, task, state);
     if constexpr (uses_wgmma) {
-        fence_image();
+        fence_shared();
     }
     __syncthreads();
 

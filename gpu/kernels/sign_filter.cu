@@ -465,9 +465,7 @@ __global__ void __launch_bounds__(32 * stream_warps, 1) refine_kernel(
     const uint32_t begin = min(n, blockIdx.x * of_block);
     scan.stream().begin(begin, min(n, begin + of_block), is_listed);
     bound_all_keys(signs, thresholds, last, &state.bound, 1);
-    for (int i = threadIdx.x; i < layout.dims / 16; i += blockDim.x) {
-        shared[i] = reinterpret_cast<const uint4*>(image)[i];
-    }
+    load_images(image, layout.dims, shared, blockDim.x);
     __syncthreads();
 
     const KeyBound bound = state.bound;

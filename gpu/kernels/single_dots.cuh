@@ -31,6 +31,18 @@ struct alignas(4 * units) PlaneWords {
     uint32_t words[units];
 };
 
+/// the row of two tiles whose dot product a lane has
+struct RowOfTwoTiles {
+    static constexpr int n_rows = 1;
+
+    static __device__ uint32_t row(int) {
+        return threadIdx.x % 4 * 8 + threadIdx.x % 32 / 4;
+    }
+    static __device__ uint32_t query(int) {
+        return 0;
+    }
+};
+
 /// @tparam trellis  see RowDecoder
 template <int nbits, int trellis, int units>
 class SingleDots {
@@ -123,8 +135,8 @@ class SingleDots {
         }
     }
 
-    /// The dot product of row 8 t + g of two tiles: the four lanes of a row
-    /// each sum up one of their four.
+    /// The dot product of RowOfTwoTiles: the four lanes of a row each sum up
+    /// one of their four.
     static __device__ int dot_of_row(const int (&parts)[2][2]) {
         const int t = threadIdx.x % 4;
         const bool upper = t & 2, odd = t & 1;
@@ -141,20 +153,12 @@ class SingleDots {
     }
 };
 
-/// of signs, of two tiles: the lane has that of row 8 t + g
+/// of signs, of two tiles
 template <int units>
-class SingleBitDots {
+class SingleBitDots : public RowOfTwoTiles {
     using Dots = SingleDots<1, no_trellis, units>;
 
    public:
-    static constexpr int n_rows = 1, n_queries = 1;
-
-    static __device__ uint32_t row(int) {
-        return threadIdx.x % 4 * 8 + threadIdx.x % 32 / 4;
-    }
-    static __device__ uint32_t query(int) {
-        return 0;
-    }
     static __device__ void compute(
             const DeviceLayout& layout,
             const uint8_t* tile,

@@ -100,18 +100,16 @@ class TileStream {
               n_tiles_(n_tiles),
               row_size_(row_size),
               copying_lanes_(
-                      !copies_in_bulk                           ? 32
-                              : copies_whole_rows || !from_list ? 1
-                                                                : 32) {
+                      copies_in_bulk && (copies_whole_rows || !from_list)
+                              ? 1
+                              : 32) {
         if (threadIdx.x % 32 == 0) {
 #pragma unroll 1
             for (int i = 0; i < n_tiles; i++) {
                 init_barrier(arrivals_ + 8 * i, copying_lanes_);
             }
         }
-#if __CUDA_ARCH__ >= 900
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
+        fence_shared();
     }
 
     /** Begins to copy into a slot that the warp has read, or not used yet.

@@ -17,13 +17,6 @@ namespace gpu {
 
 #ifdef __CUDACC__
 
-/// threads' stores to shared memory become visible to matrix instructions
-__device__ inline void fence_image() {
-#ifdef TQ_HAS_WGMMA
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 /// before the first instruction, and after registers of operands have changed
 __device__ inline void begin_wgmma() {
 #ifdef TQ_HAS_WGMMA
